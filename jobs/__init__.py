@@ -1,0 +1,1 @@
+"""What you run: one file a verb, `python -m jobs VERB`."""

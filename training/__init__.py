@@ -1,0 +1,1 @@
+"""How the policy learns, and the embedded world it can be tried on."""
