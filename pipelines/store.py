@@ -1,0 +1,286 @@
+"""The run folder: which key holds what, what commits a shard, and the columns of a manifest.
+
+Shards, attempts and images have keys here; how bytes reach a disk or an object store is `pipelines.folder`.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.folder import Folder, Probe, StorageError, StorageOptions
+
+__all__ = [
+    "MANIFEST_FIELDS",
+    "Attempt",
+    "Folder",
+    "Probe",
+    "RunFolder",
+    "StorageError",
+    "StorageOptions",
+    "manifest_schema",
+    "schema_from_json",
+    "schema_to_json",
+]
+
+JOB = "job.yaml"
+READERS = 8
+_PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,80}", re.ASCII)
+_TRY = pa.struct(
+    [("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", pa.map_(pa.string(), pa.float64()))],
+)
+
+MANIFEST_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("id", pa.string()),
+    pa.field("prompt_id", pa.string()),
+    pa.field("sample", pa.int32()),
+    pa.field("shard", pa.string()),
+    pa.field("prompt", pa.string()),
+    pa.field("negative_prompt", pa.string()),
+    pa.field("category", pa.string()),
+    pa.field("seed", pa.int64()),
+    pa.field("seed_planned", pa.int64()),
+    pa.field("seed_pinned", pa.bool_()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("guidance_scale", pa.float64()),
+    pa.field("num_steps", pa.int32()),
+    pa.field("action_probability", pa.float32()),
+    pa.field("policy_version", pa.string()),
+    pa.field("price", pa.float64()),
+    pa.field("status", pa.string()),  # ok, failed or filtered
+    pa.field("error_type", pa.string()),
+    pa.field("error_message", pa.string()),
+    pa.field("attempts", pa.int32()),
+    pa.field("tries", pa.list_(_TRY)),
+    pa.field("uri", pa.string()),  # relative to the run folder
+    pa.field("offset", pa.int64()),  # bytes into a tar
+    pa.field("media_type", pa.string()),
+    pa.field("format", pa.string()),
+    pa.field("bytes", pa.int64()),
+    pa.field("sha256", pa.string()),
+    pa.field("scores", pa.map_(pa.string(), pa.float64())),
+    pa.field("quality", pa.float64()),
+    pa.field("lane_steps", pa.int64()),
+    pa.field("seconds", pa.float64()),
+    pa.field("render_class", pa.string()),
+    pa.field("render_key", pa.string()),
+    pa.field("plan_version", pa.string()),
+    pa.field("revision", pa.int32()),
+    pa.field("created_at", pa.timestamp("us", tz="UTC")),
+    pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
+)
+
+
+def manifest_schema(carried: pa.Schema) -> pa.Schema:
+    """The one schema of all manifests of a generation: the contract's columns, then the user's own.
+
+    ValueError names the carried columns that collide with the contract's.
+    """
+    ours = {column.name for column in MANIFEST_FIELDS}
+    taken = sorted(ours & set(carried.names))
+    if taken:
+        raise ValueError(f"carried columns collide with the manifest's own: {', '.join(taken)}")
+    return pa.schema([*MANIFEST_FIELDS, *carried])
+
+
+def schema_to_json(schema: pa.Schema) -> str:
+    """An Arrow schema as base64 of its IPC message, for a place in plan.json."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+
+
+def schema_from_json(text: str) -> pa.Schema:
+    """What `schema_to_json` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's try at one shard. `number` counts from 1 over those not released; `token` makes its keys its own."""
+
+    shard: str
+    number: int
+    token: str  # 8 hex digits
+
+    @property
+    def name(self) -> str:
+        """The part of every key that belongs to this attempt alone."""
+        return f"{self.number}-{self.token}"
+
+
+class RunFolder(Folder):
+    """The layout of a run: job.yaml, plan/, images/ or data/, attempts/, epochs/, manifest/, summary.json, report.html.
+
+    A shard id is `<generation, 4 digits>-<number, 6 digits>`. A shard with a manifest is done, one without is not;
+    nothing else says so. Methods raise StorageError as Folder's do, FileNotFoundError for what has not been written.
+    """
+
+    def job_yaml(self) -> str | None:
+        """The resolved job file, None in a folder without a run."""
+        try:
+            return self.read(JOB).decode("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_job(self, text: str) -> None:
+        """Put the resolved job file, over an earlier one."""
+        self.write(JOB, text.encode("utf-8"))
+
+    def generations(self) -> list[int]:
+        """The generations whose plan is complete, rising."""
+        numbers = sorted(int(name) for name in self.names("plan") if re.fullmatch(r"\d{4}", name))
+        return [number for number in numbers if self.stat(f"{_plan(number)}/plan.json")]
+
+    def read_plan(self, generation: int) -> dict[str, Any]:
+        """plan.json of a generation."""
+        return json.loads(self.read(f"{_plan(generation)}/plan.json"))
+
+    def write_part(self, generation: int, index: int, shards: pa.Table | list[pa.Table]) -> str:
+        """Put one plan part under a key of its own and return the key; each table given is one row group, one shard."""
+        key = f"{_plan(generation)}/part-{index:05d}-{secrets.token_hex(4)}.parquet"
+        self.write(key, parquet_bytes([shards] if isinstance(shards, pa.Table) else shards))
+        return key
+
+    def write_shard_index(self, generation: int, table: pa.Table) -> None:
+        """Put shards.parquet: one row a shard, with the part and the row group that hold its rows."""
+        self.write(f"{_plan(generation)}/shards.parquet", parquet_bytes([table]))
+
+    def shard_index(self, generation: int) -> pa.Table:
+        """shards.parquet of a generation."""
+        return _table(self.read(f"{_plan(generation)}/shards.parquet"))
+
+    def commit_plan(self, generation: int, plan: dict[str, Any]) -> bool:
+        """Create plan.json, which makes the generation exist. False: another planner was first, and its plan holds."""
+        return self.create(f"{_plan(generation)}/plan.json", json.dumps(plan, indent=2).encode("utf-8"))
+
+    def read_shard(self, part_key: str, row_group: int, columns: list[str] | None = None) -> pa.Table:
+        """The planned rows of one shard: one row group of a part, read by ranges."""
+        with pq.ParquetFile(_RangeFile(self, part_key), pre_buffer=True) as part:
+            return part.read_row_group(row_group, columns=columns)
+
+    def done_shards(self) -> set[str]:
+        """The shards that have a manifest, by one listing."""
+        return {name.removesuffix(".parquet") for name in self.names("manifest") if name.endswith(".parquet")}
+
+    def commit_manifest(self, shard: str, table: pa.Table) -> bool:
+        """Create the shard's manifest, its only commit. False: another worker's stands, and ours is to be dropped."""
+        return self.create(manifest_key(shard), parquet_bytes([table]))
+
+    def read_manifest(self, shard: str) -> pa.Table:
+        """The manifest of a done shard."""
+        return _table(self.read(manifest_key(shard)))
+
+    def manifests(self) -> Iterator[pa.Table]:
+        """The manifests of all done shards, by rising shard, a few read ahead."""
+        shards = sorted(self.done_shards())
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(shards), 4 * READERS):
+                yield from pool.map(self.read_manifest, shards[start : start + 4 * READERS])
+
+    def begin_attempt(self, shard: str) -> Attempt:
+        """Write down that work on a shard starts, before it does: a worker that dies is counted."""
+        started = _counted(self.names(f"attempts/{shard}"))
+        attempt = Attempt(shard, started + 1, secrets.token_hex(4))
+        note = {"host": socket.gethostname(), "started_at": datetime.now(UTC).isoformat()}
+        self.write(f"attempts/{shard}/{attempt.name}", json.dumps(note).encode("utf-8"))
+        return attempt
+
+    def release_attempt(self, attempt: Attempt) -> None:
+        """Say that an attempt was given up cleanly; it no longer counts."""
+        self.write(f"attempts/{attempt.shard}/{attempt.name}.released", b"{}")
+
+    def attempts(self) -> dict[str, int]:
+        """Attempts of each shard that were started and not released, by one listing; shards with none are left out."""
+        names: dict[str, list[str]] = {}
+        for key, _ in self.walk("attempts"):
+            _, shard, name = key.split("/", 2)
+            names.setdefault(shard, []).append(name)
+        return {shard: count for shard, found in names.items() if (count := _counted(found))}
+
+    @staticmethod
+    def image_key(shard: str, attempt: Attempt, name: str, ext: str) -> str:
+        """The key of one image in the `files` layout; `ext` without its dot."""
+        return f"images/{shard}/{attempt.name}/{name}.{ext}"
+
+    @staticmethod
+    def data_key(shard: str, attempt: Attempt, ext: str) -> str:
+        """The key of a shard's one data file in the packed layouts; `ext` is `tar` or `parquet`."""
+        return f"data/{shard}-{attempt.name}.{ext}"
+
+    @staticmethod
+    def image_name(row_id: str) -> str:
+        """The file name of a row, without its ending: the id where it is plain, else a hash of it.
+
+        The hash is 81 long, one more than a plain id may be, so that no id can be taken for another's hash.
+        """
+        if _PLAIN_NAME.fullmatch(row_id):
+            return row_id
+        return "x" + hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=40).hexdigest()
+
+
+def manifest_key(shard: str) -> str:
+    """The key of a shard's manifest."""
+    return f"manifest/{shard}.parquet"
+
+
+def parquet_bytes(row_groups: list[pa.Table]) -> bytes:
+    """A Parquet file in memory (zstd), each table one row group."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, row_groups[0].schema, compression="zstd") as writer:
+        for table in row_groups:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+    return sink.getvalue()
+
+
+def _plan(generation: int) -> str:
+    return f"plan/{generation:04d}"
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data))
+
+
+def _counted(names: list[str]) -> int:
+    kinds = Counter(name.endswith(".released") for name in names)
+    return kinds[False] - kinds[True]
+
+
+class _RangeFile(io.RawIOBase):
+    """A read-only file over ranged reads, so that a reader of Parquet fetches the row group it asks for and no more."""
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        found = folder.stat(key)
+        if found is None:
+            raise FileNotFoundError(folder.url_of(key))
+        self._folder, self._key, self._size, self._at = folder, key, found[0], 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        data = self._folder.read_range(self._key, self._at, end)
+        self._at += len(data)
+        return data
