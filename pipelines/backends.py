@@ -7,11 +7,13 @@ and the words of the final error are the Folder's.
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+CHAIN = "credentials come from the environment, a profile or the machine's role"
 TEMPORARY = ".tmp-"  # files under this name are half-written; no listing shows them
 
 
@@ -77,11 +79,41 @@ class Backend(Protocol):
         ...
 
 
-def connect(url: str, options: Any, timeouts: Timeouts) -> Backend:
-    """The backend of a URL; an absolute path is the local disk."""
+class StorageError(RuntimeError):
+    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later."""
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach an object store. Credentials are never here: each process finds them by the usual chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
+
+    def __post_init__(self) -> None:
+        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
+        if place and "@" in place.netloc:
+            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
+        if place and (place.scheme not in ("http", "https") or not place.hostname):
+            raise StorageError(
+                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
+            )
+
+
+def connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
+    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
     if os.path.isabs(url):
         return LocalBackend(url)
-    raise NotImplementedError(url)
+    if url.startswith(("s3://", "s3a://")):
+        from pipelines.s3 import S3Backend  # a second of imports that a local run is spared
+
+        return S3Backend(url, options.endpoint_url, options.region, options.put_options, timeouts)
+    return FsspecBackend(url)
 
 
 class LocalBackend:
@@ -188,6 +220,74 @@ class LocalBackend:
             return _LOCAL_FAULTS[code]
         reason = os.strerror(code) if code else type(error).__name__
         return Fault(reason, "Look at the disk and its mount", retryable=code in _PASSING)
+
+
+class FsspecBackend:
+    """Any other store that fsspec knows. Only for those in `ATOMIC` is create-if-absent known to have one winner."""
+
+    ATOMIC = ("gs", "gcs", "memory")
+    errors: tuple[type[BaseException], ...] = (OSError,)
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.conditional = url.partition("://")[0] in self.ATOMIC
+
+    def _path(self, key: str) -> str:
+        return f"{self.root.rstrip('/')}/{key}" if key else self.root
+
+    def read(self, key: str) -> bytes:
+        """All bytes of the object."""
+        return self.fs.cat_file(self._path(key))
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes [start, end), fewer at the end of the object."""
+        return self.fs.cat_file(self._path(key), start=start, end=end)
+
+    def write(self, key: str, data: bytes) -> None:
+        """One whole put."""
+        self.fs.pipe_file(self._path(key), data)
+
+    def create(self, key: str, data: bytes) -> None:
+        """One whole put in fsspec's mode `create`."""
+        self.fs.pipe_file(self._path(key), data, mode="create")
+
+    def stat(self, key: str) -> tuple[int, str] | None:
+        """(size in bytes, fsspec's fingerprint of the file)."""
+        try:
+            return int(self.fs.info(self._path(key))["size"]), str(self.fs.ukey(self._path(key)))
+        except FileNotFoundError:
+            return None
+
+    def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
+        """All names at once, past fsspec's cache of listings."""
+        self.fs.invalidate_cache()
+        try:
+            return [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(self._path(prefix), detail=False)], None
+        except FileNotFoundError:
+            return [], None
+
+    def walk_page(self, prefix: str, token: Any) -> tuple[list[tuple[str, int]], Any]:
+        """All objects at once."""
+        self.fs.invalidate_cache()
+        skip = len(self.fs._strip_protocol(self.root).rstrip("/")) + 1
+        found = self.fs.find(self._path(prefix), detail=True)
+        return [(path[skip:], int(info["size"])) for path, info in found.items()], None
+
+    def delete(self, keys: list[str]) -> None:
+        """One by one."""
+        for key in keys:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(self._path(key))
+
+    def diagnose(self, error: BaseException) -> Fault:
+        """A missing object, a refusal, or something that may pass."""
+        if isinstance(error, FileNotFoundError):
+            return Fault("no such object", absent=True)
+        if isinstance(error, PermissionError):
+            return Fault("access denied", _GRANT)
+        return Fault(type(error).__name__, "Check the network and the URL", retryable=True)
 
 
 _PASSING = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.ENFILE, errno.EMFILE}

@@ -11,11 +11,11 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipelines.backends import Backend, Fault, Timeouts, connect
+from pipelines.backends import CHAIN, Backend, Fault, StorageError, StorageOptions, Timeouts, connect
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -24,23 +24,6 @@ _CONNECTING = threading.Lock()
 DEADLINE_ENV = "STEPTHRIFT_STORAGE_DEADLINE_S"  # seconds one call goes on trying; 0: one try
 FIRST_WAIT_S, LONGEST_WAIT_S, DEADLINE_S = 0.2, 20.0, 900.0
 PROBE_DEADLINE_S = 4.0
-
-
-@dataclass(frozen=True)
-class StorageOptions:
-    """How to reach an object store. Credentials are never here: each process finds them by the usual chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
-
-
-class StorageError(RuntimeError):
-    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later."""
-
-    def __init__(self, message: str, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.retryable = retryable
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,7 @@ class Folder:
         return sorted(found)
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """(key, size in bytes) of every object below a folder, in no promised order, a page of the listing at a time."""
+        """(key, size in bytes) of every object below a folder, in no promised order, page by page."""
         for page in self._pages(prefix, lambda token, backend: backend.walk_page(_checked(prefix), token)):
             yield from page
 
@@ -208,10 +191,7 @@ def _absolute(url: str) -> str:
     if not separator or scheme == "file":
         return os.path.abspath(os.path.expanduser(rest if separator else url))
     if "@" in rest.partition("/")[0]:
-        raise StorageError(
-            f"the {scheme}:// URL has a user or a password in it. Take them out: "
-            "credentials come from the environment, a profile or the machine's role"
-        )
+        raise StorageError(f"the {scheme}:// URL has a user or a password in it. Take them out: {CHAIN}")
     return url.rstrip("/")
 
 

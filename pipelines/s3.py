@@ -1,0 +1,224 @@
+"""S3 and what speaks like it, through s3fs: one request an operation, one whole PUT a write, no cache, no own retry.
+
+Imported by `pipelines.backends.connect` in the process that uses it; waiting and trying again are `pipelines.folder`'s.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import s3fs
+from botocore import exceptions as boto
+
+from pipelines.backends import Fault, Timeouts
+
+WHOLE_PUT = 5 * 2**29  # s3fs sends up to twice its chunk size, here S3's own limit of 5 GiB, in one PUT
+POOL = 32  # connections a process
+_WHEN_REQUIRED = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+
+
+class S3Backend:
+    """One bucket and prefix. Credentials: environment, profile, role, as botocore finds them in this process."""
+
+    errors: tuple[type[BaseException], ...] = (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
+
+    def __init__(
+        self, url: str, endpoint_url: str | None, region: str | None, put_options: Mapping[str, Any], timeouts: Timeouts
+    ) -> None:
+        self.bucket, _, self.prefix = url.partition("://")[2].partition("/")
+        self.endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self.conditional = True
+        self.fs = s3fs.S3FileSystem(
+            endpoint_url=endpoint_url,
+            client_kwargs={"region_name": region} if region else {},
+            config_kwargs={
+                "connect_timeout": timeouts.connect_s,
+                "read_timeout": timeouts.read_s,
+                "max_pool_connections": POOL,
+                "retries": {"total_max_attempts": 1},
+                **(_WHEN_REQUIRED if self.endpoint_url else {}),  # others than AWS know only some checksums
+            },
+            s3_additional_kwargs=dict(put_options),
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            max_concurrency=1,
+        )
+        self.fs.retries = 1
+
+    def _key(self, key: str) -> str:
+        return "/".join(part for part in (self.prefix, key) if part)
+
+    def _path(self, key: str) -> str:
+        return f"{self.bucket}/{self._key(key)}"
+
+    def read(self, key: str) -> bytes:
+        """One GET."""
+        return self.fs.cat_file(self._path(key))
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """One GET of a range; nothing where it starts behind the end."""
+        try:
+            return self.fs.cat_file(self._path(key), start=start, end=end)
+        except OSError as error:
+            if _response(error)[0] == "InvalidRange":
+                return b""
+            raise
+
+    def write(self, key: str, data: bytes) -> None:
+        """One PUT."""
+        self.fs.pipe_file(self._path(key), data, chunksize=WHOLE_PUT)
+
+    def create(self, key: str, data: bytes) -> None:
+        """One PUT with `If-None-Match: *`; FileExistsError where the condition failed, ours or another's object."""
+        try:
+            self.fs.pipe_file(self._path(key), data, chunksize=WHOLE_PUT, mode="create")
+        except OSError as error:
+            code, status = _response(error)
+            if code == "PreconditionFailed" or status == 412:
+                raise FileExistsError(key) from None
+            raise
+
+    def stat(self, key: str) -> tuple[int, str] | None:
+        """One HEAD."""
+        try:
+            found = self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(key))
+        except FileNotFoundError:
+            return None
+        return found["ContentLength"], found["ETag"].strip('"')
+
+    def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
+        """Up to 1,000 direct children."""
+        page, skip, following = self._list(prefix, token, Delimiter="/")
+        names = [found["Key"][skip:] for found in page.get("Contents", [])]
+        names += [found["Prefix"][skip:-1] for found in page.get("CommonPrefixes", [])]
+        return [name for name in names if name], following
+
+    def walk_page(self, prefix: str, token: Any) -> tuple[list[tuple[str, int]], Any]:
+        """Up to 1,000 objects; the empty objects that some tools put for a folder are left out."""
+        page, skip, following = self._list(prefix, token)
+        root = f"{prefix}/" if prefix else ""
+        found = [(root + item["Key"][skip:], item["Size"]) for item in page.get("Contents", [])]
+        return [(key, size) for key, size in found if not key.endswith("/") and key], following
+
+    def _list(self, prefix: str, token: str | None, **options: str) -> tuple[dict[str, Any], int, str | None]:
+        """One page, the length of the prefix to cut off, the next token."""
+        full = f"{self._key(prefix)}/" if self._key(prefix) else ""
+        if token:
+            options["ContinuationToken"] = token
+        page = self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=full, **options)
+        return page, len(full), page.get("NextContinuationToken") if page.get("IsTruncated") else None
+
+    def delete(self, keys: list[str]) -> None:
+        """One request for up to 1,000 objects."""
+        objects = [{"Key": self._key(key)} for key in keys]
+        answer = self.fs.call_s3("delete_objects", Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+        for failed in answer.get("Errors", []):
+            raise boto.ClientError({"Error": {"Code": failed.get("Code", "InternalError")}}, "DeleteObjects")
+
+    def diagnose(self, error: BaseException) -> Fault:
+        """By the server's error code, the HTTP status, or the kind of the client's exception."""
+        code, status = _response(error)
+        if code or status:
+            return self._diagnose_answer(code, status)
+        if isinstance(error, _NO_CREDENTIALS):
+            return Fault(
+                "no usable credentials were found",
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+            )
+        if isinstance(error, boto.ParamValidationError):
+            return Fault(f"{self.bucket!r} is no valid name of a bucket", "Correct the URL")
+        if isinstance(error, boto.SSLError):
+            return Fault(
+                f"the TLS connection to {self._place()} failed", "Check its certificate and http:// or https://"
+            )
+        return Fault(
+            f"{self._place()} cannot be reached ({type(error).__name__})",
+            "Check that it runs and that the endpoint URL and the network are right",
+            retryable=True,
+        )
+
+    def _diagnose_answer(self, code: str, status: int) -> Fault:
+        if code in ("NoSuchKey", "404"):
+            return Fault("no such object", absent=True)
+        if code == "NoSuchBucket":
+            return Fault(f"there is no bucket {self.bucket!r} at {self._place()}", "Create it or correct its name")
+        if code in _EXPIRED or (code == "400" and status == 400):  # a HEAD has no body to say that the token expired
+            return Fault("the credentials have expired", "Refresh them", retryable=True, reconnect=True)
+        if code in _FAULTS:
+            return Fault(*_FAULTS[code])
+        if code in _PASSING or status >= 500 or status in (408, 409, 429):
+            return Fault(f"{self._place()} answered {code or status}", "Try again later", retryable=True)
+        if status in (301, 307, 308):
+            return Fault(*_FAULTS["PermanentRedirect"])
+        if status in (401, 403):
+            return Fault(*_FAULTS["AccessDenied"])
+        return Fault(f"{self._place()} answered {code or status}", "Look it up in the manual of the store")
+
+    def _place(self) -> str:
+        return self.endpoint_url or "S3"
+
+
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.UnauthorizedSSOTokenError,
+    boto.ProfileNotFound,
+    boto.ConfigParseError,
+    boto.ConfigNotFound,
+)
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_PASSING = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+}
+_KEYS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile"
+_REGION = "Set storage.region to the bucket's region"
+_ROOM = "Free some space or raise the quota, then type the same command again: what is finished is kept"
+_FAULTS = {
+    "AccessDenied": (
+        "access denied",
+        "Grant these credentials s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there, or use others",
+    ),
+    "InvalidAccessKeyId": ("the store does not know this access key", _KEYS),
+    "SignatureDoesNotMatch": ("the secret key does not fit the access key", _KEYS),
+    "InvalidToken": ("the session token is not valid", _KEYS + " and AWS_SESSION_TOKEN"),
+    "RequestTimeTooSkewed": ("this machine's clock differs from the store's", "Set the clock"),
+    "InvalidBucketName": ("that is no valid name of a bucket", "Correct the URL"),
+    "PermanentRedirect": ("the bucket is in another region", _REGION),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", _REGION),
+    "IllegalLocationConstraintException": ("the bucket is in another region", _REGION),
+    "QuotaExceeded": ("the quota of the store is used up", _ROOM),
+    "InsufficientStorage": ("the store is full", _ROOM),
+    "XMinioStorageFull": ("the store is full", _ROOM),
+    "EntityTooLarge": ("the object is larger than one PUT may be", "Make shards smaller"),
+    "InvalidArgument": ("the store does not take an argument of the request", "Check storage.put_options"),
+    "NotImplemented": ("the store cannot do this", "Check storage.put_options, or use another store"),
+}
+
+
+def _response(error: BaseException) -> tuple[str, int]:
+    """(error code, HTTP status) of the server's answer behind an exception; ("", 0) where there was none.
+
+    Only these two are ever shown: a message of a server may repeat what was sent.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, boto.ClientError):
+            status = seen.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(seen.response.get("Error", {}).get("Code", "")), int(status)
+        seen = seen.__cause__
+    return "", 0

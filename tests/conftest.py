@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: one Ray cluster and one S3 server a session, each started when first asked for."""
+
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("STEPTHRIFT_STORAGE_DEADLINE_S", "60")
+
+from s3_server import S3Server, ServerError
+
+for variable in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[variable]  # no test may touch a developer's own account
+KEYS = ("test" + secrets.token_hex(8), secrets.token_hex(20))
+os.environ.update(S3Server.env(*KEYS))  # before Ray starts, so that its workers have them too
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A running radosgw; its credentials are in the environment of this process and of its children.
+
+    Where it is not installed the test is skipped, in CI (`CI` is set) it fails: both say what to install.
+    """
+    try:
+        server = S3Server(*KEYS)
+    except ServerError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One local Ray of four CPUs; the temporary folder is short, since Ray puts sockets there."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}},
+    )
+    yield ray
+    ray.shutdown()
