@@ -1,0 +1,261 @@
+"""The job file: every key with its default, unit, extremes and kind.
+
+Reading one, with places in its errors, is `jobs.load`; what the rooms get from it is `jobs.build`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+KINDS = ("picture", "execution", "price")
+_SECRET = re.compile(r"secret|password|token|access_?key|credential|(^|_)key$|^profile$", re.IGNORECASE)
+DEFAULT_POOL = "default"
+MAX_STEPS, SIZE_MULTIPLE_PX, MAX_SIZE_PX = 1000, 8, 4096
+
+
+def _leaf(kind: str, default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"kind": kind}, **limits)
+
+
+def picture(default: Any, description: str, **limits: Any) -> Any:
+    """A key that decides the picture: it must not change when a run is resumed."""
+    return _leaf("picture", default, description, **limits)
+
+
+def execution(default: Any, description: str, **limits: Any) -> Any:
+    """A key that decides where and how fast: it may change with every run."""
+    return _leaf("execution", default, description, **limits)
+
+
+def price(default: Any, description: str, **limits: Any) -> Any:
+    """A key that changes only by fitting the plan again."""
+    return _leaf("price", default, description, **limits)
+
+
+def _no_password(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("holds a user name or password; credentials come from the usual chain (environment, profile)")
+    return url
+
+
+def _http(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL like https://s3.example.com")
+    return url
+
+
+def _no_secret(options: dict[str, Any]) -> dict[str, Any]:
+    if secret := [name for name in options if is_secret(name) or "customerkey" in name.lower()]:
+        raise ValueError(f"holds {', '.join(secret)}: secrets are never in a job file")
+    return options
+
+
+def is_secret(name: str) -> bool:
+    """Whether a key of this name would hold credentials."""
+    return bool(_SECRET.search(name))
+
+
+def _rising(values: list[int]) -> list[int]:
+    if values != sorted(set(values)):
+        raise ValueError(f"must rise, each once: {sorted(set(values))}")
+    return values
+
+
+def _interval(values: list[float]) -> list[float]:
+    if len(values) == 2 and values[0] >= values[1]:
+        raise ValueError("the start must lie before the end")
+    return values
+
+
+Place = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_password)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Menu = Annotated[list[Steps], Field(min_length=1), AfterValidator(_rising)]
+SizePx = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, le=MAX_SIZE_PX, multiple_of=SIZE_MULTIPLE_PX)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, types are strict, a read job file does not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Storage(Section):
+    """How to reach an object store. Credentials: by the usual chain only, never here."""
+
+    endpoint_url: Annotated[str, AfterValidator(_no_password), AfterValidator(_http)] | None = execution(
+        None, "URL of an S3-compatible server; null: AWS"
+    )
+    region: str | None = execution(None, "region of the bucket; null: the environment's")
+    put_options: Annotated[dict[str, Any], AfterValidator(_no_secret)] = execution(
+        {}, "added to every PUT, for example {ServerSideEncryption: AES256}"
+    )
+
+
+class Model(Section):
+    """The diffusion checkpoint; it is never trained."""
+
+    path: Place | None = picture(None, "diffusers folder, hub id or s3:// folder; null: the embedded model")
+    revision: str | None = picture(None, "branch, tag or commit of a hub id; null: its main branch")
+    variant: str | None = picture(None, "variant of the weight files, for example fp16; null: the plain ones")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = picture(
+        "auto", "number format of UNet and text encoder; auto: float16 on a GPU, float32 on a CPU"
+    )
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = execution(
+        "auto", "auto, cpu, cuda or cuda:<n>; auto: the GPU where there is one"
+    )
+
+
+class Input(Section):
+    """The prompts."""
+
+    path: Place = picture(..., "file, folder or glob of Parquet, CSV, TSV or JSONL; local or a URL such as s3://")
+    columns: dict[str, str] = picture(
+        {}, "our name: the column's name, for example {prompt: headline}; wins over guessing"
+    )
+    images_per_prompt: Annotated[int, Field(ge=1, le=10_000)] = picture(
+        1, "images of every prompt, 1 to 10,000, each with its own seed"
+    )
+    limit: Count | None = execution(None, "only the first n images; null: all. A later run without it adds the rest")
+    strict: bool = execution(False, "true: one bad row stops the job before it starts; false: it is a failed row")
+    storage: Storage | None = Field(default=None, description="where the input's store differs from `storage`")
+
+
+class StepBudgets(Section):
+    """How many denoising steps a row gets."""
+
+    choices: Menu | None = picture(None, "the menu of budgets, in steps; null: the policy's own, else 5, 10, ..., 50")
+    selector: Literal["fixed", "words", "policy"] = picture(
+        "policy", "fixed: one budget for all; words: by the number of words; policy: by the trained network"
+    )
+    fixed: Steps | None = picture(None, "steps of every row under `selector: fixed`, 1 to 1000")
+    policy: Place | None = picture(None, "policy file or folder; null: the embedded one")
+    price: Amount = price(0.3, "what steps cost the policy: 0: quality at any cost; higher: fewer steps")
+    min: Steps | None = picture(None, "no row gets fewer steps, 1 to 1000; null: no bound")
+    max: Steps | None = picture(None, "no row gets more steps, 1 to 1000; null: no bound")
+    decision: Literal["argmax", "sample"] = picture(
+        "argmax", "argmax: the best budget; sample: drawn from the policy, by the row's id"
+    )
+    actors: Count = execution(1, "processes that score prompts")
+    num_gpus: Amount = execution(0, "GPUs of each of them; 0: they run on CPUs")
+
+
+class Sampling(Section):
+    """How a picture is denoised."""
+
+    solver: Literal["ddim", "dpmpp_2m"] = picture("ddim", "ddim, or dpmpp_2m: DPM-Solver++ of second order")
+    guidance_scale: Amount = picture(7.5, "classifier-free guidance; 1: none, at half the cost; a row's own wins")
+    guidance_interval: (
+        Annotated[
+            list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2), AfterValidator(_interval)
+        ]
+        | None
+    ) = picture(None, "[start, end] of guidance as fractions of the schedule, 0: pure noise, 1: done; null: throughout")
+    width: SizePx | None = picture(None, "px, a multiple of 8 up to 4096; null: the checkpoint's; a row's own wins")
+    height: SizePx | None = picture(None, "px, a multiple of 8 up to 4096; null: the checkpoint's; a row's own wins")
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = picture(
+        None, "how a budget's steps are spread over the schedule; null: the checkpoint's own"
+    )
+
+
+class Elastic(Section):
+    """A pool that grows and shrinks with the cluster."""
+
+    min: Count = execution(..., "actors that are always wanted, 1 or more")
+    max: Count = execution(..., "actors at most")
+
+
+class Pool(Section):
+    """Actors of one kind, which render some or all of the budgets."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=80)] = execution(..., "unique name of the pool")
+    budgets: Literal["all"] | Menu = execution("all", "all, or the budgets it serves, in steps")
+    actors: Count | Elastic = execution(1, "number of actors, or {min, max}")
+    num_gpus: Literal["auto"] | Amount = execution("auto", "GPUs an actor; auto: 1 where the cluster has any, else 0")
+    num_cpus: Amount = execution(1, "CPUs an actor; on CPUs also its threads")
+    lanes: Literal["auto"] | Annotated[int, Field(ge=2, le=4096)] = execution(
+        "auto", "rows of a UNet call; a guided row takes two; auto: by device and size"
+    )
+    resources: dict[str, Amount] = execution({}, "custom Ray resources an actor, for example {spot: 1}")
+
+
+class Output(Section):
+    """The run folder."""
+
+    path: Place | None = execution(None, "run folder, local or a URL; null: runs/<name of the job file>")
+    layout: Literal["files", "webdataset", "parquet", "none"] = picture(
+        "files", "files: one object an image; webdataset, parquet: one a shard; none: no images, scores only"
+    )
+    format: Literal["png", "jpeg", "webp"] = picture("png", "png and webp keep every pixel, jpeg is smallest")
+    storage: Storage | None = Field(default=None, description="where the output's store differs from `storage`")
+
+
+class Failures(Section):
+    """When a job with failed rows counts as done."""
+
+    max_fraction: Annotated[float, Field(ge=0, le=1)] = execution(
+        0.01, "share of rows that may fail, 0: none, 1: all; above it the exit code is 3"
+    )
+
+
+class JobConfig(Section):
+    """A batch image generation job: prompts in, pictures out, with the steps that pay."""
+
+    version: Literal[1] = execution(1, "version of this file's format")
+    model: Model = Model()
+    input: Input
+    steps: StepBudgets = StepBudgets()
+    sampling: Sampling = Sampling()
+    pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
+    output: Output = Output()
+    storage: Storage = Storage()
+    failures: Failures = Failures()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Every picture key, dotted, with its value: equal in all runs that share a run folder."""
+        data = self.model_dump(mode="json")
+        return {name: _value_at(data, name) for name, kind in leaf_kinds().items() if kind == "picture"}
+
+    def dump(self) -> str:
+        """The resolved job file: reading it gives this very config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def leaf_kinds() -> dict[str, str]:
+    """Dotted name of every leaf of the job file, lists without index (`pools.actors`), and its kind."""
+    return dict(_leaves(JobConfig, ""))
+
+
+def changed_picture_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Picture keys that differ, each with its old and new value. A key that one side lacks has its default there."""
+    defaults = JobConfig(input=Input(path="?")).fingerprint()
+    pairs = {key: (old.get(key, defaults.get(key)), new.get(key, defaults.get(key))) for key in (*old, *new)}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, info in section.model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict):
+            yield prefix + name, str(extra["kind"])
+        else:
+            yield from _leaves(_section_of(info.annotation), f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    (inner,) = (found for found in get_args(annotation) if found is not type(None))
+    return _section_of(inner)
+
+
+def _value_at(data: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        data = data[part]
+    return data
