@@ -1,0 +1,159 @@
+"""A frozen diffusers checkpoint on one device: encode text, draw noise, predict, decode.
+
+Not a pipeline: it knows no steps, no guidance and no batch but the one it is given. SD 1.x, SD 2.x and SDXL.
+Legend: B batch, L tokens, D embedding, P pooled embedding, C latent channels, h w latent side, H W px.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from actors.checkpoint import CheckpointInfo
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ENCODE_BATCH = 8  # prompts an encoder call, padded: one shape, so that a prompt's embedding has no neighbours in it
+
+
+@dataclass(frozen=True)
+class TextEmbeds:
+    """prompt_embeds (B, L, D); pooled (B, P), None for SD; truncated (B,): the prompt was not read whole."""
+
+    prompt_embeds: torch.Tensor
+    pooled: torch.Tensor | None
+    truncated: list[bool]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is fp32 on a CPU and fp16 on CUDA, the precision that hub checkpoints are published in."""
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return DTYPES[dtype]
+
+
+class Diffusion:
+    """The weights of one checkpoint. One thread uses it at a time."""
+
+    def __init__(self, info: CheckpointInfo, dtype: str = "auto", device: str = "auto", compile_unet: bool = False):
+        self.info = info
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        root, weights = info.path, {"variant": info.variant, "use_safetensors": True, "local_files_only": True}
+        self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", torch_dtype=self.dtype, **weights)
+        self.unet = self._frozen(self.unet)
+        self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", torch_dtype=self.dtype, **weights)
+        if self.dtype != torch.float32 and self.vae.config.force_upcast:
+            self.vae = self.vae.to(torch.float32)
+        self.vae = self._frozen(self.vae)
+        self.tokenizers, self.text_encoders = self._load_text(root, weights)
+        self._unconditional: dict[str | None, TextEmbeds] = {}
+        if self.device.type == "cuda":
+            self.unet.to(memory_format=torch.channels_last)
+            self.vae.to(memory_format=torch.channels_last)
+        if compile_unet:
+            self.unet = torch.compile(self.unet, dynamic=False)
+        if info.scheduler_class != "DDIMScheduler":
+            log.info("%s ships a %s config; its noise schedule is read as DDIM's", root, info.scheduler_class)
+
+    def _frozen(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module.to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self, root: str, weights: dict) -> tuple[list[CLIPTokenizer], list[torch.nn.Module]]:
+        kinds: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
+        if self.info.family == "sdxl":
+            kinds.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
+        tokenizers = [CLIPTokenizer.from_pretrained(root, subfolder=t, local_files_only=True) for t, _, _ in kinds]
+        encoders = [model.from_pretrained(root, subfolder=e, dtype=self.dtype, **weights) for _, e, model in kinds]
+        return tokenizers, [self._frozen(encoder) for encoder in encoders]
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        factor = self.info.vae_scale_factor
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def noise(self, seed: int, width: int, height: int) -> torch.Tensor:
+        """(C, h, w) float32 on the CPU: what diffusers draws for a generator of this seed; never a slice of a batch."""
+        shape = (1, *self.latent_shape(width, height))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)[0]
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str]) -> TextEmbeds:
+        """At most ENCODE_BATCH prompts."""
+        padded = [_readable(p) for p in prompts] + [""] * (ENCODE_BATCH - len(prompts))
+        n, truncated = len(prompts), [False] * len(prompts)
+        states, pooled = [], None
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            output = self._encoder_output(tokenizer, encoder, padded)
+            states.append(output.hidden_states[-2] if self.info.family == "sdxl" else output.last_hidden_state)
+            pooled = getattr(output, "text_embeds", None)
+            truncated = [a or b for a, b in zip(truncated, _truncated(tokenizer, padded[:n]), strict=True)]
+        return TextEmbeds(torch.cat(states, -1)[:n], None if pooled is None else pooled[:n], truncated)
+
+    def _encoder_output(self, tokenizer: CLIPTokenizer, encoder: torch.nn.Module, prompts: list[str]) -> Any:
+        length = tokenizer.model_max_length
+        tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        use_mask = getattr(encoder.config, "use_attention_mask", False)
+        return encoder(
+            tokens.input_ids.to(self.device),
+            attention_mask=tokens.attention_mask.to(self.device) if use_mask else None,
+            output_hidden_states=self.info.family == "sdxl",
+        )
+
+    def unconditional(self, negative_prompt: str | None) -> TextEmbeds:
+        """B = 1. SDXL's is zero for None (not for ""), where its checkpoint says so; the last 256 are kept."""
+        if negative_prompt not in self._unconditional:
+            if len(self._unconditional) >= 256:
+                self._unconditional.pop(next(iter(self._unconditional)))
+            embeds = self.encode([negative_prompt or ""])
+            if negative_prompt is None and self.info.zero_unconditional and embeds.pooled is not None:
+                embeds = TextEmbeds(torch.zeros_like(embeds.prompt_embeds), torch.zeros_like(embeds.pooled), [False])
+            self._unconditional[negative_prompt] = embeds
+        return self._unconditional[negative_prompt]
+
+    @torch.inference_mode()
+    def predict(
+        self, x: torch.Tensor, t: torch.Tensor, prompt_embeds: torch.Tensor, added: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """x (B, C, h, w) float32, t (B,) int64, prompt_embeds (B, L, D) -> the model's output (B, C, h, w) float32.
+
+        added: SDXL's text_embeds (B, P) and time_ids (B, 6).
+        """
+        output = self.unet(
+            x.to(self.dtype), t, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added, return_dict=False
+        )
+        return output[0].float()
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """latents (B, C, h, w) float32 -> uint8 (B, H, W, 3), and which were finite (B,) bool. Waits for the device."""
+        config = self.vae.config
+        if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+            mean = torch.tensor(config.latents_mean, device=self.device).view(1, -1, 1, 1)
+            std = torch.tensor(config.latents_std, device=self.device).view(1, -1, 1, 1)
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            latents = latents / config.scaling_factor
+        image = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        finite = image.isfinite().flatten(1).all(1)
+        levels = (image * 0.5 + 0.5).clamp(0, 1).mul(255).round().nan_to_num().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().numpy()
+
+
+def _readable(prompt: str) -> str:
+    """A lone surrogate is no text to a tokenizer: it becomes a question mark."""
+    return prompt.encode("utf-8", "replace").decode()
+
+
+def _truncated(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[bool]:
+    lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
+    return [length > tokenizer.model_max_length for length in lengths]
