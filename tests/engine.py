@@ -1,4 +1,4 @@
-"""How the tests look into the engine: latents instead of pictures, in the calling thread, and a model that cannot be wrong."""
+"""How the tests look into the engine: latents instead of pictures, in the calling thread."""
 
 from concurrent.futures import Future
 from typing import Any
