@@ -115,7 +115,7 @@ def _is_plain(name: str, stem: str) -> bool:
 
 def _fingerprint(root: Path, components: tuple[str, ...], variant: str | None) -> str:
     """16 hex digits of the configs and of blocks sampled from every weight file: cheap for gigabytes, too."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b((root / "scheduler/scheduler_config.json").read_bytes(), digest_size=8)
     for component in components:
         digest.update((root / component / "config.json").read_bytes())
         for path in _weights(root, component, variant):

@@ -240,30 +240,30 @@ class DDIMSampler:
             self._decode([e for e in self._ended if e[0].shape == shape])
 
     def _decode(self, ended: list[tuple[Flight, torch.Tensor]]) -> None:
+        """All of one size, in calls of one shape. Out of memory halves that shape from now on."""
         taken = {id(flight) for flight, _ in ended}
         self._ended = [e for e in self._ended if id(e[0]) not in taken]
-        batch = self._decode_batch(ended[0][0].row.row.width, ended[0][0].row.row.height)
-        for i in range(0, len(ended), batch):
-            each_alone(self._decode_slice, ended[i : i + batch], lambda e, error: _fail(e[0].row, error))
+        while ended:
+            batch = self._decode_batch(ended[0][0].row.row.width, ended[0][0].row.row.height)
+            first, fits = ended[:batch], True
+            try:
+                each_alone(self._decode_slice, first, lambda e, error: _fail(e[0].row, error))
+            except torch.OutOfMemoryError:
+                fits = False
+            if not fits and batch > 1:
+                self._decode_halvings += 1
+                continue
+            if not fits:
+                _fail(first[0][0].row, MemoryError("out of memory decoding one picture"))
+            ended = ended[batch:]
 
     def _decode_slice(self, ended: list[tuple[Flight, torch.Tensor]]) -> None:
-        """One decoder call, padded to the batch of its size. Out of memory halves that batch from now on."""
+        """One decoder call, padded to the batch of its size."""
         row = ended[0][0].row.row
-        batch = self._decode_batch(row.width, row.height)
         latents = torch.stack([latent for _, latent in ended])
-        spare = max(0, batch - len(ended))
-        latents = torch.cat([latents, latents[:1].expand(spare, *latents.shape[1:])])
-        try:
-            with self.clocks["vae"]:
-                images, finite = self.model.decode(latents)
-        except torch.OutOfMemoryError as error:
-            if batch == 1:
-                raise MemoryError(f"out of memory decoding one picture: {error}") from None
-            images = None
-        if images is None:
-            self._decode_halvings += 1
-            self._decode(ended)
-            return
+        spare = self._decode_batch(row.width, row.height) - len(ended)
+        with self.clocks["vae"]:
+            images, finite = self.model.decode(torch.cat([latents, latents[:1].expand(spare, *latents.shape[1:])]))
         self.images += len(ended)
         for (flight, _), image, good in zip(ended, images, finite, strict=False):
             self._resolve(flight, image, bool(good))

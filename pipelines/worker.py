@@ -1,0 +1,274 @@
+"""RenderWorker: what spends a ticket. It leases a shard, renders every row, stores the pictures, commits the manifest.
+
+Ray Data makes it an actor with two calls at a time, so that the lanes never drain between two shards. It never raises:
+what a shard raises is reported to the ledger.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from actors.sampler import DDIMSampler, Picture, Row, SamplerConfig
+from pipelines.ledger import DONE, HEARTBEAT_S, WAIT, Beat, Lease, Shard, Slot, Worker
+from pipelines.sinks import FORMATS, Sink
+from pipelines.store import Attempt, RunFolder, StorageOptions, schema_from_json
+
+log = logging.getLogger(__name__)
+POLL_S = 0.3
+IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
+WRITERS = 8
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the checkpoint is: a local folder (relative: to the project), a hub id or a URL. Fetched once a node."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    storage: StorageOptions = field(default_factory=StorageOptions)
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """All that a worker of one pool needs. schemas: of each generation's manifests, as plan.json has them."""
+
+    run: RunFolder
+    model: ModelSource
+    sampler: SamplerConfig
+    pool: str
+    layout: str
+    image_format: str
+    schemas: Mapping[int, str]
+
+
+@dataclass
+class _Work:
+    """A shard in this worker's hands."""
+
+    shard: Shard
+    attempt: Attempt
+    rows: list[dict[str, Any]]
+    schema: pa.Schema
+    sink: Sink
+    images: int = 0
+    broken: bool = False
+
+    def note(self, result: Future) -> None:
+        """A result that raised ends the attempt: no more rows are started."""
+        self.broken = self.broken or result.exception() is not None
+
+
+class RenderWorker:
+    """A ticket in, the ticket out. `__init__` does nothing that can raise: an actor whose does is not replaced."""
+
+    def __init__(self, job: WorkerJob, ledger: Any):
+        self.job, self.ledger = job, ledger
+        self._lock = threading.Lock()
+        self._sampler: DDIMSampler | None = None
+        self._worker: Worker | None = None
+        self._slots: dict[int, int] = {}
+        self._works: dict[str, _Work] = {}
+        self._writers = ThreadPoolExecutor(WRITERS, "writer")
+        self._span: list[float] = []
+
+    def __call__(self, ticket: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """ticket -> ticket: at most one shard is rendered in between."""
+        slot = self._slot()
+        while (lease := self._ask("lease", slot)) == WAIT:
+            time.sleep(POLL_S)
+        if lease != DONE:
+            self._serve(slot, lease)
+        return ticket
+
+    def _slot(self) -> Slot:
+        """The calling thread's slot; the first call makes this process known and starts its heartbeat."""
+        with self._lock:
+            if self._worker is None:
+                actor = ray.get_runtime_context().get_actor_id() or "local"
+                self._worker = Worker(actor, secrets.token_hex(4), self.job.pool)
+                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+            number = self._slots.setdefault(threading.get_ident(), len(self._slots))
+            return Slot(self._worker, number)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        return ray.get(getattr(self.ledger, method).remote(*args))
+
+    def _beat(self) -> None:
+        """Until the process ends. A ledger that is being restarted is asked again a second later."""
+        assert self._worker is not None
+        while True:
+            beat = Beat(self._worker, {w.shard.id: w.images for w in list(self._works.values())}, self._stats())
+            try:
+                self._ask("beat", beat)
+            except ray.exceptions.RayError as error:
+                log.warning("no heartbeat: %s", error)
+            time.sleep(HEARTBEAT_S)
+
+    def _stats(self) -> dict[str, float]:
+        stats = dict(self._sampler.stats()) if self._sampler else {}
+        span = self._span[-1] - self._span[0] if len(self._span) == 2 else 0.0
+        return stats | {"span_seconds": span}
+
+    def _serve(self, slot: Slot, lease: Lease) -> None:
+        try:
+            counts = self._render(lease)
+        except Exception as error:  # the worker's boundary: Ray would end the dataset, the ledger leases again
+            log.exception("shard %s", lease.shard.id)
+            self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
+        else:
+            self._ask("finish", slot, lease.shard.id, counts)
+        finally:
+            self._works.pop(lease.shard.id, None)
+
+    def _render(self, lease: Lease) -> dict[str, int]:
+        sampler, run, shard = self._loaded(), self.job.run, lease.shard
+        attempt = run.begin_attempt(shard.id)
+        rows = run.read_shard(shard.part, shard.row_group).to_pylist()
+        schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
+        sink = Sink(run, shard.id, attempt, self.job.layout, self.job.image_format)
+        work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink)
+        results = self._results(sampler, work)
+        packed = sink.close()
+        table = pa.Table.from_pylist([_with_place(r, packed) for r in results], schema=schema)
+        if not run.commit_manifest(shard.id, table):
+            log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
+            sink.discard()
+        statuses = [r["status"] for r in results]
+        steps = sum(r["num_steps"] for r in results if r["status"] == "ok")
+        return {name: statuses.count(name) for name in ("ok", "failed", "filtered")} | {"steps": steps}
+
+    def _loaded(self) -> DDIMSampler:
+        """The sampler with its model on the device; loaded by the first call, under the lock."""
+        with self._lock:
+            if self._sampler is None:
+                from pipelines.models import fetch_model  # not before the actor lives: it may bring a hub client
+
+                source = self.job.model
+                folder = fetch_model(source.path, source.revision, source.variant, source.storage)
+                self._sampler = DDIMSampler(replace(self.job.sampler, model_path=folder, variant=source.variant))
+            self._sampler.load()
+            return self._sampler
+
+    def _results(self, sampler: DDIMSampler, work: _Work) -> list[dict[str, Any]]:
+        """One manifest row (its place still open in packed layouts) for each planned row, in their order."""
+        room = threading.BoundedSemaphore(IN_WORK)
+        results: list[Future[dict[str, Any]]] = []
+        for row in work.rows:
+            if work.broken:
+                break
+            room.acquire()
+            rendered = self._submit(sampler, row)
+            stored = _then(rendered, self._writers, partial(self._store, work, row))
+            stored.add_done_callback(work.note)
+            stored.add_done_callback(lambda _: room.release())
+            results.append(stored)
+        return [result.result() for result in results]
+
+    def _submit(self, sampler: DDIMSampler, row: dict[str, Any]) -> "Future[Picture]":
+        if row["error_type"]:
+            rendered: Future[Picture] = Future()
+            rendered.set_exception(BadRow(row["error_type"], row["error_message"]))
+            return rendered
+        self._span = self._span or [time.monotonic(), time.monotonic()]
+        return sampler.submit(
+            Row(
+                id=row["id"],
+                prompt=row["prompt"],
+                negative_prompt=row["negative_prompt"],
+                seed=row["seed"],
+                guidance_scale=row["guidance_scale"],
+                width=row["width"],
+                height=row["height"],
+                num_steps=row["num_steps"],
+            )
+        )
+
+    def _store(self, work: _Work, row: dict[str, Any], rendered: "Future[Picture]") -> dict[str, Any]:
+        """On a writer's thread: the row's manifest columns. Raises StorageError, which ends the attempt."""
+        error = rendered.exception()
+        if isinstance(error, BadRow):
+            return self._manifest_row(work, row, *error.args)
+        self._span[1] = time.monotonic()
+        work.images += 1
+        if error is not None:
+            return self._manifest_row(work, row, type(error).__name__, str(error))
+        picture = rendered.result()
+        stored = work.sink.put(row, picture.image)
+        return self._manifest_row(work, row, "", "") | {
+            "uri": stored.uri,
+            "offset": stored.offset,
+            "bytes": stored.num_bytes,
+            "sha256": stored.sha256,
+            "media_type": FORMATS[self.job.image_format],
+            "format": self.job.image_format,
+            "lane_steps": picture.lane_steps,
+            "seconds": picture.seconds,
+            "render_class": picture.render_class,
+            "render_key": self._render_key(row, picture.render_class),
+            "truncated": picture.truncated,
+            "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
+        }
+
+    def _manifest_row(self, work: _Work, row: dict[str, Any], error_type: str, message: str) -> dict[str, Any]:
+        """The planned row's own columns, and what holds for every row; Arrow leaves what is not named null."""
+        return row | {
+            "shard": work.shard.id,
+            "seed_planned": row["seed"],
+            "status": "failed" if error_type else "ok",
+            "error_type": error_type or None,
+            "error_message": message or None,
+            "attempts": work.attempt.number,
+            "tries": [],
+            "scores": [],
+            "plan_version": f"{work.shard.id.split('-')[0]}.0",
+            "revision": 0,
+            "created_at": datetime.now(UTC),
+        }
+
+    def _render_key(self, row: dict[str, Any], render_class: str) -> str:
+        """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
+        sampler, (fingerprint, _, precision, *_) = self.job.sampler, render_class.split("/")
+        names = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
+        parts = [row[name] for name in names]
+        parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+
+
+class BadRow(Exception):
+    """A row that was bad at plan time: error type, message."""
+
+
+def _with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+    if row["id"] not in packed:
+        return row
+    uri, offset = packed[row["id"]]
+    return row | {"uri": uri, "offset": offset}
+
+
+def _then(first: Future, pool: ThreadPoolExecutor, call: Callable[[Future], Any]) -> "Future[Any]":
+    """The future of call(first), which runs on the pool once `first` is settled."""
+    second: Future[Any] = Future()
+
+    def settle(done: Future) -> None:
+        error = done.exception()
+        if error is not None:
+            second.set_exception(error)
+        else:
+            second.set_result(done.result())
+
+    first.add_done_callback(lambda _: pool.submit(call, first).add_done_callback(settle))
+    return second
