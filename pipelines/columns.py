@@ -1,0 +1,185 @@
+"""Which of the user's columns is what: canonical names, and the others with the name and type they are carried under.
+
+Pure: names and Arrow types only. What a row means is `pipelines.canonical`, how bytes are read `pipelines.formats`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.formats import InputError, TableFile
+from pipelines.store import MANIFEST_FIELDS
+
+GIVEN = (
+    "prompt",
+    "id",
+    "negative_prompt",
+    "seed",
+    "guidance_scale",
+    "width",
+    "height",
+    "num_inference_steps",
+    "category",
+)
+PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
+PLAN_COLUMNS = ("num_inference_steps", "budget_scores")  # in the plan, not in the manifest
+RESERVED = frozenset([column.name for column in MANIFEST_FIELDS]) | set(GIVEN) | set(PLAN_COLUMNS)
+_TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
+_NUMBERS = frozenset({"seed", "guidance_scale", "width", "height", "num_inference_steps"})
+
+
+def check_explicit(explicit: Mapping[str, str]) -> None:
+    """`input.columns` maps a canonical name to the user's; InputError names a key that is none."""
+    unknown = sorted(set(explicit) - set(GIVEN))
+    if unknown:
+        raise InputError(f"input.columns: {', '.join(unknown)} is no canonical column. Those are {', '.join(GIVEN)}")
+    theirs = list(explicit.values())
+    twice = sorted({name for name in theirs if theirs.count(name) > 1})
+    if twice:
+        raise InputError(f"input.columns: {', '.join(twice)} is given two meanings. Give it one")
+
+
+def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs_prompt: bool = True) -> dict[str, str]:
+    """The user's column -> canonical name. InputError: no prompt column, or two candidates for one name."""
+    names = list(names)
+    meaning = {theirs: ours for ours, theirs in explicit.items() if theirs in names}
+    for ours in GIVEN:
+        if ours not in explicit:
+            found = _candidates(ours, [name for name in names if name not in meaning])
+            if len(found) > 1:
+                raise InputError(
+                    f"{place}: {len(found)} columns may be the {ours}: {', '.join(found)}. "
+                    f"Name one in the job file, e.g. input.columns: {{{ours}: {found[0]}}}"
+                )
+            meaning |= dict.fromkeys(found, ours)
+    if needs_prompt and "prompt" not in meaning.values():
+        wanted = explicit.get("prompt")
+        what = f"no column {wanted!r}, which input.columns names" if wanted else "no prompt column"
+        raise InputError(
+            f"{place}: {what}; its columns are {', '.join(names) or 'none'}. "
+            "Name the one with the prompts in the job file, e.g. input.columns: {prompt: description}"
+        )
+    return meaning
+
+
+def _candidates(ours: str, names: list[str]) -> list[str]:
+    if ours == "prompt":
+        return [name for name in names if name.lower() in PROMPT_NAMES]
+    return [ours] if ours in names else [name for name in names if name.lower() == ours]
+
+
+def check_types(file: TableFile, meaning: Mapping[str, str]) -> None:
+    """InputError where a typed (Parquet) column cannot hold what its name says."""
+    for theirs, ours in meaning.items():
+        kind = file.schema.field(theirs).type if file.schema is not None else pa.string()
+        if not _fits(kind, ours):
+            wanted = "text" if ours in _TEXT_COLUMNS else "numbers" if ours in _NUMBERS else "text or whole numbers"
+            raise InputError(
+                f"{file.place}: column {theirs!r} holds {kind}, but {ours} must be {wanted}. "
+                "Convert it, or name another column in input.columns"
+            )
+
+
+def _fits(kind: pa.DataType, ours: str) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _fits(kind.value_type, ours)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if text or pa.types.is_null(kind):
+        return True
+    if pa.types.is_integer(kind):
+        return ours not in _TEXT_COLUMNS
+    return ours in _NUMBERS and pa.types.is_floating(kind)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, kept as JSON text."""
+
+    theirs: str
+    ours: str
+    type: pa.DataType
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class _Sight:
+    type: pa.DataType | None  # None: JSON values of several types
+    place: str
+    jsonl: bool
+
+    def __str__(self) -> str:
+        return f"{self.type or 'JSON of several types'} in {self.place}"
+
+
+@dataclass
+class CarriedTypes:
+    """Collects the types of carried columns over all files, in order of appearance."""
+
+    _seen: dict[str, _Sight] = field(default_factory=dict)
+
+    def add(self, name: str, kind: pa.DataType | None, place: str, jsonl: bool) -> None:
+        """One more sight of a column; None: JSON values of several types. InputError where two files disagree."""
+        new = _Sight(kind, place, jsonl)
+        known = self._seen.setdefault(name, new)
+        merged = _merged(known.type, new.type)
+        if merged is None and not (known.jsonl and jsonl):
+            raise InputError(f"column {name!r} holds {known} but {new}. Convert one of them, or plan two runs")
+        self._seen[name] = _Sight(merged, known.place, known.jsonl and jsonl)
+
+    def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
+        """The carried columns, and what a user should be told about their names."""
+        taken = set(RESERVED)
+        carried, notes = [], []
+        for theirs, sight in self._seen.items():
+            ours = theirs
+            while ours in taken or (ours != theirs and ours in self._seen):
+                ours = f"input_{ours}"
+            if ours != theirs:
+                notes.append(f"column {theirs!r} is carried as {ours!r}: the manifest has a {theirs!r} of its own")
+            taken.add(ours)
+            carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
+        return tuple(carried), tuple(notes)
+
+
+def _merged(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    if one is None or other is None or one == other:
+        return one if one == other else None
+    try:
+        schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return None
+
+
+def _storable(kind: pa.DataType | None) -> pa.DataType:
+    return pa.string() if kind is None or pa.types.is_null(kind) else kind
+
+
+def json_type(values: list[Any]) -> pa.DataType | None:
+    """The Arrow type of JSON values: a scalar, a list of scalars, or None where they are kept as JSON text."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return None
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    return None if pa.types.is_nested(inner) else kind
+
+
+def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
+    """A carried column of one batch in its final type; None (the file has no such column) gives nulls."""
+    if column is None:
+        return pa.nulls(rows, carried.type)
+    if isinstance(column, pa.Array):
+        return column if column.type == carried.type else column.cast(carried.type)
+    if carried.as_json:
+        return pa.array([None if value is None else _json_text(value) for value in column], pa.string())
+    if pa.types.is_floating(carried.type):
+        column = [None if value is None else float(value) for value in column]
+    return pa.array(column, carried.type)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

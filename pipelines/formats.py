@@ -1,0 +1,266 @@
+"""One file of prompts: its header, and its rows in batches of columns, streamed. Parquet, CSV, TSV and JSONL.
+
+It knows nothing of what a column means (`pipelines.columns`), nor of how the files were found (`pipelines.tables`).
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, TextIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.folder import Folder
+
+Batch = dict[str, Any]  # column -> list or pyarrow array, all of one length
+
+BATCH_ROWS = 4096
+HEAD_ROWS = 1000  # of a JSONL file, to learn its columns
+BUFFER_BYTES = 4 << 20
+LONGEST_FIELD = 1 << 24
+_LONE = re.compile("[\ud800-\udfff]")
+
+
+class InputError(ValueError):
+    """The prompts cannot be planned: one clear message with the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file of prompts. `columns` is its header (JSONL: keys of the first rows), `row_groups` the rows of each."""
+
+    folder: Folder
+    key: str
+    format: str  # parquet, csv, tsv or jsonl
+    size: int  # bytes
+    etag: str
+    columns: tuple[str, ...] = ()
+    schema: pa.Schema | None = None  # Parquet only
+    row_groups: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """What a message calls this file."""
+        return self.folder.url_of(self.key)
+
+
+def read_header(file: TableFile) -> TableFile:
+    """The file with its columns, types and row groups. InputError."""
+    with _readable(file):
+        if file.format == "parquet":
+            return _opened_parquet(file)
+        with _text(file) as text:
+            return replace(file, columns=_head(file, text))
+
+
+def read_batches(
+    file: TableFile, row_groups: Sequence[int] | None = None, columns: Collection[str] | None = None
+) -> Iterator[Batch]:
+    """The rows of a file in order, as columns of up to BATCH_ROWS; `columns` spares Parquet the others. InputError."""
+    with _readable(file):
+        if file.format == "parquet":
+            yield from _parquet_batches(file, row_groups, columns)
+        else:
+            with _text(file) as text:
+                yield from _TEXT_BATCHES[file.format](file, text)
+
+
+def _opened_parquet(file: TableFile) -> TableFile:
+    with pq.ParquetFile(_RangeFile(file), memory_map=False) as table:
+        counts = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
+        schema = table.schema_arrow.remove_metadata()
+    _unique(file, schema.names)
+    return replace(file, columns=tuple(schema.names), schema=schema, row_groups=counts)
+
+
+def _head(file: TableFile, text: TextIO) -> tuple[str, ...]:
+    if file.format == "jsonl":
+        rows = (row for row, _ in zip(_json_rows(file, text), range(HEAD_ROWS), strict=False))
+        return tuple(dict.fromkeys(name for row in rows for name in row))
+    header = next(_records(file, text), None)
+    if header is None:
+        raise InputError(f"{file.place}: the file is empty, it has no header line")
+    return _header(file, header[1])
+
+
+def _header(file: TableFile, fields: list[str]) -> tuple[str, ...]:
+    names = [name.strip() or f"column_{number}" for number, name in enumerate(fields, 1)]
+    _unique(file, names)
+    return tuple(names)
+
+
+def _unique(file: TableFile, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{file.place}: column {', '.join(map(repr, twice))} is there more than once. Rename one of them"
+        )
+
+
+@contextmanager
+def _readable(file: TableFile) -> Iterator[None]:
+    """Turns what the readers raise for a broken file into an InputError that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{file.place}: there is no such file any more. Run again") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file.place}: not UTF-8 ({error.reason}). Save the file as UTF-8") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{file.place}: not a complete {file.format} file ({reason}). It is torn or of another kind: write it again"
+        ) from error
+
+
+def _parquet_batches(
+    file: TableFile, row_groups: Sequence[int] | None, columns: Collection[str] | None
+) -> Iterator[Batch]:
+    wanted = [name for name in file.columns if columns is None or name in columns]
+    groups = range(len(file.row_groups)) if row_groups is None else row_groups
+    with pq.ParquetFile(_RangeFile(file), memory_map=False, pre_buffer=True) as table:
+        for group in groups:  # one at a time, so that no more than one is buffered
+            for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
+                yield {name: batch.column(name) for name in wanted}
+
+
+def _csv_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
+    records = _records(file, text)
+    header = next(records, None)
+    if header is None:
+        return
+    names = _header(file, header[1])
+    for rows in _chunks(_checked(file, records, len(names))):
+        yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _checked(file: TableFile, records: Iterator[tuple[int, list[str]]], width: int) -> Iterator[list[str]]:
+    for line, fields in records:
+        if len(fields) != width:
+            raise InputError(
+                f"{file.place}:{line}: {len(fields)} fields where the header has {width}. "
+                f"Quote fields that hold a {'tab' if file.format == 'tsv' else 'comma'}, or end the row properly"
+            )
+        yield fields
+
+
+def _records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each row that is not blank."""
+    return _tsv_records(text) if file.format == "tsv" else _csv_records(file, text)
+
+
+def _csv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(text, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{file.place}:{line}: {error}. Its quotes do not match, or the file is torn") from error
+
+
+def _tsv_records(text: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """One row a line. Quotes are text, save around a field whose inner quotes are doubled, as spreadsheets write."""
+    for number, line in enumerate(text, 1):
+        line = line.rstrip("\r\n")
+        if line:
+            yield number, [_unquoted(field) if '"' in field else field for field in line.split("\t")]
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1]
+    if len(field) < 2 or field[0] != '"' or field[-1] != '"' or '"' in inner.replace('""', ""):
+        return field
+    return inner.replace('""', '"')
+
+
+def _jsonl_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
+    for rows in _chunks(_json_rows(file, text)):
+        names = dict.fromkeys(name for row in rows for name in row)
+        yield {name: [row.get(name) for row in rows] for name in names}
+
+
+def _json_rows(file: TableFile, text: TextIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text, 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file.place}:{number}: not a JSON object ({error}). Correct it, or the file is torn"
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(f'{file.place}:{number}: not a JSON object. Write one object a line: {{"prompt": "..."}}')
+        yield _without_lone_surrogates(row) if "\\u" in line else row
+
+
+def _without_lone_surrogates(row: dict[str, Any]) -> dict[str, Any]:
+    """Half a character cannot be stored as UTF-8: it becomes U+FFFD."""
+    text = json.dumps(row, ensure_ascii=False)
+    return json.loads(_LONE.sub("\ufffd", text)) if _LONE.search(text) else row
+
+
+def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    chunk = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == BATCH_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+_TEXT_BATCHES: dict[str, Callable[[TableFile, TextIO], Iterator[Batch]]] = {
+    "csv": _csv_batches,
+    "tsv": _csv_batches,
+    "jsonl": _jsonl_batches,
+}
+
+
+@contextmanager
+def _text(file: TableFile) -> Iterator[TextIO]:
+    """UTF-8 with or without a byte order mark; lines end as each format wants it."""
+    with io.BufferedReader(_RangeFile(file), BUFFER_BYTES) as stored:
+        binary = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if file.key.lower().endswith(".gz") else stored
+        newline = "" if file.format == "csv" else "\n"
+        with io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as text:
+            yield text
+
+
+class _RangeFile(io.RawIOBase):
+    """A stored file, read by ranges. Its size and etag are those it was found with."""
+
+    def __init__(self, file: TableFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._file.size, self._at + len(buffer))
+        data = self._file.folder.read_range(self._file.key, self._at, end)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -1,0 +1,197 @@
+"""What the first pass over the prompts found, put together from the chunks that the tasks report. Pure, no Ray.
+
+The driver holds 16 bytes a prompt (25 while it sorts) and what is said of equal ones; nothing else grows with rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.canonical import KEY_BYTES, RowDefaults
+from pipelines.columns import Carried, CarriedTypes, check_explicit, check_types, resolve
+from pipelines.folder import StorageOptions
+from pipelines.formats import InputError, TableFile
+from pipelines.occurrences import Occurrences, count_occurrences
+from pipelines.pieces import MAX_SHOWN, Chunk, Piece, Reading, ids_given
+from pipelines.tables import find_files
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where the prompts are and how they are read. `columns`: canonical name -> the user's, as in `input.columns`."""
+
+    path: str
+    _: KW_ONLY
+    defaults: RowDefaults
+    columns: Mapping[str, str] = field(default_factory=dict)
+    images_per_prompt: int = 1
+    limit: int | None = None  # the first so many prompts
+    storage: StorageOptions = field(default_factory=StorageOptions)
+
+    @property
+    def reading(self) -> Reading:
+        """What a task must know of it."""
+        return Reading(dict(self.columns), self.defaults, self.images_per_prompt)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the first pass found. `rows` counts prompts; `bad_samples` say place and reason of the first bad ones."""
+
+    source: PromptSource
+    files: tuple[TableFile, ...]
+    pieces: tuple[Piece, ...]
+    rows: int
+    bad_rows: int
+    bad_samples: tuple[str, ...]
+    carried: tuple[Carried, ...]
+    notes: tuple[str, ...]
+    pinned_steps: frozenset[int]
+    occurrences: Mapping[int, tuple[np.ndarray, np.ndarray]]  # piece -> (rows equal to an earlier one, numbers)
+
+    @property
+    def carried_schema(self) -> pa.Schema:
+        """The carried columns as the plan and the manifest have them."""
+        return pa.schema([pa.field(column.ours, column.type) for column in self.carried])
+
+    @property
+    def num_planned(self) -> int:
+        """Rows of a plan of all of it: prompts times images a prompt."""
+        return self.rows * self.source.images_per_prompt
+
+    def input_files(self) -> list[dict[str, Any]]:
+        """Path, size, etag and format of each file, for plan.json."""
+        return [{"path": f.place, "bytes": f.size, "etag": f.etag, "format": f.format} for f in self.files]
+
+
+def open_files(source: PromptSource) -> list[TableFile]:
+    """The files, with columns that can be what their names say. InputError, StorageError."""
+    check_explicit(source.columns)
+    files = find_files(source.path, source.storage)
+    for file in files:
+        check_types(file, resolve(file.columns, source.columns, file.place, needs_prompt=bool(file.columns)))
+    return files
+
+
+def assemble(
+    source: PromptSource, files: list[TableFile], pieces: list[Piece], scanned: list[list[Chunk]]
+) -> Inspection:
+    """The inspection from the chunks of each piece, in order; it empties them. InputError as `inspect`."""
+    _limit(scanned, source.limit)
+    pieces = [replace(piece, rows=sum(c.rows for c in chunks)) for piece, chunks in zip(pieces, scanned, strict=True)]
+    num_rows = sum(piece.rows or 0 for piece in pieces)
+    if not num_rows:
+        raise InputError(f"{source.path}: there are no rows. Give a file with at least one prompt")
+    _check_columns_seen(source, files, scanned)
+    carried, notes = _carried(source, files, pieces, scanned)
+    chunks = [chunk for of_piece in scanned for chunk in of_piece]
+    return Inspection(
+        source=source,
+        files=tuple(files),
+        pieces=tuple(pieces),
+        rows=num_rows,
+        bad_rows=sum(len(chunk.bad_rows) for chunk in chunks),
+        bad_samples=_bad_samples(pieces, scanned),
+        carried=carried,
+        notes=notes,
+        pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
+        occurrences=_occurrences(source, pieces, scanned, num_rows),
+    )
+
+
+def _limit(scanned: list[list[Chunk]], limit: int | None) -> None:
+    """Cuts the chunks to the first `limit` rows."""
+    left = sum(chunk.rows for chunks in scanned for chunk in chunks) if limit is None else limit
+    for chunks in scanned:
+        for chunk in chunks:
+            if chunk.rows > left:
+                chunk.rows, chunk.keys, chunk.given = left, chunk.keys[: left * KEY_BYTES], chunk.given[:left]
+                chunk.bad_rows = [row for row in chunk.bad_rows if row < left]
+            left -= chunk.rows
+
+
+def _check_columns_seen(source: PromptSource, files: list[TableFile], scanned: list[list[Chunk]]) -> None:
+    names = {name for file in files for name in file.columns}
+    names |= {name for chunks in scanned for chunk in chunks for name in chunk.names}
+    missing = sorted(theirs for theirs in source.columns.values() if theirs not in names)
+    if missing:
+        raise InputError(
+            f"input.columns names {', '.join(map(repr, missing))}, which {source.path} does not have. "
+            f"Its columns are {', '.join(sorted(names))}"
+        )
+
+
+def _carried(
+    source: PromptSource, files: list[TableFile], pieces: list[Piece], scanned: list[list[Chunk]]
+) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
+    types = CarriedTypes()
+    of_file: dict[str, list[Chunk]] = {}
+    for piece, chunks in zip(pieces, scanned, strict=True):
+        of_file.setdefault(piece.file.key, []).extend(chunks)
+    for file in files:
+        kinds: list[tuple[str, pa.DataType | None]]
+        if file.format == "jsonl":
+            kinds = [kind for chunk in of_file.get(file.key, ()) for kind in chunk.json_types]
+        elif file.schema is not None:
+            kinds = [(column.name, column.type) for column in file.schema]
+        else:
+            kinds = [(name, pa.string()) for name in file.columns]
+        meaning = resolve(dict.fromkeys(name for name, _ in kinds), source.columns, file.place, needs_prompt=False)
+        for name, kind in kinds:
+            if name not in meaning:
+                types.add(name, kind, file.place, file.format == "jsonl")
+    return types.finish()
+
+
+def _bad_samples(pieces: list[Piece], scanned: list[list[Chunk]]) -> tuple[str, ...]:
+    samples: list[str] = []
+    for piece, chunks in zip(pieces, scanned, strict=True):
+        first = 0
+        for chunk in chunks:
+            shown = zip(chunk.bad_rows, chunk.faults, strict=False)
+            samples += [f"{piece.place(first + row)}: {fault.message}" for row, fault in shown]
+            first += chunk.rows
+        if len(samples) >= MAX_SHOWN:
+            break
+    return tuple(samples[:MAX_SHOWN])
+
+
+def _occurrences(
+    source: PromptSource, pieces: list[Piece], scanned: list[list[Chunk]], num_rows: int
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """By piece; InputError where an id was given twice. Empties the chunks as it goes, so that no row is held twice."""
+    keys = np.empty(num_rows, f"S{KEY_BYTES}")
+    given = np.empty(num_rows, bool)
+    at = 0
+    for chunks in scanned:
+        for chunk in chunks:
+            keys[at : at + chunk.rows] = np.frombuffer(chunk.keys, keys.dtype)
+            given[at : at + chunk.rows] = chunk.given
+            at += chunk.rows
+            chunk.keys, chunk.given = b"", given[:0]
+    found = count_occurrences(keys, given)
+    starts = np.cumsum([0] + [piece.rows or 0 for piece in pieces])
+    if found.given_twice:
+        raise InputError(_given_twice(source, pieces, found, starts))
+    at_piece = np.searchsorted(found.rows, starts)
+    return {
+        index: (found.rows[start:end] - starts[index], found.numbers[start:end])
+        for index, (start, end) in enumerate(pairwise(at_piece))
+        if end > start
+    }
+
+
+def _given_twice(source: PromptSource, pieces: list[Piece], found: Occurrences, starts: np.ndarray) -> str:
+    shown = []
+    for pair in found.given_twice:
+        indices = [int(np.searchsorted(starts, row, side="right")) - 1 for row in pair]
+        at = [row - int(starts[index]) for row, index in zip(pair, indices, strict=True)]
+        name = ids_given(pieces[indices[0]], {at[0]}, source.reading)[at[0]]
+        places = " and ".join(pieces[index].place(row) for index, row in zip(indices, at, strict=True))
+        shown.append(f"{name!r} ({places})")
+    more = f" and {found.num_given_twice - len(shown)} more" if found.num_given_twice > len(shown) else ""
+    return f"{source.path}: ids are given twice: {', '.join(shown)}{more}. Make them unique, or leave the ids out"
