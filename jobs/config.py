@@ -122,7 +122,7 @@ class Input(Section):
     images_per_prompt: Annotated[int, Field(ge=1, le=10_000)] = picture(
         1, "images of every prompt, 1 to 10,000, each with its own seed"
     )
-    limit: Count | None = execution(None, "only the first n images; null: all. A later run without it adds the rest")
+    limit: Count | None = execution(None, "only the first n prompts; null: all. A later run without it adds the rest")
     strict: bool = execution(False, "true: one bad row stops the job before it starts; false: it is a failed row")
     storage: Storage | None = Field(default=None, description="where the input's store differs from `storage`")
 
@@ -235,8 +235,8 @@ def leaf_kinds() -> dict[str, str]:
 def changed_picture_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Picture keys that differ, each with its old and new value. A key that one side lacks has its default there."""
     defaults = JobConfig(input=Input(path="?")).fingerprint()
-    pairs = {key: (old.get(key, defaults.get(key)), new.get(key, defaults.get(key))) for key in (*old, *new)}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    old, new = defaults | dict(old), defaults | dict(new)
+    return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
 
 
 def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:

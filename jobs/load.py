@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -40,12 +41,28 @@ _EXPECTED = {
 }
 
 
-def load_job(path: str, sets: Sequence[str] = (), limit: int | None = None) -> JobConfig:
+@dataclass(frozen=True)
+class Job:
+    """A valid job file and where its parts were written, for faults that only the outside world can show."""
+
+    config: JobConfig
+    source: Source
+
+    def at(self, dotted: str) -> str:
+        """Where a key, or what is around it, was written; "" where all is default."""
+        return self.source.where(parse_path(dotted))
+
+    def fault(self, dotted: str, message: str) -> ConfigError:
+        """The error that blames this key."""
+        return ConfigError([Fault(self.at(dotted), message)])
+
+
+def load_job(path: str, sets: Sequence[str] = (), limit: int | None = None) -> Job:
     """Read a job file; each of `sets` is `a.b=value` and wins over it. Raises ConfigError with all faults."""
     return read_job(_text(path), path, sets, limit)
 
 
-def read_job(text: str, name: str, sets: Sequence[str] = (), limit: int | None = None) -> JobConfig:
+def read_job(text: str, name: str, sets: Sequence[str] = (), limit: int | None = None) -> Job:
     """The same from a text; `name` stands for the file in errors and gives the default run folder its name."""
     source = parse(text, name)
     for assignment in sets:
@@ -56,7 +73,7 @@ def read_job(text: str, name: str, sets: Sequence[str] = (), limit: int | None =
     if config.output.path is None:
         output = config.output.model_copy(update={"path": f"runs/{FilePath(name).stem}"})
         config = config.model_copy(update={"output": output})
-    return config
+    return Job(config, source)
 
 
 def _text(path: str) -> str:

@@ -16,7 +16,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 def job(text: str = "", *sets: str, name: str = "job.yaml", limit: int | None = None) -> JobConfig:
-    return read_job(text or "input: {path: prompts.csv}", name, sets, limit)
+    return read_job(text or "input: {path: prompts.csv}", name, sets, limit).config
 
 
 def faults(text: str, *sets: str, limit: int | None = None) -> list[str]:
@@ -113,7 +113,7 @@ def test_the_resolved_file_reads_back_equal() -> None:
     config = job(
         "", "pools.0.actors={min: 1, max: 3}", "steps={selector: fixed, fixed: 20}", "input.columns={prompt: Ünï}"
     )
-    again = read_job(config.dump(), "elsewhere.yaml")
+    again = read_job(config.dump(), "elsewhere.yaml").config
     assert again == config
     assert again.output.path == "runs/job"
     assert again.pools[0].actors == Elastic(min=1, max=3)
@@ -251,7 +251,7 @@ def test_contradictions_show_beside_other_faults_unless_they_rest_on_one() -> No
 
 def test_budgets_that_no_pool_serves_and_pools_that_serve_none() -> None:
     steps = "input: {path: p}\nsteps: {selector: words, choices: [5, 10, 20], max: 10}\n"
-    assert read_job(steps + "pools: [{name: a, budgets: [5]}, {name: b, budgets: [10, 20]}]", "j.yaml").pools[0].name
+    assert read_job(steps + "pools: [{name: a, budgets: [5]}, {name: b, budgets: [10, 20]}]", "j.yaml").config.pools[0].name
     assert faults(steps + "pools: [{name: a, budgets: [5]}]") == [
         "job.yaml:3:8: no pool serves the budgets 10: add them to a pool, or `budgets: all`"
     ]
@@ -315,7 +315,7 @@ def test_a_file_that_is_no_job_file_gets_a_message(text: str, words: str) -> Non
 def test_merge_keys_and_anchors_are_yaml() -> None:
     text = "x: &s {region: eu}\ninput: {path: p, storage: *s}\noutput: {storage: {<<: *s, region: us}}"
     assert faults(text) == ["job.yaml:1:1: unknown key x"]
-    config = read_job(text.replace("x: &s", "storage: &s"), "j.yaml")
+    config = read_job(text.replace("x: &s", "storage: &s"), "j.yaml").config
     assert config.output.storage is not None
     assert (config.storage.region, config.output.storage.region) == ("eu", "us")
 

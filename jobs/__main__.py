@@ -1,0 +1,92 @@
+"""`python -m jobs VERB`: finds the verb's file, runs it, turns its outcome into an exit code."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from jobs.command import message_errors, message_of, refuse
+from jobs.console import Console
+from jobs.interrupts import Interrupted
+
+VERBS = {
+    "demo": "Render the shipped prompts with the embedded model; look at the pictures.",
+    "init": "Write a job file to begin with.",
+    "validate": "Check a job file, its model, its input and its output; render nothing.",
+    "plan": "Choose the steps of every prompt; show the budgets and the cost.",
+    "render": "Render what is planned and not yet done.",
+    "run": "Plan, then render: the whole job.",
+    "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
+}
+
+EXIT_CODES = """\b
+Exit codes: 0 done; 1 failed; 2 refused, nothing was started; 3 done, but more
+rows failed than failures.max_fraction allows; 130, 143 interrupted, resumable.
+
+\b
+A first job:
+  python -m jobs demo
+  python -m jobs init spring.yaml
+  python -m jobs run spring.yaml --limit 10
+  python -m jobs run spring.yaml"""
+
+
+class Verbs(click.Group):
+    """Imports a verb's file when it is called, so that `--help` costs nothing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which one meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command `verb` of jobs/<verb>.py."""
+        return importlib.import_module(f"jobs.{cmd_name}").verb if cmd_name in VERBS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table above, without importing a verb."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """With a guess at what was meant."""
+        import difflib
+
+        if args[0] not in VERBS and (close := difflib.get_close_matches(args[0], VERBS, 1)):
+            ctx.fail(f"No such verb {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Batch image generation that spends only the denoising steps that pay.
+
+    A job file says which prompts, which model, how steps are chosen and where
+    the pictures go. The same command typed again goes on where it stopped.
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; the exit code."""
+    console = Console()
+    try:
+        return cli.main(arguments, prog_name="python -m jobs", standalone_mode=False, obj=console) or 0
+    except click.ClickException as error:
+        error.show()
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            console.json = True
+            console.result({"status": "refused", "errors": [{"where": None, "message": error.format_message()}]}, "")
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    except message_errors() as error:
+        message = message_of(error)
+        if message is None or console.debug:
+            raise
+        return refuse(console, message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""What the rooms get from a job file: their own plain dataclasses.
+
+The rooms are imported inside the functions: a `--help` pays for none of them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.cluster import ROOT
+from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Elastic, Pool, changed_picture_keys
+from jobs.load import Job
+from jobs.rules import PAPER_CHOICES, unserved
+from jobs.source import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from actors.selector import SelectorConfig
+
+    from actors.checkpoint import CheckpointInfo
+    from actors.sampler import SamplerConfig
+    from pipelines.inspection import PromptSource
+    from pipelines.plan import PlanConfig
+    from pipelines.render import RenderConfig
+    from pipelines.store import RunFolder, StorageOptions
+    from pipelines.worker import ModelSource
+
+EMBEDDED_MODEL = "training/scenes/model"
+EMBEDDED_POLICY = "training/scenes/policy"
+
+
+def storage_options(job: Job, section: str = "") -> "StorageOptions":
+    """Of `input` or `output` if it has its own, else the common one."""
+    from pipelines.store import StorageOptions
+
+    own = getattr(job.config, section).storage if section else None
+    storage = own or job.config.storage
+    return StorageOptions(storage.endpoint_url, storage.region, dict(storage.put_options))
+
+
+def run_folder(job: Job) -> "RunFolder":
+    """The job's run folder; nothing is touched yet."""
+    from pipelines.store import RunFolder
+
+    assert job.config.output.path is not None
+    return RunFolder(job.config.output.path, storage_options(job, "output"))
+
+
+def model_folder(job: Job) -> str:
+    """The model's description on this machine; weights stay where they are. Raises ConfigError, StorageError."""
+    from pipelines.store import fetch_model
+
+    model = job.config.model
+    if model.path is None:
+        folder = ROOT / EMBEDDED_MODEL
+        if not folder.is_dir():
+            raise job.fault("model.path", f"the embedded model is not at {folder}: set model.path")
+        return str(folder)
+    return fetch_model(model.path, model.revision, model.variant, storage_options(job), metadata_only=True)
+
+
+def checkpoint(job: Job) -> "CheckpointInfo":
+    """What the model's folder says of itself. Raises ConfigError with the place of model.path."""
+    from actors.checkpoint import CheckpointError, inspect_checkpoint
+    from pipelines.store import StorageError
+
+    try:
+        return inspect_checkpoint(model_folder(job), job.config.model.variant)
+    except (CheckpointError, StorageError) as error:
+        raise job.fault("model.path", str(error)) from error
+
+
+def prompt_source(job: Job, info: "CheckpointInfo | None") -> "PromptSource":
+    """The input, and what its rows get where they say nothing and may say; without a model as much as is known.
+
+    Raises ConfigError where a budget has no time grid.
+    """
+    from pipelines.canonical import RowDefaults
+    from pipelines.inspection import PromptSource
+
+    given, sampling = job.config.input, job.config.sampling
+    width, height = (info.width, info.height) if info else (512, 512)
+    return PromptSource(
+        path=given.path,
+        columns=given.columns,
+        images_per_prompt=given.images_per_prompt,
+        limit=given.limit,
+        storage=storage_options(job, "input"),
+        defaults=RowDefaults(
+            guidance_scale=sampling.guidance_scale,
+            width=sampling.width or width,
+            height=sampling.height or height,
+            allowed_steps=_allowed_steps(job, info) if info else frozenset(range(1, MAX_STEPS + 1)),
+            size_multiple=max(SIZE_MULTIPLE_PX, info.vae_scale_factor) if info else SIZE_MULTIPLE_PX,
+        ),
+    )
+
+
+def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
+    """How budgets are chosen. Raises ConfigError where a policy is wanted and there is none."""
+    from actors.selector import SelectorConfig
+
+    steps = job.config.steps
+    policy = steps.policy or str(ROOT / EMBEDDED_POLICY)
+    if steps.selector == "policy" and not Path(policy).exists():
+        missing = f"there is no policy at {steps.policy}" if steps.policy else "no trained policy is shipped yet"
+        key = "steps.policy" if steps.policy else "steps.selector"
+        raise job.fault(key, f"{missing}: set steps.selector: words, or fixed with steps.fixed")
+    return SelectorConfig(
+        selector=steps.selector,
+        choices=tuple(steps.choices) if steps.choices else None,
+        fixed=steps.fixed,
+        policy_path=policy if steps.selector == "policy" else None,
+        price=steps.price,
+        min=steps.min,
+        max=steps.max,
+        decision=steps.decision,
+        text_encoder_path=info.path,
+        num_threads=None,
+    )
+
+
+def model_source(job: Job) -> "ModelSource":
+    """Where each node fetches the checkpoint from."""
+    from pipelines.worker import ModelSource
+
+    model = job.config.model
+    return ModelSource(model.path or EMBEDDED_MODEL, model.revision, model.variant, storage_options(job))
+
+
+def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
+    """All that `pipelines.render.render` is told."""
+    from pipelines.render import PoolSpec, RenderConfig
+
+    pools = tuple(
+        PoolSpec(
+            name=pool.name,
+            budgets=pool_budgets(pool),
+            actors=pool_actors(pool),
+            num_gpus=None if pool.num_gpus == "auto" else pool.num_gpus,
+            num_cpus=pool.num_cpus,
+            lanes=None if pool.lanes == "auto" else pool.lanes,
+            resources=pool.resources,
+        )
+        for pool in job.config.pools
+    )
+    output = job.config.output
+    return RenderConfig(model_source(job), sampler_config(job, info), pools, output.layout, output.format)
+
+
+def fingerprint(job: Job, info: "CheckpointInfo") -> dict[str, Any]:
+    """What must stay the same in a run folder: every picture key, and the weights behind model.path."""
+    return job.config.fingerprint() | {"model.weights": info.fingerprint}
+
+
+def refuse_changed(job: Job, run: "RunFolder", now: dict[str, Any]) -> None:
+    """Raises ConfigError for every picture key that differs from the run folder's plan, and for its price."""
+    generations = run.generations()
+    if not generations:
+        return
+    plan = run.read_plan(generations[-1])
+    changed = changed_picture_keys(plan["fingerprint"], now)
+    price = (plan.get("price"), job.config.steps.price)
+    if job.config.steps.selector == "policy" and price[0] is not None and price[0] != price[1]:
+        changed["steps.price"] = price
+    remedy = f"a run folder keeps what decides its pictures; set it back, or another output.path than {run.url}"
+    faults = [
+        Fault(job.at(key), f"{key} was {old!r} in this run and is {new!r} now: {remedy}")
+        for key, (old, new) in changed.items()
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def plan_config(job: Job, info: "CheckpointInfo") -> "PlanConfig":
+    """All that `pipelines.plan.make_plan` is told."""
+    from pipelines.plan import PlanConfig, PoolBudgets
+
+    return PlanConfig(
+        source=prompt_source(job, info),
+        selector=selector_config(job, info),
+        pools=tuple(PoolBudgets(pool.name, pool_budgets(pool)) for pool in job.config.pools),
+        selector_actors=job.config.steps.actors,
+        selector_num_gpus=job.config.steps.num_gpus,
+        fingerprint=fingerprint(job, info),
+    )
+
+
+def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
+    """The engine's settings; lanes and threads are each pool's own."""
+    from actors.sampler import SamplerConfig
+
+    model, sampling = job.config.model, job.config.sampling
+    interval = sampling.guidance_interval
+    return SamplerConfig(
+        model_path=info.path,
+        variant=model.variant,
+        dtype=model.dtype,
+        device=model.device,
+        solver=sampling.solver,
+        timestep_spacing=sampling.timestep_spacing,
+        guidance_interval=(interval[0], interval[1]) if interval else None,
+    )
+
+
+def pool_budgets(pool: Pool) -> tuple[int, ...] | None:
+    """None: all."""
+    return None if pool.budgets == "all" else tuple(pool.budgets)
+
+
+def pool_actors(pool: Pool) -> int | tuple[int, int]:
+    """A number, or the least and the most."""
+    return (pool.actors.min, pool.actors.max) if isinstance(pool.actors, Elastic) else pool.actors
+
+
+def check_pools(job: Job, choices: tuple[int, ...]) -> None:
+    """Raises ConfigError where pools and menu do not meet; for a menu that only the policy file knows."""
+    if faults := [Fault(job.source.where(keys[0]), message) for keys, message in unserved(job.config.pools, choices)]:
+        raise ConfigError(faults)
+
+
+def largest_budget(job: Job) -> int:
+    """What savings are counted against, where no plan says it better: the top of the menu."""
+    return max(job.config.steps.choices or PAPER_CHOICES)
+
+
+def _allowed_steps(job: Job, info: "CheckpointInfo") -> frozenset[int]:
+    """Budgets with a time grid. Raises ConfigError where the job file names another."""
+    from actors.solver import allowed_steps, noise_schedule
+
+    steps, sampling = job.config.steps, job.config.sampling
+    allowed = allowed_steps(noise_schedule(info.scheduler_config, sampling.timestep_spacing), sampling.solver)
+    wrong = [("steps.fixed", steps.fixed)] if steps.fixed and steps.fixed not in allowed else []
+    wrong += [("steps.choices", count) for count in steps.choices or [] if count not in allowed]
+    if wrong:
+        how = f"{sampling.solver} with {sampling.timestep_spacing or 'the spacing of this checkpoint'}"
+        raise ConfigError([Fault(job.at(key), f"{key}: {how} has no grid of {count} steps") for key, count in wrong])
+    return allowed

@@ -1,0 +1,70 @@
+"""What a verb says: messages and one redrawn line on stderr, results on stdout. Logging is set up here alone.
+
+Under `--json` stdout carries one document and nothing else.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any, TextIO
+
+OURS = ("actors", "pipelines", "training", "jobs")
+
+
+class Console:
+    """json: one document on stdout. debug: tracebacks and debug records. started: pictures are being made."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.json = self.debug = self.started = False
+        self._line = ""
+        self._lock = threading.RLock()
+
+    def say(self, text: str) -> None:
+        """A message that stays, above the line that is redrawn."""
+        with self._lock:
+            line = self._line
+            self.clear()
+            self.stream.write(text + "\n")
+            self.draw(line)
+
+    def draw(self, line: str) -> None:
+        """Replace the redrawn line; on a terminal only."""
+        with self._lock:
+            if self.is_terminal and line:
+                self.stream.write(f"\r\x1b[2K{line}")
+            self._line = line
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the redrawn line away."""
+        with self._lock:
+            if self.is_terminal and self._line:
+                self.stream.write("\r\x1b[2K")
+            self._line = ""
+
+    def result(self, document: dict[str, Any], text: str) -> None:
+        """The verb's outcome on stdout: the document under `--json`, else the text."""
+        self.clear()
+        self.stream.flush()
+        print(json.dumps(document, ensure_ascii=False) if self.json else text, flush=True)
+
+    def log(self) -> None:
+        """Send log records through this console: ours from INFO on, others' from WARNING on."""
+        handler = _Handler(self)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if self.debug else "%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+        for name in OURS:
+            logging.getLogger(name).setLevel(logging.DEBUG if self.debug else logging.INFO)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.say(self.format(record))

@@ -1,0 +1,47 @@
+"""`init`: a job file to begin with."""
+
+from pathlib import Path
+
+import click
+
+from jobs.command import console_options
+from jobs.console import Console
+from jobs.source import ConfigError, Fault
+
+TEMPLATE = """\
+# Check it: python -m jobs validate {name}    run it: python -m jobs run {name}    every key: python -m jobs schema
+input:
+  path: training/scenes/prompts.csv   # Parquet, CSV, TSV, JSONL with a column `prompt`: file, folder, glob, s3://...
+  images_per_prompt: 1
+# model: {{path: s3://bucket/stable-diffusion-v1-5}}   # a diffusers folder, local or s3://, or a hub id
+steps:
+  selector: words            # words: longer prompts get more steps; or fixed (with fixed: 20); or policy
+  choices: [3, 5, 8, 12, 20] # the menu; left out: 5, 10, ..., 50, which suits Stable Diffusion
+sampling:
+  guidance_scale: 2.0        # 1: none; left out: 7.5, which suits Stable Diffusion
+output:
+  path: runs/{stem}          # or s3://bucket/runs/{stem}
+  format: png                # or jpeg, webp
+pools:
+  - {{name: default, actors: 1}}   # processes that render; on a cluster as many as it has GPUs
+"""
+
+
+@click.command("init")
+@click.argument("path", default="job.yaml", type=click.Path())
+@console_options
+def verb(console: Console, path: str) -> int:
+    """Write a commented job file, job.yaml by default, that runs as it is.
+
+    An existing file is left alone.
+    """
+    text = TEMPLATE.format(name=path, stem=Path(path).stem)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError([Fault(path, "is there already; give another name")]) from None
+    except OSError as error:
+        raise ConfigError([Fault(path, f"cannot be written: {error.strerror}")]) from None
+    console.result({"status": "done", "path": path}, f"wrote {path}; next: python -m jobs validate {path}")
+    return 0

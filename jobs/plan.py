@@ -1,0 +1,106 @@
+"""`plan`: prompts in, every row's steps and the shards out; to be read before a GPU is paid for."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs import build
+from jobs.cluster import start_ray
+from jobs.command import address_option, console_options, job_argument, limit_option, set_option
+from jobs.console import Console
+from jobs.interrupts import Interrupts
+from jobs.load import Job, load_job
+from jobs.progress import steps_text
+from jobs.validate import check_output
+
+if TYPE_CHECKING:
+    from actors.checkpoint import CheckpointInfo
+    from pipelines.store import RunFolder
+
+BAR = 32  # characters of the longest bar
+
+
+@click.command("plan")
+@job_argument
+@set_option
+@limit_option
+@address_option
+@console_options
+def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
+    """Choose the steps of every prompt and cut the work into shards.
+
+    Nothing is rendered. A second plan adds what is new in the input; what is
+    planned stays as it is.
+
+    \b
+    Examples:
+      python -m jobs plan spring.yaml
+      python -m jobs plan spring.yaml -s steps.price=0.5 --json
+    """
+    job = load_job(job_path, sets, limit)
+    run, info = prepare(job)
+    start_ray(address, console.debug)
+    with Interrupts(console, this_command()):
+        make(console, job, run, info)
+    found = planned(run)
+    document = {"run": job.config.output.path, "status": "done", **found}
+    console.result(document, table(str(job.config.output.path), found))
+    return 0
+
+
+def this_command() -> str:
+    """What the user typed, to be typed again."""
+    return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
+
+
+def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo]":
+    """Everything that can be refused without Ray: the run folder, the model, what must not change, the policy."""
+    check_output(job)
+    run, info = build.run_folder(job), build.checkpoint(job)
+    build.refuse_changed(job, run, build.fingerprint(job, info))
+    build.selector_config(job, info)
+    return run, info
+
+
+def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -> None:
+    """Write the resolved job file and one new generation of the plan, where there is something new."""
+    from pipelines.plan import make_plan
+
+    run.write_job(job.config.dump())
+    make_plan(run, build.plan_config(job, info), lambda done: console.draw(f"planning · {done}"))
+    console.clear()
+
+
+def planned(run: "RunFolder") -> dict[str, Any]:
+    """The totals of all generations."""
+    plans = [run.read_plan(generation) for generation in run.generations()]
+    budgets: dict[int, int] = {}
+    for plan in plans:
+        for steps, rows in plan["budget_histogram"].items():
+            budgets[int(steps)] = budgets.get(int(steps), 0) + rows
+    rows = sum(budgets.values())
+    return {
+        "rows": sum(plan["rows"] for plan in plans),
+        "failed_rows": sum(plan["failed_rows"] for plan in plans),
+        "shards": sum(plan["shards"] for plan in plans),
+        "generations": len(plans),
+        "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,
+        "lane_steps": sum(plan["lane_steps"] for plan in plans),
+        "largest": max((max(plan["choices"]) for plan in plans if plan["choices"]), default=max(budgets, default=None)),
+        "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
+    }
+
+
+def table(run: str, found: dict[str, Any]) -> str:
+    """The plan in words and bars."""
+    bad = f", {found['failed_rows']:,} of them bad: failed rows of the manifest" if found["failed_rows"] else ""
+    lines = [f"{run}: {found['rows']:,} rows{bad}, in {found['shards']:,} shards"]
+    if found["mean_steps"] is not None:
+        largest = found["largest"]
+        lines.append(f"{steps_text(found['mean_steps'], largest)} against {largest} steps for every row")
+    most = max(found["budget_histogram"].values(), default=1)
+    for steps, rows in found["budget_histogram"].items():
+        lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""`render`: what is planned and not yet done becomes pictures and manifests."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs import build
+from jobs.cluster import start_ray
+from jobs.command import DONE, TOO_MANY_FAILED, address_option, console_options, job_argument, set_option
+from jobs.console import Console
+from jobs.interrupts import Interrupts
+from jobs.load import Job, load_job
+from jobs.page import report_html
+from jobs.plan import planned, prepare, this_command
+from jobs.progress import ProgressLine, duration, rate, steps_text
+from jobs.summary import Totals, totals, with_images
+
+if TYPE_CHECKING:
+    from actors.checkpoint import CheckpointInfo
+    from pipelines.render import RenderResult
+    from pipelines.store import RunFolder
+
+
+@click.command("render")
+@job_argument
+@set_option
+@address_option
+@console_options
+def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | None) -> int:
+    """Render every planned shard that has no manifest yet.
+
+    Ctrl-C: the first finishes and commits what is in flight, the second stops
+    at once. The same command goes on where it stopped.
+
+    \b
+    Example:
+      python -m jobs render spring.yaml -s pools.0.actors=8 --address auto
+    """
+    job = load_job(job_path, sets)
+    run, info = prepare(job)
+    if not run.generations():
+        raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
+    start_ray(address, console.debug)
+    with Interrupts(console, this_command()) as interrupts:
+        return render_job(console, job, run, info, interrupts)
+
+
+def render_job(
+    console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", interrupts: Interrupts, show: bool = True
+) -> int:
+    """Render, sum up, write summary.json and report.html; the exit code. `show`: print the result on stdout."""
+    from pipelines.render import render
+
+    plan = planned(run)
+    line = ProgressLine(console, plan["largest"])
+
+    def on_progress(progress: Any) -> None:
+        console.started = True
+        line(progress)
+
+    interrupts.graceful = True
+    result = render(run, build.render_config(job, info), on_progress, interrupts.stop)
+    console.clear()
+    found = totals(run)
+    summary = summarize(job, plan, result, found)
+    write_report(run, summary, found)
+    if show or console.json:
+        console.result(summary, text(summary))
+    return exit_code(job, found, interrupts)
+
+
+def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
+    """As the contract has it; failed rows count against all rows done."""
+    if interrupts.exit_code is not None:
+        return interrupts.exit_code
+    allowed = job.config.failures.max_fraction * found.rows
+    return TOO_MANY_FAILED if found.status["failed"] > allowed else DONE
+
+
+def summarize(job: Job, plan: dict[str, Any], result: "RenderResult", found: Totals) -> dict[str, Any]:
+    """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
+    too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
+    this_run = {key: value for key, value in asdict(result).items() if key not in ("rows", "interrupted")}
+    return {
+        "run": job.config.output.path,
+        "status": "interrupted" if result.interrupted else "too many failed" if too_many else "done",
+        "rows": found.rows,
+        "planned": plan["rows"],
+        "ok": found.status["ok"],
+        "failed": found.status["failed"],
+        "filtered": found.status["filtered"],
+        "truncated": found.truncated,
+        "mean_steps": found.mean_steps,
+        "largest_budget": plan["largest"],
+        "rendered_now": result.rows,
+        **this_run,
+        "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
+        "failures": [{key: row[key] for key in ("id", "error_type", "error_message")} for row in found.failures],
+    }
+
+
+def write_report(run: "RunFolder", summary: dict[str, Any], found: Totals) -> None:
+    """summary.json and report.html; both are written anew by every run."""
+    run.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode("utf-8", "replace"))
+    page = report_html(summary, with_images(run, found.pictures))
+    run.write("report.html", page.encode("utf-8", "replace"))
+
+
+def text(summary: dict[str, Any]) -> str:
+    """The summary in words."""
+    counts = [f"{summary['ok']:,} ok", f"{summary['failed']:,} failed"]
+    counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
+    lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
+    if summary["mean_steps"]:
+        lines.append(
+            f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
+        )
+    if summary["rendered_now"]:
+        speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
+        fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
+        lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
+    if summary["truncated"]:
+        lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
+    lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
+    return "\n".join([*lines, f"{summary['run']}/report.html"])

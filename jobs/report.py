@@ -1,0 +1,132 @@
+"""How a run looks: a contact sheet as one PNG.
+
+It draws what it is given and reads no folder. The page in HTML is `jobs.page`.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, GREY, PAPER, CARD, EDGE = "#1c1f23", "#6a7078", "#f4f3ef", "#ffffff", "#dddbd4"
+SCALE_COLOURS = ((0x2A, 0x8D, 0x80), (0xC9, 0x90, 0x1E), (0xC8, 0x4A, 0x2E))  # few steps, some, many
+GAP_PX, MARGIN_PX, PAD_PX = 16, 32, 10
+MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 5, 14, 26, 18, 20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sheet's measures in px: cards of a picture and its text, in columns."""
+
+    columns: int
+    rows: int
+    picture: int
+    lines: int
+
+    @property
+    def card(self) -> tuple[int, int]:
+        """Width and height of a card."""
+        return self.picture + 2 * PAD_PX, self.picture + 4 * PAD_PX + BADGE_PX + self.lines * LINE_PX
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the sheet."""
+        width = 2 * MARGIN_PX + self.columns * (self.card[0] + GAP_PX) - GAP_PX
+        return width, self.top + self.rows * (self.card[1] + GAP_PX) - GAP_PX + MARGIN_PX
+
+    @property
+    def top(self) -> int:
+        """Where the cards begin, beneath the header."""
+        return MARGIN_PX + 76
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Upper left of a card."""
+        row, column = divmod(index, self.columns)
+        return MARGIN_PX + column * (self.card[0] + GAP_PX), self.top + row * (self.card[1] + GAP_PX)
+
+
+def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "", columns: int | None = None) -> bytes:
+    """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps."""
+    pictures = [_enlarged(row["image"]) for row in rows]
+    columns = columns or max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows))))))
+    side = max((max(picture.size) for picture in pictures), default=128)
+    font = _font(PROMPT_SIZE_PX)
+    prompts = [wrapped(str(row["prompt"]), lambda text: font.getlength(text) <= side, MOST_LINES) for row in rows]
+    grid = Grid(columns, math.ceil(len(rows) / columns), side, max(map(len, prompts), default=1))
+    sheet = Image.new("RGB", grid.size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PX, MARGIN_PX - 6), title, INK, _font(TITLE_SIZE_PX))
+    draw.text((MARGIN_PX, MARGIN_PX + 32), subtitle, GREY, _font(PROMPT_SIZE_PX + 1))
+    budgets = [row["num_steps"] for row in rows if row.get("num_steps")]
+    bounds = (min(budgets, default=1), max(budgets, default=1))
+    for index, (row, picture, lines) in enumerate(zip(rows, pictures, prompts, strict=True)):
+        text_top = _card(sheet, draw, grid, index, picture)
+        left = grid.corner(index)[0] + PAD_PX
+        if row.get("num_steps"):
+            _badge(draw, (left, text_top), row["num_steps"], bounds)
+        draw.text((left, text_top + BADGE_PX + 6), "\n".join(lines), INK, font, spacing=4)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _enlarged(data: bytes, side_px: int = 160) -> Image.Image:
+    """Small pictures by a whole factor, larger ones shrunk: about 160 px on a side."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    longest = max(picture.size)
+    factor = max(1, round(side_px / longest)) if longest < side_px else side_px / longest
+    size = (round(picture.width * factor), round(picture.height * factor))
+    return picture.resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.LANCZOS)
+
+
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size_px)
+
+
+def _card(sheet: Image.Image, draw: ImageDraw.ImageDraw, grid: Grid, index: int, picture: Image.Image) -> int:
+    """Draws frame and picture; where the text begins, in px from above."""
+    left, top = grid.corner(index)
+    width, height = grid.card
+    draw.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, CARD, EDGE)
+    x, y = left + PAD_PX + (grid.picture - picture.width) // 2, top + PAD_PX + (grid.picture - picture.height) // 2
+    sheet.paste(picture, (x, y))
+    return top + 2 * PAD_PX + grid.picture - 2
+
+
+def _badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], num_steps: int, bounds: tuple[int, int]) -> None:
+    font = _font(PROMPT_SIZE_PX - 1)
+    text = f"{num_steps} step{'s' if num_steps > 1 else ''}"
+    (left, top), width = corner, font.getlength(text) + 16
+    draw.rounded_rectangle((left, top, left + width, top + BADGE_PX), 10, budget_colour(num_steps, bounds))
+    draw.text((left + width / 2, top + BADGE_PX / 2), text, "#ffffff", font, anchor="mm")
+
+
+def budget_colour(num_steps: int, bounds: tuple[int, int]) -> str:
+    """Green for the least steps, yellow between, red for the most; bounds: the least and the most, in steps."""
+    share = 2 * (num_steps - bounds[0]) / max(1, bounds[1] - bounds[0])
+    low = min(1, int(share))
+    mix = [round(a + (b - a) * (share - low)) for a, b in zip(*SCALE_COLOURS[low : low + 2], strict=True)]
+    return "#{:02x}{:02x}{:02x}".format(*mix)
+
+
+def wrapped(text: str, fits: Any, most_lines: int) -> list[str]:
+    """Lines that fit, words kept whole where they can be; what is too much ends in an ellipsis."""
+    lines: list[str] = []
+    for word in "".join(c if c.isprintable() else " " for c in text[:2000]).split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and fits(longer):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+        if len(lines) > most_lines or not fits(lines[-1]):
+            return [*lines[: most_lines - 1], _shortened(" ".join(lines[most_lines - 1 :]), fits)][:most_lines]
+    return lines
+
+
+def _shortened(text: str, fits: Any) -> str:
+    while text and not fits(text + "…"):
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,39 @@
+"""`run`: plan, then render: the whole job."""
+
+import click
+
+from jobs.cluster import start_ray
+from jobs.command import address_option, console_options, job_argument, limit_option, set_option
+from jobs.console import Console
+from jobs.interrupts import Interrupts
+from jobs.load import Job, load_job
+from jobs.plan import make, planned, prepare, table, this_command
+from jobs.render import render_job
+
+
+@click.command("run")
+@job_argument
+@set_option
+@limit_option
+@address_option
+@console_options
+def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
+    """Plan, then render. Typed again, it goes on where it stopped.
+
+    \b
+    Examples:
+      python -m jobs run spring.yaml --limit 10
+      python -m jobs run spring.yaml -s output.path=s3://bucket/runs/spring --address auto
+      python -m jobs run spring.yaml --json > summary.json
+    """
+    return run_job(console, load_job(job_path, sets, limit), address)
+
+
+def run_job(console: Console, job: Job, address: str | None, show: bool = True) -> int:
+    """The whole job; the exit code. `show`: print the result on stdout."""
+    run, info = prepare(job)
+    start_ray(address, console.debug)
+    with Interrupts(console, this_command()) as interrupts:
+        make(console, job, run, info)
+        console.say(table(str(job.config.output.path), planned(run)))
+        return render_job(console, job, run, info, interrupts, show)

@@ -1,0 +1,84 @@
+"""What became of a run folder's rows: totals over all its manifests, and some of its pictures.
+
+It counts every row of every run on the folder, where `RenderResult` knows its own run only.
+"""
+
+import heapq
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.store import RunFolder
+
+SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
+SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
+
+
+@dataclass
+class Totals:
+    """Rows of the manifests. budgets: steps -> ok rows. failures, pictures: some of them; pictures drawn by id."""
+
+    most_pictures: int = SHOWN_PICTURES
+    rows: int = 0
+    truncated: int = 0
+    status: Counter[str] = field(default_factory=Counter)
+    budgets: Counter[int] = field(default_factory=Counter)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def mean_steps(self) -> float | None:
+        """Of the rows with a picture."""
+        done = sum(self.budgets.values())
+        return sum(steps * rows for steps, rows in self.budgets.items()) / done if done else None
+
+    def add(self, table: "pa.Table") -> None:
+        """Count one manifest."""
+        rows = table.select([name for name in (*SHOWN, "truncated") if name in table.column_names]).to_pylist()
+        self.rows += len(rows)
+        self.truncated += sum(bool(row["truncated"]) for row in rows)
+        self.status.update(row["status"] for row in rows)
+        done = [row for row in rows if row["status"] == "ok"]
+        self.budgets.update(row["num_steps"] for row in done)
+        self.pictures = heapq.nsmallest(self.most_pictures, [*self.pictures, *done], key=_draw)
+        failed = [row for row in rows if row["status"] == "failed"]
+        self.failures += failed[: SHOWN_FAILURES - len(self.failures)]
+
+
+def totals(run: "RunFolder", most_pictures: int = SHOWN_PICTURES) -> Totals:
+    """One pass over the manifests, a shard at a time."""
+    found = Totals(most_pictures)
+    for table in run.manifests():
+        found.add(table)
+    return found
+
+
+def with_images(run: "RunFolder", rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have an object, each with its bytes as `image`."""
+    return [row | {"image": image_bytes(run, row)} for row in rows if row["uri"]]
+
+
+def image_bytes(run: "RunFolder", row: dict[str, Any]) -> bytes:
+    """One row's picture, whatever the layout."""
+    key, _, _ = row["uri"].partition("#")
+    if row.get("offset") is not None:
+        return run.read_range(key, row["offset"], row["offset"] + row["bytes"])
+    data = run.read(key)
+    return _from_parquet(data, row["id"]) if key.endswith(".parquet") else data
+
+
+def _from_parquet(data: bytes, row_id: str) -> bytes:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data), columns=["id", "image"])
+    return table["image"][table["id"].to_pylist().index(row_id)].as_py()
+
+
+def _draw(row: dict[str, Any]) -> bytes:
+    return blake2b(row["id"].encode("utf-8", "replace"), digest_size=8).digest()

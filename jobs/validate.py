@@ -1,0 +1,112 @@
+"""`validate`: is the job file right, and are the model, the input and the output there? Nothing is rendered."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs import build
+from jobs.cluster import start_ray
+from jobs.command import (
+    address_option,
+    console_options,
+    job_argument,
+    limit_option,
+    message_errors,
+    message_of,
+    set_option,
+)
+from jobs.console import Console
+from jobs.load import Job, load_job
+from jobs.source import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from actors.checkpoint import CheckpointInfo
+
+
+@click.command("validate")
+@job_argument
+@set_option
+@limit_option
+@address_option
+@console_options
+def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
+    """Check a job file and what it points at: the model, every prompt of the input, the run folder.
+
+    \b
+    Example:
+      python -m jobs validate spring.yaml -s input.path=s3://bucket/prompts/
+    """
+    job = load_job(job_path, sets, limit)
+    checks = Checks(job)
+    checks.run(lambda: check_output(job), "output.path")
+    info = checks.run(lambda: build.checkpoint(job), "model.path")
+    if info is not None:
+        checks.run(lambda: build.selector_config(job, info), "steps.selector")
+    start_ray(address, console.debug)
+    found = checks.run(lambda: check_input(job, info), "input.path")
+    if checks.faults:
+        raise ConfigError(checks.faults)
+    console.result({"status": "done", **found}, report(job, found))
+    return 0
+
+
+class Checks:
+    """Runs one check after another and keeps what each finds wrong."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.faults: list[Fault] = []
+
+    def run(self, check: Callable[[], Any], blames: str) -> Any:
+        """The check's result, or None where it found a fault; `blames`: the key of a fault without a place."""
+        try:
+            return check()
+        except message_errors() as error:
+            message = message_of(error)
+            if message is None:
+                raise
+            self.faults += (
+                message.faults if isinstance(message, ConfigError) else self.job.fault(blames, str(message)).faults
+            )
+            return None
+
+
+def check_output(job: Job) -> None:
+    """Raises where the run folder cannot be written; one conditional write shows it."""
+    probe = build.run_folder(job).probe()
+    if not probe.writable:
+        raise job.fault("output.path", f"{job.config.output.path} cannot be written: check its permissions")
+
+
+def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
+    """Reads every prompt. Raises InputError, StorageError, and ConfigError for bad rows under input.strict."""
+    from pipelines.prompts import inspect
+
+    inspection = inspect(build.prompt_source(job, info))
+    refuse_bad_rows(job, inspection)
+    return {
+        "rows": inspection.num_planned,
+        "prompts": inspection.rows,
+        "bad_rows": inspection.bad_rows,
+        "bad_samples": list(inspection.bad_samples),
+        "notes": list(inspection.notes),
+        "carried": inspection.carried_schema.names,
+    }
+
+
+def refuse_bad_rows(job: Job, inspection: Any) -> None:
+    """Raises ConfigError where `input.strict` and a row is bad."""
+    if job.config.input.strict and inspection.bad_rows:
+        samples = "; ".join(inspection.bad_samples)
+        raise job.fault("input.strict", f"input.strict: {inspection.bad_rows} bad rows: {samples}")
+
+
+def report(job: Job, found: dict[str, Any]) -> str:
+    """The outcome in words."""
+    lines = [f"{found['rows']:,} images to make from {found['prompts']:,} prompts of {job.config.input.path}"]
+    if found["bad_rows"]:
+        lines.append(f"{found['bad_rows']:,} bad rows, each will be a failed row of the manifest:")
+        lines += [f"  {sample}" for sample in found["bad_samples"]]
+    lines += found["notes"]
+    return "\n".join([*lines, f"all is well: into {job.config.output.path}"])
