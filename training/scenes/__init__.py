@@ -1,0 +1,1 @@
+"""The embedded world: captions, drawings, the checker that reads them, and the small model made from them."""
