@@ -14,11 +14,11 @@ from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.selector import SelectorConfig
+    from pipelines.plan import PlanConfig
 
     from actors.checkpoint import CheckpointInfo
     from actors.sampler import SamplerConfig
     from pipelines.inspection import PromptSource
-    from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
     from pipelines.store import RunFolder, StorageOptions
     from pipelines.worker import ModelSource
