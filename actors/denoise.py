@@ -6,7 +6,6 @@ the device, and for its source only where no row is in flight.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,20 +15,6 @@ from actors.lanes import Flight, Lanes, Predict, pick
 from actors.solver import NoiseSchedule
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What decides a picture, with the render class. width, height in px; seed in [0, 2**63)."""
-
-    id: str
-    prompt: str
-    negative_prompt: str | None
-    seed: int
-    guidance_scale: float
-    width: int
-    height: int
-    num_steps: int
 
 
 class EndOfRows(Exception):

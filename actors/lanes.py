@@ -124,7 +124,7 @@ class Lanes:
         return self._finished(chosen)
 
     def _layout(self, chosen: list[Flight]) -> tuple[np.ndarray, np.ndarray]:
-        """-> (3, N) slot, side, timestep of each lane; (3, R) slot and two lanes of a row. Spare lanes repeat lane 0."""
+        """-> (3, N) slot, side, timestep of each lane; (3, R) slot and two lanes of a row. Spare lanes: lane 0."""
         lanes: list[tuple[int, int, int]] = []
         rows = []
         for flight in chosen:

@@ -17,40 +17,14 @@ import torch
 
 from actors.checkpoint import inspect_checkpoint
 from actors.clock import DeviceClock
-from actors.denoise import Denoiser, EndOfRows, Row, each_alone
+from actors.denoise import Denoiser, EndOfRows, each_alone
 from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds
 from actors.lanes import Flight
+from actors.rows import Picture, Row, SamplerConfig
 from actors.solver import guided_steps, noise_schedule, step_table
 
 log = logging.getLogger(__name__)
 _STOP = object()
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """model_path: a local diffusers folder. lanes: of a UNet call; None: by device and size. num_threads: CPU only."""
-
-    model_path: str
-    variant: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    solver: str = "ddim"
-    timestep_spacing: str | None = None
-    guidance_interval: tuple[float, float] | None = None
-    lanes: int | None = None
-    num_threads: int | None = None
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """image (H, W, 3) uint8; seconds: its share of the device's time; truncated: the prompt was not read whole."""
-
-    image: np.ndarray
-    lane_steps: int
-    seconds: float
-    render_class: str
-    truncated: bool
 
 
 class NotFinite(RuntimeError):

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from actors.sampler import SamplerConfig
+from actors.rows import SamplerConfig
 from pipelines.ledger import Shard
 from pipelines.store import RunFolder
 from pipelines.worker import ModelSource, RenderWorker, WorkerJob

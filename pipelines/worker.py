@@ -12,24 +12,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.sampler import DDIMSampler, Picture, Row, SamplerConfig
-from pipelines.ledger import DONE, HEARTBEAT_S, WAIT, Beat, Lease, Shard, Slot, Worker
+from actors.rows import Picture, Row, SamplerConfig
+from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Shard, Slot, Worker
 from pipelines.sinks import FORMATS, Sink
 from pipelines.store import Attempt, RunFolder, StorageOptions, schema_from_json
 
+if TYPE_CHECKING:
+    from actors.sampler import DDIMSampler
+
 log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.3
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 WRITERS = 8
+Submit = Callable[[Row], "Future[Picture]"]
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,14 @@ class RenderWorker:
             self._works.pop(lease.shard.id, None)
 
     def _render(self, lease: Lease) -> dict[str, int]:
-        sampler, run, shard = self._loaded(), self.job.run, lease.shard
+        run, shard = self.job.run, lease.shard
         attempt = run.begin_attempt(shard.id)
         rows = run.read_shard(shard.part, shard.row_group).to_pylist()
+        submit = self._isolated(rows) if lease.failures >= MAX_ATTEMPTS else self._loaded().submit
         schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
         sink = Sink(run, shard.id, attempt, self.job.layout, self.job.image_format)
         work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink)
-        results = self._results(sampler, work)
+        results = self._results(submit, work)
         packed = sink.close()
         table = pa.Table.from_pylist([_with_place(r, packed) for r in results], schema=schema)
         if not run.commit_manifest(shard.id, table):
@@ -151,19 +158,34 @@ class RenderWorker:
         steps = sum(r["num_steps"] for r in results if r["status"] == "ok")
         return {name: statuses.count(name) for name in ("ok", "failed", "filtered")} | {"steps": steps}
 
-    def _loaded(self) -> DDIMSampler:
+    def _loaded(self) -> "DDIMSampler":
         """The sampler with its model on the device; loaded by the first call, under the lock."""
         with self._lock:
             if self._sampler is None:
-                from pipelines.models import fetch_model  # not before the actor lives: it may bring a hub client
+                from actors.sampler import DDIMSampler  # torch is imported where pictures are made, not by a driver
 
-                source = self.job.model
-                folder = fetch_model(source.path, source.revision, source.variant, source.storage)
-                self._sampler = DDIMSampler(replace(self.job.sampler, model_path=folder, variant=source.variant))
+                self._sampler = DDIMSampler(self._settings())
             self._sampler.load()
             return self._sampler
 
-    def _results(self, sampler: DDIMSampler, work: _Work) -> list[dict[str, Any]]:
+    def _settings(self) -> SamplerConfig:
+        """The job's, with the folder of the checkpoint on this node."""
+        source = self.job.model
+        folder = local_model(source)
+        return replace(self.job.sampler, model_path=folder, variant=source.variant)
+
+    def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
+        """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
+        from pipelines.isolation import render_isolated
+
+        with self._lock:
+            if self._sampler is not None:
+                self._sampler.close()
+                self._sampler = None
+        pictures = render_isolated(self._settings(), [_engine_row(row) for row in rows if not row["error_type"]])
+        return lambda row: _settled(pictures[row.id])
+
+    def _results(self, submit: Submit, work: _Work) -> list[dict[str, Any]]:
         """One manifest row (its place still open in packed layouts) for each planned row, in their order."""
         room = threading.BoundedSemaphore(IN_WORK)
         results: list[Future[dict[str, Any]]] = []
@@ -171,31 +193,18 @@ class RenderWorker:
             if work.broken:
                 break
             room.acquire()
-            rendered = self._submit(sampler, row)
+            rendered = self._submit(submit, row)
             stored = _then(rendered, self._writers, partial(self._store, work, row))
             stored.add_done_callback(work.note)
             stored.add_done_callback(lambda _: room.release())
             results.append(stored)
         return [result.result() for result in results]
 
-    def _submit(self, sampler: DDIMSampler, row: dict[str, Any]) -> "Future[Picture]":
+    def _submit(self, submit: Submit, row: dict[str, Any]) -> "Future[Picture]":
         if row["error_type"]:
-            rendered: Future[Picture] = Future()
-            rendered.set_exception(BadRow(row["error_type"], row["error_message"]))
-            return rendered
+            return _settled(BadRow(row["error_type"], row["error_message"]))
         self._span = self._span or [time.monotonic(), time.monotonic()]
-        return sampler.submit(
-            Row(
-                id=row["id"],
-                prompt=row["prompt"],
-                negative_prompt=row["negative_prompt"],
-                seed=row["seed"],
-                guidance_scale=row["guidance_scale"],
-                width=row["width"],
-                height=row["height"],
-                num_steps=row["num_steps"],
-            )
-        )
+        return submit(_engine_row(row))
 
     def _store(self, work: _Work, row: dict[str, Any], rendered: "Future[Picture]") -> dict[str, Any]:
         """On a writer's thread: the row's manifest columns. Raises StorageError, which ends the attempt."""
@@ -248,8 +257,32 @@ class RenderWorker:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
+def local_model(source: ModelSource) -> str:
+    """A folder of this node that holds the checkpoint; a relative path is looked for in the project, too."""
+    from pipelines.models import fetch_model
+
+    shipped = ROOT / source.path
+    if "://" not in source.path and not Path(source.path).exists() and shipped.is_dir():
+        return str(shipped)
+    return fetch_model(source.path, source.revision, source.variant, source.storage)
+
+
 class BadRow(Exception):
     """A row that was bad at plan time: error type, message."""
+
+
+def _engine_row(row: Mapping[str, Any]) -> Row:
+    return Row(**{field.name: row[field.name] for field in fields(Row)})
+
+
+def _settled(result: Any) -> "Future[Any]":
+    """A future that has its result, or raises it."""
+    future: Future[Any] = Future()
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+    return future
 
 
 def _with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
@@ -265,10 +298,7 @@ def _then(first: Future, pool: ThreadPoolExecutor, call: Callable[[Future], Any]
 
     def settle(done: Future) -> None:
         error = done.exception()
-        if error is not None:
-            second.set_exception(error)
-        else:
-            second.set_result(done.result())
+        second.set_result(done.result()) if error is None else second.set_exception(error)
 
     first.add_done_callback(lambda _: pool.submit(call, first).add_done_callback(settle))
     return second

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from actors.denoise import ListSource, Row
+from actors.denoise import ListSource
 from actors.lanes import Flight
-from actors.sampler import DDIMSampler, SamplerConfig, _Request
+from actors.rows import Row, SamplerConfig
+from actors.sampler import DDIMSampler, _Request
 
 
 def row(id: str = "a", prompt: str = "a red fox", **values: Any) -> Row:

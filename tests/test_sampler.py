@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from actors.checkpoint import CheckpointError, inspect_checkpoint
-from actors.sampler import DDIMSampler, NotFinite, SamplerConfig
+from actors.rows import SamplerConfig
+from actors.sampler import DDIMSampler, NotFinite
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
 

@@ -1,0 +1,46 @@
+"""What goes into the engine and what comes out: typed records, without torch, so that a driver can hold them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """What decides a picture, with the render class. width, height in px; seed in [0, 2**63)."""
+
+    id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    guidance_scale: float
+    width: int
+    height: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """model_path: a local diffusers folder. lanes: of a UNet call; None: by device and size. num_threads: CPU only."""
+
+    model_path: str
+    variant: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    solver: str = "ddim"
+    timestep_spacing: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    lanes: int | None = None
+    num_threads: int | None = None
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image (H, W, 3) uint8; seconds: its share of the device's time; truncated: the prompt was not read whole."""
+
+    image: np.ndarray
+    lane_steps: int
+    seconds: float
+    render_class: str
+    truncated: bool
