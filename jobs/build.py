@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster import ROOT
 from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Elastic, Pool, changed_picture_keys
 from jobs.load import Job
-from jobs.rules import PAPER_CHOICES, unserved
+from jobs.rules import PAPER_CHOICES
 from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.selector import SelectorConfig
-    from pipelines.plan import PlanConfig
 
     from actors.checkpoint import CheckpointInfo
-    from actors.sampler import SamplerConfig
+    from actors.rows import SamplerConfig
     from pipelines.inspection import PromptSource
+    from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
     from pipelines.store import RunFolder, StorageOptions
     from pipelines.worker import ModelSource
@@ -46,7 +46,7 @@ def run_folder(job: Job) -> "RunFolder":
 
 def model_folder(job: Job) -> str:
     """The model's description on this machine; weights stay where they are. Raises ConfigError, StorageError."""
-    from pipelines.store import fetch_model
+    from pipelines.models import fetch_model
 
     model = job.config.model
     if model.path is None:
@@ -181,12 +181,16 @@ def plan_config(job: Job, info: "CheckpointInfo") -> "PlanConfig":
         selector_actors=job.config.steps.actors,
         selector_num_gpus=job.config.steps.num_gpus,
         fingerprint=fingerprint(job, info),
+        num_workers=sum(
+            pool.actors.max if isinstance(pool.actors, Elastic) else pool.actors for pool in job.config.pools
+        ),
+        lanes=max((pool.lanes for pool in job.config.pools if pool.lanes != "auto"), default=None),
     )
 
 
 def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
     """The engine's settings; lanes and threads are each pool's own."""
-    from actors.sampler import SamplerConfig
+    from actors.rows import SamplerConfig
 
     model, sampling = job.config.model, job.config.sampling
     interval = sampling.guidance_interval
@@ -209,12 +213,6 @@ def pool_budgets(pool: Pool) -> tuple[int, ...] | None:
 def pool_actors(pool: Pool) -> int | tuple[int, int]:
     """A number, or the least and the most."""
     return (pool.actors.min, pool.actors.max) if isinstance(pool.actors, Elastic) else pool.actors
-
-
-def check_pools(job: Job, choices: tuple[int, ...]) -> None:
-    """Raises ConfigError where pools and menu do not meet; for a menu that only the policy file knows."""
-    if faults := [Fault(job.source.where(keys[0]), message) for keys, message in unserved(job.config.pools, choices)]:
-        raise ConfigError(faults)
 
 
 def largest_budget(job: Job) -> int:

@@ -13,7 +13,7 @@ from jobs.console import Console
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.progress import steps_text
-from jobs.validate import check_output
+from jobs.validate import check_output, refuse_input
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
@@ -67,9 +67,16 @@ def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo]":
 def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -> None:
     """Write the resolved job file and one new generation of the plan, where there is something new."""
     from pipelines.plan import make_plan
+    from pipelines.prompts import inspect
 
+    config = build.plan_config(job, info)
+    console.draw(f"reading {job.config.input.path}")
+    inspection = inspect(config.source)
+    refuse_input(job, inspection)
     run.write_job(job.config.dump())
-    make_plan(run, build.plan_config(job, info), lambda done: console.draw(f"planning · {done}"))
+    for note in inspection.notes:
+        console.say(note)
+    make_plan(run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection)
     console.clear()
 
 
@@ -88,7 +95,7 @@ def planned(run: "RunFolder") -> dict[str, Any]:
         "generations": len(plans),
         "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,
         "lane_steps": sum(plan["lane_steps"] for plan in plans),
-        "largest": max((max(plan["choices"]) for plan in plans if plan["choices"]), default=max(budgets, default=None)),
+        "largest": max([*(plan["largest_budget"] for plan in plans), *budgets], default=None),
         "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
     }
 

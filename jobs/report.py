@@ -113,16 +113,16 @@ def budget_colour(num_steps: int, bounds: tuple[int, int]) -> str:
 
 
 def wrapped(text: str, fits: Any, most_lines: int) -> list[str]:
-    """Lines that fit, words kept whole where they can be; what is too much ends in an ellipsis."""
+    """Lines that fit; a word or a text that is too long ends in an ellipsis."""
     lines: list[str] = []
-    for word in "".join(c if c.isprintable() else " " for c in text[:2000]).split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and fits(longer):
-            lines[-1] = longer
+    words = "".join(c if c.isprintable() else " " for c in text[:2000]).split()
+    for index, word in enumerate(words):
+        if lines and fits(f"{lines[-1]} {word}"):
+            lines[-1] += f" {word}"
+        elif len(lines) == most_lines:
+            return [*lines[:-1], _shortened(" ".join([lines[-1], *words[index:]]), fits)]
         else:
-            lines.append(word)
-        if len(lines) > most_lines or not fits(lines[-1]):
-            return [*lines[: most_lines - 1], _shortened(" ".join(lines[most_lines - 1 :]), fits)][:most_lines]
+            lines.append(word if fits(word) else _shortened(word, fits))
     return lines
 
 

@@ -1,6 +1,6 @@
 """What no single key of a job file can get wrong: keys that contradict each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jobs.config import Elastic, JobConfig, Pool
 
@@ -28,17 +28,22 @@ def known_choices(config: JobConfig) -> tuple[int, ...]:
 
 
 def unserved(pools: Sequence[Pool], choices: Sequence[int]) -> Iterator[Contradiction]:
-    """Budgets that no pool serves, and pools that serve none of the budgets."""
+    """Budgets that no pool serves."""
     budgets = [set(choices) if pool.budgets == "all" else set(pool.budgets) for pool in pools]
     if missing := sorted(set(choices).difference(*budgets)):
         listed = ", ".join(map(str, missing))
         yield [("pools",), ("steps",)], f"no pool serves the budgets {listed}: add them to a pool, or `budgets: all`"
-    for index, (pool, served) in enumerate(zip(pools, budgets, strict=True)):
-        if not served & set(choices):
-            menu = ", ".join(map(str, choices))
+
+
+def idle(pools: Sequence[Pool], budgets: Iterable[int]) -> Iterator[Contradiction]:
+    """Pools that serve none of the budgets there are, of the menu or pinned by a row."""
+    known = sorted(set(budgets))
+    for index, pool in enumerate(pools):
+        if pool.budgets != "all" and not set(pool.budgets) & set(known):
+            listed = ", ".join(map(str, known))
             yield (
                 [("pools", index, "budgets"), ("steps",)],
-                f"the pool {pool.name!r} serves no budget of the menu ({menu}): remove it or correct its budgets",
+                f"the pool {pool.name!r} serves no budget of this job ({listed}): remove it or correct its budgets",
             )
 
 

@@ -18,10 +18,12 @@ from jobs.command import (
 )
 from jobs.console import Console
 from jobs.load import Job, load_job
+from jobs.rules import idle, known_choices
 from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
+    from pipelines.inspection import Inspection
 
 
 @click.command("validate")
@@ -84,7 +86,7 @@ def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
     from pipelines.prompts import inspect
 
     inspection = inspect(build.prompt_source(job, info))
-    refuse_bad_rows(job, inspection)
+    refuse_input(job, inspection)
     return {
         "rows": inspection.num_planned,
         "prompts": inspection.rows,
@@ -95,8 +97,12 @@ def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
     }
 
 
-def refuse_bad_rows(job: Job, inspection: Any) -> None:
-    """Raises ConfigError where `input.strict` and a row is bad."""
+def refuse_input(job: Job, inspection: "Inspection") -> None:
+    """Raises ConfigError where a row is bad under `input.strict`, or a pool has nothing to do."""
+    menu = known_choices(job.config)
+    idle_pools = idle(job.config.pools, {*menu, *inspection.pinned_steps}) if menu else ()
+    if faults := [Fault(job.source.where(keys[0]), message) for keys, message in idle_pools]:
+        raise ConfigError(faults)
     if job.config.input.strict and inspection.bad_rows:
         samples = "; ".join(inspection.bad_samples)
         raise job.fault("input.strict", f"input.strict: {inspection.bad_rows} bad rows: {samples}")

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from jobs.config import KINDS, Elastic, JobConfig, Section, changed_picture_keys, leaf_kinds
 from jobs.load import load_job, read_job
+from jobs.rules import idle
 from jobs.source import ConfigError
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -249,15 +250,24 @@ def test_contradictions_show_beside_other_faults_unless_they_rest_on_one() -> No
     assert len(faults("input: {path: p}\npools: [{name: a}, {lanes: 2}]")) == 1
 
 
-def test_budgets_that_no_pool_serves_and_pools_that_serve_none() -> None:
+def test_budgets_that_no_pool_serves() -> None:
     steps = "input: {path: p}\nsteps: {selector: words, choices: [5, 10, 20], max: 10}\n"
-    assert read_job(steps + "pools: [{name: a, budgets: [5]}, {name: b, budgets: [10, 20]}]", "j.yaml").config.pools[0].name
+    assert (
+        read_job(steps + "pools: [{name: a, budgets: [5]}, {name: b, budgets: [10, 20]}]", "j.yaml")
+        .config.pools[0]
+        .name
+    )
     assert faults(steps + "pools: [{name: a, budgets: [5]}]") == [
         "job.yaml:3:8: no pool serves the budgets 10: add them to a pool, or `budgets: all`"
     ]
-    assert faults(steps + "pools: [{name: a}, {name: b, budgets: [50]}]") == [
-        "job.yaml:3:39: the pool 'b' serves no budget of the menu (5, 10): remove it or correct its budgets"
-    ]
+
+
+def test_a_pool_that_serves_none_of_the_jobs_budgets() -> None:
+    pools = read_job("input: {path: p}\npools: [{name: a}, {name: b, budgets: [50]}]", "j.yaml").config.pools
+    ((keys, message),) = idle(pools, [5, 10])
+    assert keys[0] == ("pools", 1, "budgets")
+    assert "'b' serves no budget of this job (5, 10)" in message
+    assert list(idle(pools, [5, 10, 50])) == []
 
 
 def test_a_key_given_twice_is_a_fault() -> None:

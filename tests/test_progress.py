@@ -1,0 +1,158 @@
+"""The progress line and how it is drawn; Ctrl-C in the middle of it."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from jobs.console import Console
+from jobs.interrupts import Interrupted, Interrupts
+from jobs.progress import ProgressLine, duration, progress_line, rate
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class State:
+    """As `pipelines.render.Progress`."""
+
+    total: int = 1632
+    done: int = 0
+    failed: int = 0
+    mean_steps: float | None = None
+    images_per_second: float | None = None
+    waiting: str | None = None
+    eta_s: float | None = None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def plain() -> Console:
+    return Console(io.StringIO())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    monkeypatch.setenv("TERM", "xterm")
+    return Console(Terminal())
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.stream, io.StringIO)
+    return console.stream.getvalue()
+
+
+def test_the_whole_line() -> None:
+    state = State(done=412, failed=2, mean_steps=21.34, images_per_second=3.4249, eta_s=356.2)
+    assert progress_line(state, 50) == "412/1,632 images · 3.42 images/s · 21.3 steps, 57 % saved · 2 failed · ETA 5:56"
+
+
+def test_at_the_start_nothing_is_made_up() -> None:
+    assert progress_line(State(), 50) == "0/1,632 images · 0 failed"
+
+
+@pytest.mark.parametrize("waiting", ["an actor of pool gpu (1 GPU)", "waiting for an actor of pool gpu (1 GPU)"])
+def test_what_it_waits_for_takes_the_place_of_the_eta(waiting: str) -> None:
+    line = progress_line(State(done=3, waiting=waiting, eta_s=9.0), None)
+    assert line.endswith("0 failed · waiting for an actor of pool gpu (1 GPU)")
+    assert "ETA" not in line
+
+
+def test_no_saving_is_claimed_where_there_is_none() -> None:
+    assert "20.0 steps ·" in progress_line(State(done=1, mean_steps=20.0), 20)
+    assert "60.0 steps ·" in progress_line(State(done=1, mean_steps=60.0), 50)
+    assert "60.0 steps ·" in progress_line(State(done=1, mean_steps=60.0), None)
+
+
+def test_the_last_line_has_no_eta() -> None:
+    assert "ETA" not in progress_line(State(total=5, done=5, eta_s=0.0), None)
+
+
+def test_times_and_rates() -> None:
+    assert [duration(s) for s in (0.2, 59.6, 61, 3599, 3725)] == ["0:00", "1:00", "1:01", "59:59", "1:02:05"]
+    assert [rate(r) for r in (0.01234, 1.5, 123.4, 12345.6)] == ["0.0123", "1.5", "123", "12,346"]
+
+
+def test_off_a_terminal_a_line_in_ten_seconds_and_the_last(plain: Console) -> None:
+    now = 0.0
+    line = ProgressLine(plain, 50, clock=lambda: now)
+    for done in range(25):
+        now = float(done)
+        line(State(total=24, done=done))
+    assert [text.split(" ")[0] for text in written(plain).splitlines()] == ["0/24", "10/24", "20/24", "24/24"]
+    assert "\r" not in written(plain)
+
+
+def test_the_same_state_is_not_said_twice(plain: Console) -> None:
+    now = 0.0
+    line = ProgressLine(plain, 50, clock=lambda: now)
+    for _ in range(5):
+        now += 60
+        line(State(done=1))
+    assert len(written(plain).splitlines()) == 1
+
+
+def test_on_a_terminal_one_line_is_redrawn_and_fits(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    now = 0.0
+    line = ProgressLine(terminal, 50, clock=lambda: now)
+    for done in range(3):
+        now += 1
+        line(State(done=done, mean_steps=20.0, images_per_second=1.0, eta_s=100.0))
+    drawn = written(terminal).split("\r\x1b[2K")[1:]
+    assert len(drawn) == 3
+    assert all(len(text) < 40 and text.endswith("…") for text in drawn)
+    assert "\n" not in written(terminal)
+
+
+def test_a_message_stays_above_the_line(terminal: Console) -> None:
+    terminal.draw("1/2 images")
+    terminal.say("a note")
+    assert written(terminal) == "\r\x1b[2K1/2 images\r\x1b[2Ka note\n\r\x1b[2K1/2 images"
+
+
+def test_a_signal_where_nothing_is_in_flight_ends_at_once(plain: Console) -> None:
+    with pytest.raises(Interrupted) as caught, Interrupts(plain, "python -m jobs run x") as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == interrupts.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_first_signal_of_a_render_asks_and_says_how_to_go_on(plain: Console) -> None:
+    with Interrupts(plain, "python -m jobs run x.yaml") as interrupts:
+        interrupts.graceful = True
+        assert not interrupts.stop.is_set()
+        assert interrupts.exit_code is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.stop.is_set()
+        assert interrupts.exit_code == 130
+    assert "go on later with: python -m jobs run x.yaml" in written(plain)
+    assert "again to stop at once" in written(plain)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_the_process(number: int, code: int) -> None:
+    script = (
+        "import os, time; from jobs.console import Console; from jobs.interrupts import Interrupts\n"
+        "with Interrupts(Console(), 'again') as interrupts:\n"
+        "    interrupts.graceful = True\n"
+        f"    os.kill(os.getpid(), {int(number)}); os.kill(os.getpid(), {int(number)}); time.sleep(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == code
+    assert "stopped at once" in done.stderr
+
+
+def test_a_state_is_the_protocols() -> None:
+    assert progress_line(replace(State(), done=1), None).startswith("1/1,632")

@@ -1,0 +1,184 @@
+"""The contact sheet and the page: what is on them, and that nothing from outside gets through as markup."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.page import histogram_svg, report_html
+from jobs.report import budget_colour, contact_sheet, wrapped
+from jobs.summary import Totals, image_bytes, totals
+from pipelines.store import RunFolder, manifest_schema
+
+
+def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(index: int, **others: Any) -> dict[str, Any]:
+    return {"id": f"r{index}", "prompt": f"prompt {index}", "num_steps": 5 + index, "image": png(index)} | others
+
+
+def test_a_sheet_holds_every_picture_enlarged_by_a_whole_factor() -> None:
+    flat = Image.new("RGB", (32, 32), (200, 30, 90))
+    buffer = io.BytesIO()
+    flat.save(buffer, "PNG")
+    rows = [row(i, image=buffer.getvalue()) for i in range(7)]
+    sheet = Image.open(io.BytesIO(contact_sheet(rows, "title", "subtitle", columns=4)))
+    pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    colour = (np.abs(pixels - (200, 30, 90)).max(axis=2) < 3).sum()
+    assert colour == 7 * 160 * 160
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 48])
+def test_a_sheet_of_any_number(count: int) -> None:
+    sheet = Image.open(io.BytesIO(contact_sheet([row(i) for i in range(count)], "t")))
+    assert sheet.format == "PNG"
+    assert max(sheet.size) < 2600
+
+
+def test_pictures_of_unlike_size_and_no_steps_fit() -> None:
+    rows = [row(0, image=png(0, (64, 32))), row(1, image=png(1, (1024, 768))), row(2, num_steps=None)]
+    assert Image.open(io.BytesIO(contact_sheet(rows, "t"))).width < 1000
+
+
+def test_more_steps_look_hotter() -> None:
+    assert budget_colour(2, (2, 20)) == "#2a8d80"
+    assert budget_colour(20, (2, 20)) == "#c84a2e"
+    assert budget_colour(5, (5, 5)) == "#2a8d80"
+    assert len({budget_colour(steps, (2, 20)) for steps in range(2, 21)}) == 19
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("one two three", ["one two", "three"]),
+        ("one two three four five six", ["one two", "three", "four fi…"]),
+        ("", []),
+        ("a\nb\tc\x00d", ["a b c d"]),
+        ("x" * 50, ["xxxxxxx…"]),
+        ("ok " + "x" * 50, ["ok", "xxxxxxx…"]),
+    ],
+)
+def test_prompts_wrap(text: str, lines: list[str]) -> None:
+    assert wrapped(text, lambda line: len(line) <= 8, 3) == lines
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute name of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes += attrs
+
+
+EVIL = "</td></div><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+
+
+def page() -> str:
+    summary = {
+        "run": EVIL,
+        "status": EVIL,
+        "rows": 1632,
+        "mean_steps": 21.3456,
+        "lane_fill": None,
+        "budget_histogram": {"5": 3, "20": 1},
+        "failures": [{"id": EVIL, "error_type": EVIL, "error_message": EVIL}],
+    }
+    return report_html(summary, [row(0, prompt=EVIL), row(1)])
+
+
+def test_nothing_from_outside_is_markup() -> None:
+    tags = Tags(page())
+    assert "script" not in tags.seen
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    sources = [value or "" for name, value in tags.attributes if name in ("src", "href")]
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert page().count("&lt;script&gt;") == 7
+
+
+def test_the_page_holds_the_numbers_and_thumbnails() -> None:
+    text = page()
+    assert ">1,632<" in text
+    assert ">21.346<" in text
+    thumbnail = re.search(r"base64,([^\"]+)", text)
+    assert thumbnail
+    assert Image.open(io.BytesIO(base64.b64decode(thumbnail.group(1)))).size == (128, 128)
+
+
+def test_the_histogram_draws_bars_in_order_and_to_scale() -> None:
+    svg = histogram_svg({20: 1, 5: 4, 10: 2})
+    heights = [float(h) for h in re.findall(r'<rect[^>]* height="([\d.]+)"', svg)]
+    assert heights[0] == pytest.approx(2 * heights[1])
+    assert heights[1] == pytest.approx(2 * heights[2])
+    assert re.findall(r">(\d+)</text>", svg) == ["4", "5", "2", "10", "1", "20"]
+
+
+def manifest(*rows: dict[str, Any]) -> pa.Table:
+    schema = manifest_schema(pa.schema([]))
+    empty = dict.fromkeys(schema.names)
+    return pa.Table.from_pylist([empty | row for row in rows], schema=schema)
+
+
+def test_totals_over_all_manifests(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    ok = [{"id": f"a{i}", "status": "ok", "num_steps": 5 * (1 + i % 2), "truncated": i == 0} for i in range(10)]
+    bad = [{"id": f"b{i}", "status": "failed", "error_type": "E", "error_message": "m"} for i in range(8)]
+    assert run.commit_manifest("0001-000000", manifest(*ok))
+    assert run.commit_manifest("0001-000001", manifest(*bad, {"id": "c", "status": "filtered", "num_steps": 50}))
+    found = totals(run, most_pictures=4)
+    assert (found.rows, found.truncated, dict(found.status)) == (19, 1, {"ok": 10, "failed": 8, "filtered": 1})
+    assert found.mean_steps == 7.5
+    assert found.budgets == {5: 5, 10: 5}
+    assert [row["id"] for row in found.failures] == ["b0", "b1", "b2", "b3", "b4"]
+    assert len(found.pictures) == 4
+
+
+def test_which_pictures_are_shown_does_not_depend_on_the_order_of_shards() -> None:
+    tables = [manifest({"id": f"a{i}", "status": "ok", "num_steps": 5}) for i in range(40)]
+    one, other = Totals(5), Totals(5)
+    for table in tables:
+        one.add(table)
+    for table in reversed(tables):
+        other.add(table)
+    assert one.pictures == other.pictures
+
+
+def test_nothing_done_has_no_mean() -> None:
+    assert Totals().mean_steps is None
+
+
+def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write("images/s/1-x/a.png", b"plain")
+    run.write("data/s-1-x.tar", b"....packed....")
+    sink = io.BytesIO()
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["a", "b"], "image": [b"first", b"second"]}), sink)
+    run.write("data/s-1-x.parquet", sink.getvalue())
+    read = [
+        image_bytes(run, {"id": "a", "uri": "images/s/1-x/a.png", "offset": None}),
+        image_bytes(run, {"id": "a", "uri": "data/s-1-x.tar#a.png", "offset": 4, "bytes": 6}),
+        image_bytes(run, {"id": "b", "uri": "data/s-1-x.parquet#b.png", "offset": None}),
+    ]
+    assert read == [b"plain", b"packed", b"second"]
+    assert json.dumps([len(data) for data in read])
