@@ -4,8 +4,6 @@ Ray Data makes it an actor with two calls at a time, so that the lanes never dra
 what a shard raises is reported to the ledger.
 """
 
-import hashlib
-import json
 import logging
 import secrets
 import threading
@@ -13,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +21,8 @@ import ray
 
 from actors.rows import Picture, Row, SamplerConfig
 from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Shard, Slot, Worker
-from pipelines.sinks import FORMATS, Sink
+from pipelines.manifest import failed_row, ok_row, render_key, with_place
+from pipelines.sinks import Sink
 from pipelines.store import Attempt, RunFolder, StorageOptions, schema_from_json
 
 if TYPE_CHECKING:
@@ -150,7 +148,7 @@ class RenderWorker:
         work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink)
         results = self._results(submit, work)
         packed = sink.close()
-        table = pa.Table.from_pylist([_with_place(r, packed) for r in results], schema=schema)
+        table = pa.Table.from_pylist([with_place(r, packed) for r in results], schema=schema)
         if not run.commit_manifest(shard.id, table):
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
             sink.discard()
@@ -210,51 +208,15 @@ class RenderWorker:
         """On a writer's thread: the row's manifest columns. Raises StorageError, which ends the attempt."""
         error = rendered.exception()
         if isinstance(error, BadRow):
-            return self._manifest_row(work, row, *error.args)
+            return failed_row(row, work.shard.id, work.attempt, *error.args)
         self._span[1] = time.monotonic()
         work.images += 1
         if error is not None:
-            return self._manifest_row(work, row, type(error).__name__, str(error))
+            return failed_row(row, work.shard.id, work.attempt, type(error).__name__, str(error))
         picture = rendered.result()
         stored = work.sink.put(row, picture.image)
-        return self._manifest_row(work, row, "", "") | {
-            "uri": stored.uri,
-            "offset": stored.offset,
-            "bytes": stored.num_bytes,
-            "sha256": stored.sha256,
-            "media_type": FORMATS[self.job.image_format],
-            "format": self.job.image_format,
-            "lane_steps": picture.lane_steps,
-            "seconds": picture.seconds,
-            "render_class": picture.render_class,
-            "render_key": self._render_key(row, picture.render_class),
-            "truncated": picture.truncated,
-            "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
-        }
-
-    def _manifest_row(self, work: _Work, row: dict[str, Any], error_type: str, message: str) -> dict[str, Any]:
-        """The planned row's own columns, and what holds for every row; Arrow leaves what is not named null."""
-        return row | {
-            "shard": work.shard.id,
-            "seed_planned": row["seed"],
-            "status": "failed" if error_type else "ok",
-            "error_type": error_type or None,
-            "error_message": message or None,
-            "attempts": work.attempt.number,
-            "tries": [],
-            "scores": [],
-            "plan_version": f"{work.shard.id.split('-')[0]}.0",
-            "revision": 0,
-            "created_at": datetime.now(UTC),
-        }
-
-    def _render_key(self, row: dict[str, Any], render_class: str) -> str:
-        """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
-        sampler, (fingerprint, _, precision, *_) = self.job.sampler, render_class.split("/")
-        names = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
-        parts = [row[name] for name in names]
-        parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+        key = render_key(row, picture.render_class, self.job.sampler)
+        return ok_row(row, work.shard.id, work.attempt, picture, stored, key, self.job.image_format)
 
 
 def local_model(source: ModelSource) -> str:
@@ -283,13 +245,6 @@ def _settled(result: Any) -> "Future[Any]":
     else:
         future.set_result(result)
     return future
-
-
-def _with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
-    if row["id"] not in packed:
-        return row
-    uri, offset = packed[row["id"]]
-    return row | {"uri": uri, "offset": offset}
 
 
 def _then(first: Future, pool: ThreadPoolExecutor, call: Callable[[Future], Any]) -> "Future[Any]":

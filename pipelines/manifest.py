@@ -1,0 +1,74 @@
+"""What a manifest says of a row: the planned row's own columns, and what became of it.
+
+Pure: dictionaries in, dictionaries out. Which columns there are, and their types, is `pipelines.store`'s.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from actors.rows import Picture, SamplerConfig
+from pipelines.sinks import FORMATS, Stored
+from pipelines.store import Attempt
+
+_KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
+
+
+def ok_row(
+    row: Mapping[str, Any], shard: str, attempt: Attempt, picture: Picture, stored: Stored, key: str, image_format: str
+) -> dict[str, Any]:
+    """A row with its picture. Its place is still open in packed layouts: see `with_place`."""
+    return _row(row, shard, attempt) | {
+        "status": "ok",
+        "uri": stored.uri,
+        "offset": stored.offset,
+        "bytes": stored.num_bytes,
+        "sha256": stored.sha256,
+        "media_type": FORMATS[image_format],
+        "format": image_format,
+        "lane_steps": picture.lane_steps,
+        "seconds": picture.seconds,
+        "render_class": picture.render_class,
+        "render_key": key,
+        "truncated": picture.truncated,
+        "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
+    }
+
+
+def failed_row(row: Mapping[str, Any], shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:
+    """A row without a picture, and why."""
+    return _row(row, shard, attempt) | {"status": "failed", "error_type": error_type, "error_message": message}
+
+
+def _row(row: Mapping[str, Any], shard: str, attempt: Attempt) -> dict[str, Any]:
+    """What holds for every row; Arrow leaves what is not named null."""
+    return dict(row) | {
+        "shard": shard,
+        "seed_planned": row["seed"],
+        "error_type": None,
+        "error_message": None,
+        "attempts": attempt.number,
+        "tries": [],
+        "scores": [],
+        "plan_version": f"{shard.split('-')[0]}.0",
+        "revision": 0,
+        "created_at": datetime.now(UTC),
+    }
+
+
+def with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+    """The row with uri and offset, where its picture went into a shard's one file."""
+    if row["id"] not in packed:
+        return row
+    uri, offset = packed[row["id"]]
+    return row | {"uri": uri, "offset": offset}
+
+
+def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig) -> str:
+    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
+    fingerprint, _, precision, *_ = render_class.split("/")
+    parts = [row[name] for name in _KEY_COLUMNS]
+    parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
