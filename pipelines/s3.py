@@ -3,18 +3,23 @@
 Imported by `pipelines.backends.connect` in the process that uses it; waiting and trying again are `pipelines.folder`'s.
 """
 
+import asyncio
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import aiohttp
 import s3fs
 from botocore import exceptions as boto
+from fsspec.asyn import sync
 
 from pipelines.backends import Fault, Timeouts
 
 WHOLE_PUT = 5 * 2**29  # s3fs sends up to twice its chunk size, here S3's own limit of 5 GiB, in one PUT
 POOL = 32  # connections a process
+SLOWEST_BYTES_PER_S = 2**18  # a transfer slower than this is given up and tried again
+LARGEST_GET = 200 * 2**20  # bytes; what a GET will bring is not known before (a silent one ends by the read timeout)
+T = TypeVar("T")
 _WHEN_REQUIRED = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 
 
@@ -45,6 +50,7 @@ class S3Backend:
             max_concurrency=1,
         )
         self.fs.retries = 1
+        self.silence_s = timeouts.read_s
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key) if part)
@@ -52,14 +58,32 @@ class S3Backend:
     def _path(self, key: str) -> str:
         return f"{self.bucket}/{self._key(key)}"
 
+    def _do(self, request: Callable[..., Coroutine[Any, Any, T]], *args: Any, sent: int = 0, **options: Any) -> T:
+        """Run one request on fsspec's loop, bounded: the client's own timeouts do not cover the sending of a body."""
+        bound_s = self.silence_s + sent / SLOWEST_BYTES_PER_S
+
+        async def bounded() -> T:
+            return await asyncio.wait_for(request(*args, **options), bound_s)
+
+        return sync(self.fs.loop, bounded)
+
+    def _get(self, key: str, **limits: int) -> bytes:
+        return self._do(self.fs._cat_file, self._path(key), sent=LARGEST_GET, **limits)
+
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        self._do(self.fs._pipe_file, self._path(key), data, sent=len(data), chunksize=WHOLE_PUT, **condition)
+
+    def _ask(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        return self._do(self.fs._call_s3, operation, Bucket=self.bucket, **parameters)
+
     def read(self, key: str) -> bytes:
         """One GET."""
-        return self.fs.cat_file(self._path(key))
+        return self._get(key)
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """One GET of a range; nothing where it starts behind the end."""
         try:
-            return self.fs.cat_file(self._path(key), start=start, end=end)
+            return self._get(key, start=start, end=end)
         except OSError as error:
             if _response(error)[0] == "InvalidRange":
                 return b""
@@ -67,12 +91,12 @@ class S3Backend:
 
     def write(self, key: str, data: bytes) -> None:
         """One PUT."""
-        self.fs.pipe_file(self._path(key), data, chunksize=WHOLE_PUT)
+        self._put(key, data)
 
     def create(self, key: str, data: bytes) -> None:
         """One PUT with `If-None-Match: *`; FileExistsError where the condition failed, ours or another's object."""
         try:
-            self.fs.pipe_file(self._path(key), data, chunksize=WHOLE_PUT, mode="create")
+            self._put(key, data, mode="create")
         except OSError as error:
             code, status = _response(error)
             if code == "PreconditionFailed" or status == 412:
@@ -82,7 +106,7 @@ class S3Backend:
     def stat(self, key: str) -> tuple[int, str] | None:
         """One HEAD."""
         try:
-            found = self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(key))
+            found = self._ask("head_object", Key=self._key(key))
         except FileNotFoundError:
             return None
         return found["ContentLength"], found["ETag"].strip('"')
@@ -106,13 +130,13 @@ class S3Backend:
         full = f"{self._key(prefix)}/" if self._key(prefix) else ""
         if token:
             options["ContinuationToken"] = token
-        page = self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=full, **options)
+        page = self._ask("list_objects_v2", Prefix=full, **options)
         return page, len(full), page.get("NextContinuationToken") if page.get("IsTruncated") else None
 
     def delete(self, keys: list[str]) -> None:
         """One request for up to 1,000 objects."""
         objects = [{"Key": self._key(key)} for key in keys]
-        answer = self.fs.call_s3("delete_objects", Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+        answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
         for failed in answer.get("Errors", []):
             raise boto.ClientError({"Error": {"Code": failed.get("Code", "InternalError")}}, "DeleteObjects")
 
