@@ -1,0 +1,141 @@
+"""Shards -> the files of one generation of a plan, and the commit that makes it exist.
+
+Parts have keys of their own; shards.parquet and plan.json are created and never overwritten, so that of two planners at
+once the second finds the first one's plan and can touch nothing of it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.canonical import CANONICAL_FIELDS
+from pipelines.cutter import Shard
+from pipelines.formats import InputError
+from pipelines.score import SCORE_FIELDS
+from pipelines.store import RunFolder, parquet_bytes
+
+PART_ROWS = 20_000
+WAIT_S = 60.0  # for another planner that is about to commit
+SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
+SAME = ("rows", "fingerprint", "input_files", "selector", "price")  # what makes another's plan as good as ours
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("part", pa.string()),
+        ("row_group", pa.int32()),
+        ("rows", pa.int32()),
+        ("good_rows", pa.int32()),
+        ("lane_steps", pa.int64()),
+        ("width", pa.int32()),  # null where all rows are bad, as height
+        ("height", pa.int32()),
+        ("pools", pa.list_(pa.string())),  # that served its budgets when it was planned
+        ("longest", pa.int32()),  # lane-steps of its longest row
+        ("budgets", pa.list_(pa.int32())),
+    ]
+)
+
+
+class PlanWriter:
+    """Puts parts of about PART_ROWS rows, one row group a shard, and keeps what the index and plan.json need."""
+
+    def __init__(self, run: RunFolder, generation: int) -> None:
+        self.run, self.generation = run, generation
+        self.parts: list[str] = []
+        self._open: list[pa.Table] = []
+        self._index: list[dict[str, Any]] = []
+        self._budgets: Counter[int] = Counter()
+
+    def add(self, shard: Shard) -> None:
+        """One more shard; a part is put when it is full."""
+        name = f"{self.generation:04d}-{len(self._index):06d}"
+        names = pa.array([name] * shard.rows.num_rows, pa.string())
+        place = shard.place
+        self._index.append(
+            {
+                "shard": name,
+                "row_group": len(self._open),
+                "rows": shard.rows.num_rows,
+                "good_rows": shard.good_rows,
+                "lane_steps": shard.lane_steps,
+                "width": place.width if place else None,
+                "height": place.height if place else None,
+                "pools": list(place.pools) if place else [],
+                "longest": shard.longest,
+                "budgets": list(shard.budgets),
+            }
+        )
+        self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
+        self._open.append(shard.rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names))
+        if sum(table.num_rows for table in self._open) >= PART_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts the part that is not full yet."""
+        if self._open:
+            part = self.run.write_part(self.generation, len(self.parts), self._open)
+            self.parts.append(part)
+            for entry in self._index[-len(self._open) :]:
+                entry["part"] = part
+            self._open = []
+
+    def index(self) -> pa.Table:
+        """shards.parquet."""
+        return pa.Table.from_pylist(self._index, INDEX_SCHEMA)
+
+    def totals(self) -> dict[str, Any]:
+        """What plan.json says of all rows; mean_steps is of the good ones, None where there are none."""
+        rows, good = (sum(entry[name] for entry in self._index) for name in ("rows", "good_rows"))
+        steps = sum(count * number for count, number in self._budgets.items())
+        return {
+            "rows": rows,
+            "failed_rows": rows - good,
+            "shards": len(self._index),
+            "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
+            "mean_steps": steps / good if good else None,
+            "lane_steps": sum(entry["lane_steps"] for entry in self._index),
+        }
+
+
+def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:
+    """Makes the generation exist; returns the plan that holds, ours or one as good by another planner. InputError."""
+    run, generation, index = writer.run, writer.generation, writer.index()
+    plan = plan | {"parts": writer.parts}
+    if not run.create(f"plan/{generation:04d}/shards.parquet", parquet_bytes([index])):
+        theirs = run.shard_index(generation)
+        run.delete(writer.parts)
+        if theirs.drop_columns("part") != index.drop_columns("part"):
+            return _theirs(run, generation, plan)
+        plan["parts"] = list(dict.fromkeys(theirs["part"].to_pylist()))
+    return plan if run.commit_plan(generation, plan) else _theirs(run, generation, plan)
+
+
+def planned_ids(run: RunFolder, generation: int) -> Iterator[list[str]]:
+    """The ids of a generation, a part at a time."""
+    for part in run.read_plan(generation)["parts"]:
+        yield pq.read_table(pa.BufferReader(run.read(part)), columns=["id"])["id"].to_pylist()
+
+
+def _theirs(run: RunFolder, generation: int, ours: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the planner that was first, when it is there."""
+    deadline = time.monotonic() + WAIT_S
+    place = run.url_of(f"plan/{generation:04d}")
+    while generation not in run.generations():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{place}: another planner began this generation and did not finish it. "
+                "If none is at work, delete that folder and run again"
+            )
+        time.sleep(0.2)
+    theirs = run.read_plan(generation)
+    differing = [name for name in SAME if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise InputError(
+            f"{place}: another planner was first, with a plan that differs in {', '.join(differing)}. "
+            "Run again to plan on top of it, or use another output.path"
+        )
+    return theirs

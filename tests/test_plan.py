@@ -1,0 +1,440 @@
+"""The plan: how rows are cut into shards, what is written, how a plan grows, and two planners at once."""
+
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ray import cloudpickle
+
+from pipelines import plan_writer
+from pipelines.canonical import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
+from pipelines.cutter import CutRules, Cutter, Shard, plain_lane_steps
+from pipelines.formats import InputError
+from pipelines.inspection import PromptSource
+from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, planned_keys, pools_of
+from pipelines.plan_writer import INDEX_SCHEMA
+from pipelines.score import SCORE_FIELDS, Scoring, score
+from pipelines.store import MANIFEST_FIELDS, RunFolder, StorageOptions, schema_from_json
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+ALL = (PoolBudgets("default"),)
+DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """The fields of actors.selector.SelectorConfig that planning reads."""
+
+    selector: str = "words"
+    choices: tuple[int, ...] = (5, 10, 20)
+    price: float = 0.3
+    min: int | None = None
+    max: int | None = None
+
+
+class WordSelector:
+    """One more budget a word; scores and a probability where it plays the policy."""
+
+    def __init__(self, config: FakeConfig) -> None:
+        if config.choices == ():
+            raise ValueError("the policy has no budgets")
+        self.config = config
+        self.choices = config.choices
+        self.policy_version = "fake-1" if config.selector == "policy" else None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = len(batch["prompt"])
+        policy = self.config.selector == "policy"
+        steps = [
+            None if error else pin if not math.isnan(pin) else self.choices[len(prompt.split()) % len(self.choices)]
+            for prompt, pin, error in zip(
+                batch["prompt"], batch["num_inference_steps"], batch["error_type"], strict=True
+            )
+        ]
+        scores = np.tile(np.arange(len(self.choices), dtype=np.float32), (rows, 1))
+        free = np.isnan(batch["num_inference_steps"]) & (batch["error_type"] == "")
+        return batch | {
+            "budget_scores": scores if policy else np.full(rows, None),
+            "num_steps": np.array(steps, object),
+            "action_probability": np.where(free, np.float32(0.5), np.float32("nan")) if policy else np.full(rows, None),
+            "policy_version": np.full(rows, self.policy_version, object),
+            "price": np.full(rows, self.config.price) if policy else np.full(rows, None),
+        }
+
+
+# ---- the cutter
+
+
+def planned_table(rows: list[dict[str, Any]]) -> pa.Table:
+    schema = pa.schema(
+        [("n", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance_scale", pa.float64()),
+         ("negative_prompt", pa.string()), ("num_steps", pa.int32()), ("error_type", pa.string())]
+    )  # fmt: skip
+    defaults = {"width": 64, "height": 64, "guidance_scale": 7.5, "num_steps": 10, "error_type": ""}
+    return pa.Table.from_pylist([{"n": number} | defaults | row for number, row in enumerate(rows)], schema)
+
+
+def cut(table: pa.Table, rules: CutRules, table_rows: int = 10**9) -> list[Shard]:
+    cutter = Cutter(rules)
+    shards = []
+    for start in range(0, table.num_rows, table_rows):
+        shards += cutter.add(table.slice(start, table_rows))
+    return shards + list(cutter.finish())
+
+
+def cost(row: dict[str, Any]) -> int:
+    return plain_lane_steps(row["num_steps"], row["guidance_scale"], row["negative_prompt"] is not None)
+
+
+def random_rows(random: random.Random) -> list[dict[str, Any]]:
+    sizes = random.choice([[64], [64, 128], [64, 96, 128, 256]])
+    return [
+        {
+            "width": random.choice(sizes),
+            "height": random.choice(sizes),
+            "guidance_scale": random.choice([1.0, 7.5]),
+            "num_steps": random.choice([5, 10, 20, 50]),
+            "error_type": "InvalidPrompt" if bad else "",
+        }
+        | ({"num_steps": None} if bad else {})
+        for bad in (random.random() < 0.1 for _ in range(random.randint(1, 400)))
+    ]
+
+
+POOLS = [
+    ALL,
+    (PoolBudgets("short", (5, 10)), PoolBudgets("long", (20, 50))),
+    (PoolBudgets("short", (5, 10)), PoolBudgets("middle", (10, 20)), PoolBudgets("any")),
+]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_cut_holds_every_row_once_within_cost_size_and_pools(seed: int) -> None:
+    draw = random.Random(seed)
+    table = planned_table(random_rows(draw))
+    pools = POOLS[seed % 3]
+    rules = CutRules(
+        target=draw.choice([50, 200, 1000]),
+        pools_of=lambda count: pools_of(count, pools),
+        max_rows=draw.choice([3, 10, 1000]),
+        max_waiting=draw.choice([20, 10**6]),
+    )
+    shards = cut(table, rules, table_rows=draw.choice([7, 64, 10**9]))
+    assert sorted(n for shard in shards for n in shard.rows["n"].to_pylist()) == list(range(table.num_rows))
+    for shard in shards:
+        rows = shard.rows.to_pylist()
+        good = [row for row in rows if not row["error_type"]]
+        costs = [cost(row) for row in good]
+        assert rows[: len(good)] == good, "bad rows come last"
+        assert costs == sorted(costs, reverse=True)
+        assert len(rows) <= rules.max_rows
+        assert sum(costs) <= rules.target or len(good) == 1
+        assert (shard.good_rows, shard.lane_steps) == (len(good), sum(costs))
+        assert shard.longest == max(costs, default=0)
+        assert shard.budgets == tuple(sorted({row["num_steps"] for row in good}))
+        assert len({(row["width"], row["height"], pools_of(row["num_steps"], pools)) for row in good}) <= 1
+        if good:
+            assert shard.place == (good[0]["width"], good[0]["height"], pools_of(good[0]["num_steps"], pools))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cut_does_not_depend_on_how_rows_come_in_tables(seed: int) -> None:
+    table = planned_table(random_rows(random.Random(seed)))
+    rules = CutRules(300, lambda count: pools_of(count, POOLS[1]), max_rows=20, max_waiting=50)
+    whole = [shard.rows for shard in cut(table, rules)]
+    assert [shard.rows for shard in cut(table, rules, 1)] == whole
+    assert [shard.rows for shard in cut(table, rules, 13)] == whole
+
+
+def test_only_tails_mix_budgets_and_full_shards_are_nearly_full() -> None:
+    draw = random.Random(1)
+    table = planned_table([{"num_steps": draw.choice([5, 10, 20])} for _ in range(3000)])
+    shards = cut(table, CutRules(1000, lambda count: ("default",)))
+    pure, mixed = [s for s in shards if len(s.budgets) == 1], [s for s in shards if len(s.budgets) > 1]
+    assert len(mixed) <= 3
+    assert all(shard.lane_steps > 1000 - shard.longest for shard in pure[:-1])
+    assert len(shards) <= math.ceil(sum(shard.lane_steps for shard in shards) / 960) + 1
+
+
+def test_bad_rows_ride_along_or_have_shards_of_their_own() -> None:
+    bad = {"num_steps": None, "error_type": "InvalidPrompt"}
+    rules = CutRules(1000, lambda count: ("default",), max_rows=4)
+    (shard,) = cut(planned_table([bad, {}, bad]), rules)
+    assert shard.rows["n"].to_pylist() == [1, 0, 2]
+    shards = cut(planned_table([bad] * 10), rules)
+    assert [(s.rows.num_rows, s.place, s.good_rows, s.budgets) for s in shards] == [
+        (4, None, 0, ()), (4, None, 0, ()), (2, None, 0, ())
+    ]  # fmt: skip
+
+
+def test_cost_is_the_callers() -> None:
+    rules = CutRules(100, lambda count: ("default",), lane_steps=lambda steps, scale, negative: 90 if negative else 10)
+    shards = cut(planned_table([{"negative_prompt": "x"}, {}, {"negative_prompt": ""}, {}]), rules)
+    assert [shard.lane_steps for shard in shards] == [100, 100]
+
+
+# ---- pools
+
+
+def test_pools_and_menu_must_meet() -> None:
+    check_pools((5, 10), ALL)
+    check_pools((5, 10), (PoolBudgets("a", (5,)), PoolBudgets("b", (10, 99))))
+    with pytest.raises(InputError, match=r"no pool serves 20, 50 steps: add them to a pool's budgets"):
+        check_pools((5, 20, 50), (PoolBudgets("a", (5,)),))
+    with pytest.raises(InputError, match=r"pool b, c serves none of the budgets 5, 10"):
+        check_pools((5, 10), (*ALL, PoolBudgets("b", (7,)), PoolBudgets("c", ())))
+    check_pools((5, 10), (*ALL, PoolBudgets("b", (7,))), pinned=frozenset({7}))
+
+
+# ---- scores
+
+
+def canonical(rows: list[dict[str, Any]]) -> pa.Table:
+    schema = pa.schema([*CANONICAL_FIELDS, pa.field("n", pa.int16())])
+    return pa.Table.from_pylist([{"id": "x", "error_type": "", "error_message": ""} | row for row in rows], schema)
+
+
+def test_score_keeps_columns_types_pins_and_faults() -> None:
+    table = canonical(
+        [{"prompt": "a b", "n": 1}, {"prompt": "a", "num_inference_steps": 7}, {"error_type": "InvalidPrompt"}]
+    )
+    scored = score(table, Scoring(FakeConfig("policy"), None, WordSelector))
+    assert scored.schema == pa.schema([*CANONICAL_FIELDS, *SCORE_FIELDS, pa.field("n", pa.int16())])
+    assert scored["num_steps"].to_pylist() == [20, 7, None]
+    assert scored["action_probability"].to_pylist() == [0.5, None, None]
+    assert scored["budget_scores"][0].as_py() == [0.0, 1.0, 2.0]
+    assert scored["n"].to_pylist() == [1, None, None]
+    without = score(table, Scoring(FakeConfig(), None, WordSelector))
+    assert without["budget_scores"].null_count == without["price"].null_count == 3
+
+
+def test_row_whose_pin_no_pool_serves_is_bad() -> None:
+    table = canonical([{"prompt": "a b"}, {"prompt": "a", "num_inference_steps": 7}])
+    scored = score(table, Scoring(FakeConfig(), frozenset({5, 10, 20}), WordSelector))
+    assert scored["error_type"].to_pylist() == ["", "NoPool"]
+    assert scored["num_steps"].to_pylist() == [20, None]
+    assert "no pool serves 7 steps. Add 7 to a pool's budgets" in scored["error_message"][1].as_py()
+
+
+# ---- on Ray
+
+
+def config(path: Path | str, **changes: Any) -> PlanConfig:
+    source = PromptSource(str(path), defaults=DEFAULTS, **changes.pop("source", {}))
+    given = {"selector": FakeConfig(), "pools": ALL, "selector_class": WordSelector, "fingerprint": {"model.path": "m"}}
+    return PlanConfig(source, **(given | changes))
+
+
+def prompts(rows: int, words: int = 9) -> pa.Table:
+    return pa.table(
+        {"prompt": [f"{i} " + "word " * (i * 7 % words) for i in range(rows)], "n": pa.array(range(rows), pa.int16())}
+    )
+
+
+def planned_rows(run: RunFolder, generation: int) -> list[dict[str, Any]]:
+    """All rows of a generation through its index, which must agree with them."""
+    found = []
+    for entry in run.shard_index(generation).to_pylist():
+        rows = run.read_shard(entry["part"], entry["row_group"]).to_pylist()
+        good = [row for row in rows if not row["error_type"]]
+        assert {row["shard"] for row in rows} == {entry["shard"]}
+        assert (entry["rows"], entry["good_rows"]) == (len(rows), len(good))
+        assert entry["lane_steps"] == sum(cost(row) for row in good)
+        assert set(entry["budgets"]) == {row["num_steps"] for row in good}
+        found += rows
+    return found
+
+
+@pytest.mark.ray
+def test_plan_is_complete_and_the_same_again(ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(prompts(3000), tmp_path / "in" / "a.parquet", row_group_size=700)
+    (tmp_path / "in" / "b.jsonl").write_text(
+        '{"prompt": ""}\n{"prompt": "pinned", "num_inference_steps": 7, "id": "P"}\n'
+    )
+    calls: list[tuple[int, int]] = []
+    runs = [RunFolder(str(tmp_path / name)) for name in ("one", "two")]
+    made = config(tmp_path / "in", shard_lane_steps=2000, source={"images_per_prompt": 2})
+    summaries = [make_plan(run, made, lambda done, total: calls.append((done, total))) for run in runs]
+    rows = planned_rows(runs[0], 1)
+    assert len({row["id"] for row in rows}) == len(rows) == 6004
+    assert calls[-1] == (6004, 6004)
+    assert {row["num_steps"] for row in rows} == {5, 7, 10, 20, None}
+    assert [row["n"] for row in rows if row["prompt"].startswith("17 ")] == [17, 17]
+
+    plan = runs[0].read_plan(1)
+    assert plan == summaries[0].plan
+    assert (plan["rows"], plan["failed_rows"], plan["shards"]) == (6004, 2, len(runs[0].shard_index(1)))
+    histogram = Counter(row["num_steps"] for row in rows if row["num_steps"])
+    assert plan["budget_histogram"] == {str(count): histogram[count] for count in sorted(histogram)}
+    assert plan["mean_steps"] == pytest.approx(sum(k * v for k, v in histogram.items()) / 6002)
+    assert plan["lane_steps"] == 2 * sum(k * v for k, v in histogram.items())
+    assert (plan["choices"], plan["largest_budget"], plan["selector"]) == ([5, 10, 20], 20, "words")
+    assert (plan["price"], plan["policy_version"], plan["input_limit"]) == (None, None, None)
+    assert [Path(file["path"]).name for file in plan["input_files"]] == ["a.parquet", "b.jsonl"]
+    manifest = schema_from_json(plan["manifest_schema"])
+    assert manifest == pa.schema([*MANIFEST_FIELDS, pa.field("n", pa.int16())])
+
+    assert runs[0].shard_index(1).schema == INDEX_SCHEMA
+    one, two = (run.shard_index(1).drop_columns("part") for run in runs)
+    assert one == two
+    assert planned_rows(runs[1], 1) == rows
+
+
+@pytest.mark.ray
+def test_limited_plan_then_the_full_one(ray_cluster: Any, tmp_path: Path) -> None:
+    table = pa.concat_tables([prompts(30), prompts(30)])  # each prompt twice
+    pq.write_table(table, tmp_path / "a.parquet")
+    full = config(tmp_path / "a.parquet")
+    limited = replace(full, source=replace(full.source, limit=10))
+    once, run = RunFolder(str(tmp_path / "once")), RunFolder(str(tmp_path / "grown"))
+    make_plan(once, full)
+    assert make_plan(run, limited).rows == 10
+    assert run.read_plan(1)["input_limit"] == 10
+    assert make_plan(run, limited).generation is None
+    second = make_plan(run, full)
+    assert (second.generation, second.rows) == (2, 50)
+    assert make_plan(run, full) == replace(
+        second, generation=None, rows=0, shards=0, plan={}, seconds=pytest.approx(0, abs=99)
+    )
+    first, rest = planned_rows(run, 1), planned_rows(run, 2)
+    assert {row["n"] for row in first} == set(range(10))
+    assert not {row["id"] for row in first} & {row["id"] for row in rest}
+    seeds = {row["id"]: row["seed"] for row in planned_rows(once, 1)}
+    assert {row["id"]: row["seed"] for row in first + rest} == seeds
+    assert len(seeds) == len(set(seeds.values())) == 60
+    assert all(seed == derived_seed(row_id) for row_id, seed in seeds.items())
+    assert np.array_equal(planned_keys(run), np.sort(np.array([id_key(row_id) for row_id in seeds], "S16")))
+
+
+@pytest.mark.ray
+def test_new_files_grow_the_plan(ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    run = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "in" / "b.csv").write_text("prompt\ncat\ndog\n")
+    assert make_plan(run, config(tmp_path / "in")).rows == 2
+    (tmp_path / "in" / "a.csv").write_text("prompt\ncat\nbird\n")
+    assert make_plan(run, config(tmp_path / "in")).rows == 2
+    assert sorted(row["prompt"] for row in planned_rows(run, 2)) == ["bird", "cat"]
+
+
+@pytest.mark.ray
+def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> None:
+    pq.write_table(prompts(5000), tmp_path / "a.parquet", row_group_size=1000)
+    run = RunFolder(str(tmp_path / "run"))
+    made = config(
+        tmp_path / "a.parquet", selector=FakeConfig("policy", min=10), selector_actors=2, shard_lane_steps=3000
+    )
+    plan = make_plan(run, made).plan
+    assert (plan["policy_version"], plan["price"], plan["choices"]) == ("fake-1", 0.3, [10, 20])
+    rows = planned_rows(run, 1)
+    assert sorted(row["n"] for row in rows) == list(range(5000))
+    assert all(row["budget_scores"] == [0.0, 1.0, 2.0] and row["price"] == 0.3 for row in rows)
+    again = RunFolder(str(tmp_path / "again"))
+    make_plan(again, made)
+    assert planned_rows(again, 1) == rows
+
+
+@pytest.mark.ray
+def test_only_bad_rows(ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt,seed\n"",1\ncat,-1\n')
+    run = RunFolder(str(tmp_path / "run"))
+    summary = make_plan(run, config(tmp_path / "a.csv"))
+    assert (summary.rows, summary.failed_rows, summary.shards) == (2, 2, 1)
+    assert summary.plan["mean_steps"] is None
+    assert [row["error_type"] for row in planned_rows(run, 1)] == ["InvalidPrompt", "InvalidSeed"]
+
+
+@pytest.mark.ray
+def test_mistakes_are_found_before_anything_is_written(ray_cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\ncat\n")
+    run = RunFolder(str(tmp_path / "run"))
+    with pytest.raises(InputError, match="no pool serves 20 steps"):
+        make_plan(run, config(tmp_path / "a.csv", pools=(PoolBudgets("a", (5, 10)),)))
+    with pytest.raises(InputError, match="pool b serves none of the budgets 5, 10, 20"):
+        make_plan(run, config(tmp_path / "a.csv", pools=(*ALL, PoolBudgets("b", (7,)))))
+    with pytest.raises(InputError, match=r"steps\.selector: the policy has no budgets"):
+        make_plan(run, config(tmp_path / "a.csv", selector=FakeConfig(choices=())))
+    with pytest.raises(InputError, match="there is no such file or folder"):
+        make_plan(run, config(tmp_path / "no.csv"))
+    assert not (tmp_path / "run").exists()
+
+
+class Overtaken(RunFolder):
+    """A run folder in which something happens just before a key is created."""
+
+    def __init__(self, url: str, key: str, meanwhile: Callable[[], Any]) -> None:
+        super().__init__(url)
+        self.key, self.meanwhile = key, meanwhile
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key.endswith(self.key):
+            self.meanwhile()
+        return super().create(key, data)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("key", ["shards.parquet", "plan.json"])
+def test_of_two_planners_one_commits_and_the_other_takes_its_plan(ray_cluster: Any, tmp_path: Path, key: str) -> None:
+    (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
+    made = config(tmp_path / "a.csv")
+    others: list[PlanSummary] = []
+    run = RunFolder(str(tmp_path / "run"))
+    slow = Overtaken(run.url, key, lambda: others.append(make_plan(run, made)))
+    summary = make_plan(slow, made)
+    assert summary.plan == others[0].plan == run.read_plan(1)
+    assert len(planned_rows(run, 1)) == 2
+    assert {name for name in run.names("plan/0001") if name.startswith("part-")} == {
+        part.rpartition("/")[2] for part in summary.plan["parts"]
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("change", ["rows", "fingerprint"])
+def test_planner_that_lost_to_another_plan_says_so(ray_cluster: Any, tmp_path: Path, change: str) -> None:
+    (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
+    made = config(tmp_path / "a.csv")
+    limited = replace(made, source=replace(made.source, limit=1))
+    other = {"rows": limited, "fingerprint": replace(made, fingerprint={"model.path": "x"})}[change]
+    run = RunFolder(str(tmp_path / "run"))
+    with pytest.raises(InputError, match=f"another planner was first, with a plan that differs in {change}"):
+        make_plan(Overtaken(run.url, "shards.parquet", lambda: make_plan(run, other)), made)
+    assert len(planned_rows(run, 1)) == run.read_plan(1)["rows"]
+
+
+@pytest.mark.ray
+def test_plan_that_was_left_unfinished(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
+    made = config(tmp_path / "a.csv")
+    run = RunFolder(str(tmp_path / "run"))
+
+    def dies() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(Overtaken(run.url, "plan.json", dies), made)
+    assert run.generations() == []
+    monkeypatch.setattr(plan_writer, "WAIT_S", 0.5)
+    with pytest.raises(InputError, match="another planner began this generation and did not finish it"):
+        make_plan(run, replace(made, source=replace(made.source, limit=1)))
+    assert make_plan(run, made).rows == len(planned_rows(run, 1)) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_plan_on_s3(ray_cluster: Any, s3: Any) -> None:
+    run = RunFolder(f"s3://{s3.bucket()}/runs/spring", StorageOptions(endpoint_url=s3.endpoint_url))
+    run.write("in.csv", b"prompt\ncat\ndog\n")
+    made = config(run.url_of("in.csv"), source={"storage": run.options})
+    assert make_plan(run, made).rows == 2
+    assert make_plan(run, made).generation is None
+    assert sorted(row["prompt"] for row in planned_rows(run, 1)) == ["cat", "dog"]
