@@ -1,0 +1,162 @@
+"""StepSelector: prompt -> scores, num_steps, action_probability. One plain class for a batch job, a server and a test.
+
+torch and transformers are imported by the selector `policy` alone.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.policy import DECISIONS, MAX_STEPS, check_policy, choose_steps
+
+PAPER_CHOICES = tuple(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
+MOST_WORDS = 30  # the selector `words` gives prompts of so many words or more the largest budget
+SELECTORS = ("fixed", "words", "policy")
+
+
+@dataclass(frozen=True)
+class SelectorConfig:
+    """selector: fixed, words or policy. `choices` None: the policy's own menu, without a policy the paper's."""
+
+    selector: str
+    choices: tuple[int, ...] | None = None
+    fixed: int | None = None  # steps
+    policy_path: str | None = None  # a folder, its policy.json or its policy.safetensors
+    price: float = 0.3  # quality that a job gives up to save one image at the largest budget
+    min: int | None = None  # steps; budgets outside min and max are never chosen
+    max: int | None = None
+    decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
+    text_encoder_path: str | None = None  # a local checkpoint folder
+    num_threads: int | None = None  # of torch; None: its own choice
+
+
+class StepSelector:
+    """prompt, id, num_inference_steps, error_type -> num_steps, action_probability, budget_scores, policy_version, price
+
+    A row that pins its steps keeps them, with no probability; a bad row (an error_type) gets no steps. No prompt makes
+    it raise; a config or a policy that cannot be used does, as ValueError. `choices` is the whole menu, K budgets.
+    """
+
+    def __init__(self, config: SelectorConfig) -> None:
+        _check(config)
+        self.config = config
+        self.policy_version: str | None = None
+        self.choices = _menu(config)
+        if config.selector == "policy":
+            self._load_policy()
+        low, high = config.min or 1, config.max or MAX_STEPS
+        self.allowed = np.array([low <= choice <= high for choice in self.choices])  # (K,)
+        if not self.allowed.any():
+            raise ValueError(f"steps.min {config.min} and steps.max {config.max} leave no budget of {self.choices}")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """One batch of N rows; the columns added are of Python objects, None where there is no value."""
+        num_rows = len(batch["prompt"])
+        errors = batch.get("error_type", [""] * num_rows)
+        pins = [_pin(value) for value in batch.get("num_inference_steps", [None] * num_rows)]
+        free = [row for row in range(num_rows) if not errors[row] and pins[row] is None]
+        columns: dict[str, list[Any]] = {name: [None] * num_rows for name in _ADDED}
+        for row in range(num_rows):
+            columns["num_steps"][row] = None if errors[row] else pins[row]
+        if free:
+            prompts = [batch["prompt"][row] for row in free]
+            self._select(columns, free, prompts, [str(batch["id"][row]) for row in free])
+        return {**batch, **{name: _objects(values) for name, values in columns.items()}}
+
+    def _select(self, columns: dict[str, list[Any]], rows: list[int], prompts: list[Any], ids: list[str]) -> None:
+        """Fill the columns of rows that are free to choose."""
+        if self.config.selector == "policy":
+            scores = self.score(prompts)  # (N, K)
+            uniforms = np.array([uniform(row_id) for row_id in ids]) if self.config.decision == "sample" else None
+            index, probability = choose_steps(
+                scores,
+                np.array(self.card.costs),
+                self.config.price,
+                self.card.temperature,
+                self.config.decision,
+                self.allowed,
+                uniforms,
+            )
+        else:
+            index, probability = self._by_words(prompts), np.ones(len(rows))
+        for at, row in enumerate(rows):
+            columns["num_steps"][row] = self.choices[index[at]]
+            columns["action_probability"][row] = float(np.float32(probability[at]))
+            if self.config.selector == "policy":
+                columns["budget_scores"][row] = scores[at]
+                columns["policy_version"][row] = self.policy_version
+                columns["price"][row] = float(self.config.price)
+
+    def score(self, prompts: Sequence[Any]) -> np.ndarray:
+        """The policy's scores (N, K) float32; a prompt's do not depend on the others."""
+        from actors.prompt_encoder import plain_text
+
+        scores = np.zeros((len(prompts), len(self.choices)), np.float32)
+        for rows, embeds, mask in self.encoder.batches([plain_text(prompt) for prompt in prompts]):
+            scores[rows] = self.policy(embeds, mask).scores[: len(rows)].cpu().numpy()
+        return scores
+
+    def _by_words(self, prompts: list[Any]) -> np.ndarray:
+        """The budget whose place in the menu is the word count's in 1 to MOST_WORDS, clamped to those allowed.
+
+        AdaDiff compares with "longer prompts, more steps" and does not say how long; this line is ours.
+        """
+        words = np.array([len(prompt.split()) if isinstance(prompt, str) else 0 for prompt in prompts])
+        place = np.clip(words - 1, 0, MOST_WORDS - 1) * len(self.choices) // MOST_WORDS
+        usable = np.flatnonzero(self.allowed)
+        return np.clip(place, usable[0], usable[-1])
+
+    def _load_policy(self) -> None:
+        from actors.policy_network import load_policy
+        from actors.prompt_encoder import PromptEncoder
+
+        if not self.config.policy_path or not self.config.text_encoder_path:
+            raise ValueError("the selector policy needs a policy and the checkpoint whose text encoder it reads")
+        policy, card = load_policy(self.config.policy_path)
+        check_policy(card, choices=self.config.choices)
+        encoder = PromptEncoder(self.config.text_encoder_path, num_threads=self.config.num_threads)
+        check_policy(card, text_encoder=encoder.fingerprint)
+        self.policy, self.encoder, self.card = policy.to(encoder.device), encoder, card
+        self.choices, self.policy_version = card.choices, card.version
+
+
+_ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price")
+
+
+def uniform(row_id: str) -> float:
+    """A number in [0, 1) that is the row's own, the same on every machine."""
+    digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"budget").digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def _check(config: SelectorConfig) -> None:
+    if config.selector not in SELECTORS:
+        raise ValueError(f"steps.selector {config.selector!r} must be one of {', '.join(SELECTORS)}")
+    if config.decision not in DECISIONS:
+        raise ValueError(f"steps.decision {config.decision!r} must be one of {', '.join(DECISIONS)}")
+    if config.selector == "fixed" and not config.fixed:
+        raise ValueError("steps.selector fixed needs steps.fixed")
+
+
+def _menu(config: SelectorConfig) -> tuple[int, ...]:
+    if config.selector == "fixed" and config.fixed:
+        return (config.fixed,)
+    menu = tuple(sorted(set(config.choices or PAPER_CHOICES)))
+    if menu[0] < 1 or menu[-1] > MAX_STEPS:
+        raise ValueError(f"steps.choices {list(menu)} must lie in 1 to {MAX_STEPS}")
+    return menu
+
+
+def _pin(value: Any) -> int | None:
+    """The steps a row pins; None for null and NaN."""
+    return None if value is None or value != value else int(value)
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    column = np.empty(len(values), object)
+    for row, value in enumerate(values):  # a slice would unpack the lists
+        column[row] = value
+    return column
