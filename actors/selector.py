@@ -34,7 +34,7 @@ class SelectorConfig:
 
 
 class StepSelector:
-    """prompt, id, num_inference_steps, error_type -> num_steps, action_probability, budget_scores, policy_version, price
+    """prompt, id, num_inference_steps, error_type -> num_steps and the other columns of `ADDED`.
 
     A row that pins its steps keeps them, with no probability; a bad row (an error_type) gets no steps. No prompt makes
     it raise; a config or a policy that cannot be used does, as ValueError. `choices` is the whole menu, K budgets.
@@ -58,7 +58,7 @@ class StepSelector:
         errors = batch.get("error_type", [""] * num_rows)
         pins = [_pin(value) for value in batch.get("num_inference_steps", [None] * num_rows)]
         free = [row for row in range(num_rows) if not errors[row] and pins[row] is None]
-        columns: dict[str, list[Any]] = {name: [None] * num_rows for name in _ADDED}
+        columns: dict[str, list[Any]] = {name: [None] * num_rows for name in ADDED}
         for row in range(num_rows):
             columns["num_steps"][row] = None if errors[row] else pins[row]
         if free:
@@ -123,7 +123,7 @@ class StepSelector:
         self.choices, self.policy_version = card.choices, card.version
 
 
-_ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price")
+ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price")
 
 
 def uniform(row_id: str) -> float:
