@@ -13,10 +13,9 @@ from jobs.rules import PAPER_CHOICES
 from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
-    from actors.selector import SelectorConfig
-
     from actors.checkpoint import CheckpointInfo
     from actors.rows import SamplerConfig
+    from actors.selector import SelectorConfig
     from pipelines.inspection import PromptSource
     from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
@@ -54,7 +53,7 @@ def model_folder(job: Job) -> str:
         if not folder.is_dir():
             raise job.fault("model.path", f"the embedded model is not at {folder}: set model.path")
         return str(folder)
-    return fetch_model(model.path, model.revision, model.variant, storage_options(job), metadata_only=True)
+    return fetch_model(model.path, model.revision, model.variant, storage_options(job))
 
 
 def checkpoint(job: Job) -> "CheckpointInfo":

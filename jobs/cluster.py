@@ -23,7 +23,7 @@ def start_ray(address: str | None, debug: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     address = address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
     if address == "local":
         options |= {"include_dashboard": False}
@@ -39,4 +39,5 @@ def start_ray(address: str | None, debug: bool = False) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.INFO if debug else logging.ERROR)
+    if not debug:  # what ends a dataset comes as an exception, too
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)

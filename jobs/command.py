@@ -55,7 +55,8 @@ def console_options(command: F) -> F:
     def with_console(console: Console, /, as_json: bool, debug: bool, **options: Any) -> Any:
         console.json, console.debug = as_json, debug
         console.log()
-        return command(console, **options)
+        with console.alone_on_stdout():
+            return command(console, **options)
 
     wrapped = click.option("--debug", is_flag=True, help="Show tracebacks and debug records.")(with_console)
     text = "Print one JSON document on stdout; everything else goes to stderr."
@@ -91,7 +92,7 @@ def refuse(console: Console, error: BaseException) -> int:
     status = "failed" if console.started or later else "refused"
     console.clear()
     for fault in faults:
-        click.echo(f"error: {fault}", err=True)
+        console.say(f"error: {fault}")
     if console.json:
         errors = [{"where": fault.where or None, "message": fault.message} for fault in faults]
         console.result({"status": status, "errors": errors}, "")

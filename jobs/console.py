@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 OURS = ("actors", "pipelines", "training", "jobs")
@@ -18,6 +20,7 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
+        self.out = sys.stdout
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.json = self.debug = self.started = False
         self._line = ""
@@ -50,7 +53,13 @@ class Console:
         """The verb's outcome on stdout: the document under `--json`, else the text."""
         self.clear()
         self.stream.flush()
-        print(json.dumps(document, ensure_ascii=False) if self.json else text, flush=True)
+        print(json.dumps(document, ensure_ascii=False) if self.json else text, file=self.out, flush=True)
+
+    @contextmanager
+    def alone_on_stdout(self) -> Iterator[None]:
+        """Whatever else prints in here, as Ray does, goes to stderr."""
+        with redirect_stdout(self.stream):
+            yield
 
     def log(self) -> None:
         """Send log records through this console: ours from INFO on, others' from WARNING on."""

@@ -42,12 +42,12 @@ def verb(console: Console, sets: tuple[str, ...], limit: int | None) -> int:
     job = read_job(job_text(), "demo", sets, limit)
     if job.config.steps.selector == "words":
         console.say("no trained policy is shipped yet: the steps go by the number of words")
-    code = run_job(console, job, "local", show=False)
+    code = run_job(console, job, "local")
     if code in (130, 143):
         return code
     sheet = write_sheet(job)
     if not console.json:
-        print(sheet, flush=True)
+        print(sheet, file=console.out, flush=True)
     return code
 
 

@@ -47,10 +47,8 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
         return render_job(console, job, run, info, interrupts)
 
 
-def render_job(
-    console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", interrupts: Interrupts, show: bool = True
-) -> int:
-    """Render, sum up, write summary.json and report.html; the exit code. `show`: print the result on stdout."""
+def render_job(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", interrupts: Interrupts) -> int:
+    """Render, sum up, write summary.json and report.html; the exit code."""
     from pipelines.render import render
 
     plan = planned(run)
@@ -66,8 +64,7 @@ def render_job(
     found = totals(run)
     summary = summarize(job, plan, result, found)
     write_report(run, summary, found)
-    if show or console.json:
-        console.result(summary, text(summary))
+    console.result(summary, text(summary))
     return exit_code(job, found, interrupts)
 
 

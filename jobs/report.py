@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, GREY, PAPER, CARD, EDGE = "#1c1f23", "#6a7078", "#f4f3ef", "#ffffff", "#dddbd4"
 SCALE_COLOURS = ((0x2A, 0x8D, 0x80), (0xC9, 0x90, 0x1E), (0xC8, 0x4A, 0x2E))  # few steps, some, many
 GAP_PX, MARGIN_PX, PAD_PX = 16, 32, 10
-MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 5, 14, 26, 18, 20
+MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 6, 14, 26, 18, 20
 
 
 @dataclass(frozen=True)

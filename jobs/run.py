@@ -29,11 +29,11 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     return run_job(console, load_job(job_path, sets, limit), address)
 
 
-def run_job(console: Console, job: Job, address: str | None, show: bool = True) -> int:
-    """The whole job; the exit code. `show`: print the result on stdout."""
+def run_job(console: Console, job: Job, address: str | None) -> int:
+    """The whole job; the exit code."""
     run, info = prepare(job)
     start_ray(address, console.debug)
     with Interrupts(console, this_command()) as interrupts:
         make(console, job, run, info)
         console.say(table(str(job.config.output.path), planned(run)))
-        return render_job(console, job, run, info, interrupts, show)
+        return render_job(console, job, run, info, interrupts)

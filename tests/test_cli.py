@@ -1,0 +1,349 @@
+"""The command line: help, exit codes, one document under --json, and messages in place of tracebacks."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import build, command
+from jobs.__main__ import VERBS, main
+from jobs.config import JobConfig
+from jobs.console import Console
+from jobs.load import Job, load_job, read_job
+from jobs.source import ConfigError
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "training/scenes/model"
+has_model = pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A verb sets logging up for a process of its own."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.csv").write_text("id,prompt\na,a red circle\nb,a blue square\n")
+    (tmp_path / "job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\n")
+
+
+def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return code, captured.err
+
+
+def test_help_answers_within_a_second_and_names_every_verb() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = subprocess.run(
+            [sys.executable, "-m", "jobs", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0
+    assert all(f"\n  {verb} " in shown.stdout for verb in VERBS)
+    assert "130, 143" in shown.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_the_common_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert "--debug" in shown
+    assert ("--set" in shown) == (verb not in ("init", "schema"))
+    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run"))
+    assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run"))
+
+
+def test_an_unknown_verb_is_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = failing(capsys, "rnder")
+    assert code == 2
+    assert "Did you mean 'render'?" in err
+
+
+def test_init_writes_a_job_that_reads_and_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "spring.yaml"]) == 0
+    assert "python -m jobs validate spring.yaml" in capsys.readouterr().out
+    text = Path("spring.yaml").read_text()
+    assert len(text.splitlines()) <= 16
+    config = load_job("spring.yaml").config
+    assert config.output.path == "runs/spring"
+    assert (ROOT / config.input.path).name == "prompts.csv"
+    assert failing(capsys, "init", "spring.yaml") == (2, "error: spring.yaml: is there already; give another name\n")
+    assert Path("spring.yaml").read_text() == text
+    assert failing(capsys, "init", "none/spring.yaml")[0] == 2
+
+
+def test_schema_is_the_job_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    indented = json.loads(capsys.readouterr().out)
+    assert main(["schema", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == indented == JobConfig.model_json_schema()
+
+
+def test_schema_of_the_manifest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--manifest"]) == 0
+    columns = {column["name"]: column["type"] for column in json.loads(capsys.readouterr().out)["columns"]}
+    assert list(columns)[:4] == ["id", "prompt_id", "sample", "shard"]
+    assert columns["num_steps"] == "int32"
+
+
+@pytest.mark.parametrize("verb", ["validate", "plan", "render", "run"])
+def test_every_fault_of_a_job_file_is_said_before_anything_starts(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.yaml").write_text("inptu: {path: x}\nsteps: {price: -1}\n")
+    code, err = failing(capsys, verb, "bad.yaml", "-s", "output.format=gif")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: bad.yaml:1:1: input is missing",
+        "error: bad.yaml:1:1: unknown key inptu; did you mean input?",
+        "error: bad.yaml:2:16: steps.price must be 0 or more, got -1",
+        "error: --set output.format=gif: output.format must be 'png', 'jpeg' or 'webp', got 'gif'",
+    ]
+    assert not Path("runs").exists()
+
+
+def test_json_is_one_document_also_of_a_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "job.yaml", "--json", "-s", "steps.price=x"]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "status": "refused",
+        "errors": [{"where": "--set steps.price=x", "message": "steps.price must be a number, got 'x'"}],
+    }
+
+
+def test_json_is_one_document_also_of_a_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--json", "--sett", "x"]) == 2
+    assert json.loads(capsys.readouterr().out)["status"] == "refused"
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ConfigError):
+        main(["run", "job.yaml", "--debug", "-s", "steps.price=x"])
+
+
+def test_a_missing_job_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(capsys, "run", "none.yaml") == (
+        2,
+        "error: none.yaml: no such file; `python -m jobs init none.yaml` writes one\n",
+    )
+
+
+def test_a_run_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("not a folder")
+    code, err = failing(capsys, "run", "job.yaml", "-s", "output.path=file/run")
+    assert code == 2
+    assert "file/run" in err
+
+
+@pytest.mark.parametrize("break_it", ["no folder", "no index", "pickled", "other family"])
+def test_a_model_that_cannot_be_rendered_with(break_it: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("model")
+    if break_it != "no folder":
+        folder.mkdir()
+    if break_it in ("pickled", "other family"):
+        kind = "StableDiffusionPipeline" if break_it == "pickled" else "FluxPipeline"
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        for component in ("unet", "vae", "text_encoder"):
+            (folder / component).mkdir()
+            (folder / component / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    code, err = failing(capsys, "run", "job.yaml", "-s", f"model.path={folder.resolve()}")
+    assert code == 2
+    assert err.startswith(f"error: --set model.path={folder.resolve()}: ")
+    assert len(err.splitlines()) == 1
+
+
+@has_model
+def test_render_without_a_plan_names_the_verb_that_makes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = failing(capsys, "render", "job.yaml")
+    assert code == 2
+    assert "python -m jobs plan job.yaml" in err
+
+
+@has_model
+def test_no_policy_is_shipped_yet_and_the_refusal_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    if (ROOT / build.EMBEDDED_POLICY).exists():
+        pytest.skip("a policy is shipped")
+    code, err = failing(capsys, "plan", "job.yaml", "-s", "steps.selector=policy")
+    assert code == 2
+    assert err.startswith("error: --set steps.selector=policy: ")
+    assert "steps.selector: words" in err
+
+
+@has_model
+def test_a_changed_picture_key_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    job = load_job("job.yaml")
+    run, info = build.run_folder(job), build.checkpoint(job)
+    run.commit_plan(1, {"fingerprint": build.fingerprint(job, info), "price": None})
+    build.refuse_changed(job, run, build.fingerprint(job, info))
+    code, err = failing(capsys, "run", "job.yaml", "-s", "sampling.guidance_scale=2", "-s", "pools.0.actors=3")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith(
+        "error: --set sampling.guidance_scale=2: sampling.guidance_scale was 7.5 in this run and is 2.0 now"
+    )
+
+
+@has_model
+def test_other_weights_under_the_same_path_are_refused() -> None:
+    job = load_job("job.yaml")
+    run, info = build.run_folder(job), build.checkpoint(job)
+    run.commit_plan(1, {"fingerprint": build.fingerprint(job, info) | {"model.weights": "others"}})
+    with pytest.raises(ConfigError, match=r"model\.weights was 'others'"):
+        build.refuse_changed(job, run, build.fingerprint(job, info))
+
+
+@has_model
+def test_a_budget_without_a_time_grid_is_named() -> None:
+    job = read_job("input: {path: p}\nsteps: {selector: words, choices: [5, 1000]}\n", "j.yaml")
+    info = build.checkpoint(job)
+    allowed = build.prompt_source(read_job("input: {path: p}", "j.yaml"), info).defaults.allowed_steps
+    if 1000 in allowed:
+        pytest.skip("this checkpoint has a grid of 1000 steps")
+    with pytest.raises(ConfigError, match=r"^j\.yaml:2:\d+: steps\.choices: ddim .* no grid of 1000 steps"):
+        build.prompt_source(job, info)
+
+
+def full_job() -> Job:
+    text = """
+input: {path: p.csv, columns: {prompt: headline}, images_per_prompt: 2, limit: 9, storage: {endpoint_url: "http://in:1"}}
+steps: {selector: words, choices: [5, 10], min: 5, max: 10, actors: 3}
+sampling: {guidance_scale: 3, guidance_interval: [0.2, 0.8], width: 64, solver: dpmpp_2m}
+pools:
+  - {name: a, budgets: [5], actors: {min: 1, max: 4}, num_gpus: 0.5, lanes: 8, resources: {spot: 1}}
+  - {name: b, budgets: [5, 10], num_cpus: 2}
+output: {path: out, layout: webdataset, format: webp}
+storage: {endpoint_url: "http://all:1", region: eu, put_options: {ServerSideEncryption: AES256}}
+"""
+    return read_job(text, "full.yaml")
+
+
+@has_model
+def test_the_rooms_get_what_the_job_file_says() -> None:
+    job = full_job()
+    info = build.checkpoint(job)
+    source = build.prompt_source(job, info)
+    assert (source.path, dict(source.columns), source.images_per_prompt, source.limit) == (
+        "p.csv",
+        {"prompt": "headline"},
+        2,
+        9,
+    )
+    assert source.storage.endpoint_url == "http://in:1"
+    defaults = source.defaults
+    assert (defaults.guidance_scale, defaults.width, defaults.height) == (3, 64, info.height)
+    output = build.storage_options(job, "output")
+    assert (output.endpoint_url, output.region, dict(output.put_options)) == (
+        "http://all:1",
+        "eu",
+        {"ServerSideEncryption": "AES256"},
+    )
+    config = build.render_config(job, info)
+    assert (config.layout, config.image_format, config.model.path) == ("webdataset", "webp", build.EMBEDDED_MODEL)
+    assert (config.sampler.solver, config.sampler.guidance_interval) == ("dpmpp_2m", (0.2, 0.8))
+    one, other = config.pools
+    assert (one.budgets, one.actors, one.num_gpus, one.lanes, dict(one.resources)) == (
+        (5,),
+        (1, 4),
+        0.5,
+        8,
+        {"spot": 1},
+    )
+    assert (other.budgets, other.actors, other.num_gpus, other.num_cpus, other.lanes) == ((5, 10), 1, None, 2, None)
+
+
+class StorageError(RuntimeError):
+    """As `pipelines.folder.StorageError`, without its room."""
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+@pytest.mark.parametrize(
+    ("retryable", "started", "code"), [(False, False, 2), (True, False, 1), (False, True, 1), (True, True, 1)]
+)
+def test_exit_2_only_where_nothing_was_started(retryable: bool, started: bool, code: int) -> None:
+    console = Console()
+    console.started = started
+    assert command.refuse(console, StorageError("no bucket", retryable)) == code
+
+
+def test_the_message_is_found_inside_what_wraps_it() -> None:
+    inner = StorageError("no bucket", False)
+    wrapped = RuntimeError("a task failed\nTraceback ...")
+    wrapped.cause = inner  # type: ignore[attr-defined]
+    assert command.message_of(wrapped) is inner
+    chained = RuntimeError("outer")
+    chained.__cause__ = wrapped
+    assert command.message_of(chained) is inner
+    assert command.message_of(RuntimeError("a bug")) is None
+
+
+def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A run of its own, from a folder of its own, as a user has it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-m", "jobs", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+@pytest.mark.ray
+@has_model
+def test_a_whole_job_its_resume_and_its_refusals(tmp_path: Path) -> None:
+    menu = ["-s", "steps.choices=[2, 4]", "-s", "model.device=cpu", "-s", "sampling.guidance_scale=2"]
+    first = command_line("run", "job.yaml", "--json", "--limit", "1", *menu)
+    assert first.returncode == 0, first.stderr
+    (line,) = first.stdout.splitlines()
+    summary: dict[str, Any] = json.loads(line)
+    contract = [
+        "run",
+        "status",
+        "rows",
+        "ok",
+        "failed",
+        "filtered",
+        "mean_steps",
+        "unet_calls",
+        "lane_fill",
+        "seconds",
+        "images_per_second",
+    ]
+    assert set(contract) <= set(summary)
+    assert (summary["run"], summary["status"], summary["rows"], summary["ok"]) == ("runs/job", "done", 1, 1)
+
+    second = command_line("run", "job.yaml", *menu)
+    assert second.returncode == 0, second.stderr
+    assert "2 of 2 rows: 2 ok, 0 failed" in second.stdout
+    assert "this run: 1 rows" in second.stdout
+    run = tmp_path / "runs/job"
+    assert sorted(path.name for path in run.glob("images/*/*/*.png")) == ["a.png", "b.png"]
+    assert json.loads((run / "summary.json").read_text())["ok"] == 2
+    assert "<svg" in (run / "report.html").read_text()
+    assert load_job(str(run / "job.yaml")).config.output.path == "runs/job"
+
+    (tmp_path / "prompts.csv").write_text("id,prompt,seed\na,a red circle,\nb,a blue square,\nc,,\nd,a ring,-4\n")
+    refused = command_line("run", "job.yaml", *menu, "-s", "input.strict=true")
+    assert refused.returncode == 2
+    assert "--set input.strict=true: input.strict: 2 bad rows" in refused.stderr
+    third = command_line("run", "job.yaml", *menu)
+    assert third.returncode == 3, third.stderr
+    assert "too many failed: 4 of 4 rows: 2 ok, 2 failed" in third.stdout
