@@ -199,14 +199,24 @@ class S3Server:
 
     def _run(self, *command: str, config: bool = True) -> None:
         options = ("-c", str(self.config)) if config else ()
-        try:
-            done = subprocess.run(
-                [command[0], *options, *command[1:]], capture_output=True, timeout=START_TIMEOUT_S, text=True
-            )
-        except subprocess.TimeoutExpired:
-            raise ServerError(f"{command[0]} did not end within {START_TIMEOUT_S:.0f} s\n{self._logs()}") from None
-        if done.returncode:
-            raise ServerError(f"{command[0]} failed: {done.stderr.strip()[-500:]}\n{self._logs()}")
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen([command[0], *options, *command[1:]], stdout=said, stderr=said, text=True)
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while process.poll() is None and time.monotonic() < deadline:
+                self._revive()
+                time.sleep(0.05)
+            if process.poll() is None:
+                process.kill()
+                raise ServerError(f"{command[0]} did not end within {START_TIMEOUT_S:.0f} s\n{self._logs()}")
+            if process.returncode:
+                said.seek(0)
+                raise ServerError(f"{command[0]} failed: {said.read().strip()[-500:]}\n{self._logs()}")
+
+    def _revive(self) -> None:
+        """A disk daemon that asks the monitor before it has heard the cluster's id gives up: it is started again."""
+        disk = self.processes.get("osd")
+        if disk and disk.poll() is not None:
+            self._start("osd", "ceph-osd", "-i", "0")
 
     def _start(self, name: str, *command: str) -> None:
         running = self.processes.get(name)
@@ -232,6 +242,7 @@ class S3Server:
     def _wait(self, what: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
+            self._revive()
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
                 raise ServerError(f"{what}: not within {START_TIMEOUT_S:.0f} s; ended: {dead}\n{self._logs()}")
