@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from actors.policy import PolicyError
 from actors.policy_network import weights_fingerprint
@@ -39,6 +40,7 @@ class PromptEncoder:
         tokenizer = folder.parent / folder.name.replace("text_encoder", "tokenizer")
         kind = CLIPTextModelWithProjection if folder.name.endswith("_2") else CLIPTextModel
         variant = _variant(folder)
+        transformers_logging.disable_progress_bar()  # it draws on a worker's stderr
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
             model = kind.from_pretrained(

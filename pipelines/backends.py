@@ -1,20 +1,14 @@
-"""What a kind of storage must do for `pipelines.folder.Folder`, and the local disk's way of doing it.
+"""What a kind of storage must do for `pipelines.folder.Folder`, and how any store that fsspec knows does it.
 
 A backend makes one attempt and raises what its client raises; `diagnose` says what that means. Waiting, trying again
-and the words of the final error are the Folder's.
+and the words of the final error are the Folder's. The disk is `pipelines.local`, S3 `pipelines.s3`.
 """
 
-import errno
-import os
-import secrets
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-CHAIN = "credentials come from the environment, a profile or the machine's role"
-TEMPORARY = ".tmp-"  # files under this name are half-written; no listing shows them
+GRANT = "Grant this user the right to write there, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -77,149 +71,6 @@ class Backend(Protocol):
     def diagnose(self, error: BaseException) -> Fault:
         """What one of `errors` means."""
         ...
-
-
-class StorageError(RuntimeError):
-    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later."""
-
-    def __init__(self, message: str, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-
-
-@dataclass(frozen=True)
-class StorageOptions:
-    """How to reach an object store. Credentials are never here: each process finds them by the usual chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
-
-    def __post_init__(self) -> None:
-        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
-        if place and "@" in place.netloc:
-            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
-        if place and (place.scheme not in ("http", "https") or not place.hostname):
-            raise StorageError(
-                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
-            )
-
-
-def connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
-    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
-    if os.path.isabs(url):
-        return LocalBackend(url)
-    if url.startswith(("s3://", "s3a://")):
-        from pipelines.s3 import S3Backend  # a second of imports that a local run is spared
-
-        return S3Backend(url, options.endpoint_url, options.region, options.put_options, timeouts)
-    return FsspecBackend(url)
-
-
-class LocalBackend:
-    """A folder on disk. A file is finished under a hidden name, synced, then renamed (write) or linked (create)."""
-
-    errors: tuple[type[BaseException], ...] = (OSError,)
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.conditional = True
-
-    def _path(self, key: str) -> str:
-        return os.path.join(self.root, *key.split("/")) if key else self.root
-
-    def read(self, key: str) -> bytes:
-        """All bytes of the object."""
-        with open(self._path(key), "rb") as file:
-            return file.read()
-
-    def read_range(self, key: str, start: int, end: int) -> bytes:
-        """Bytes [start, end), fewer at the end of the object."""
-        with open(self._path(key), "rb") as file:
-            file.seek(start)
-            return file.read(end - start)
-
-    def write(self, key: str, data: bytes) -> None:
-        """A finished file renamed over the old one."""
-        self._place(key, data, os.replace)
-
-    def create(self, key: str, data: bytes) -> None:
-        """One hard link of a finished file: the kernel lets exactly one creator win."""
-        if os.path.lexists(self._path(key)):
-            raise FileExistsError(self._path(key))
-        self._place(key, data, self._link)
-
-    def _place(self, key: str, data: bytes, place: Callable[[str, str], None]) -> None:
-        path = self._path(key)
-        folder = os.path.dirname(path)
-        temporary = os.path.join(folder, TEMPORARY + secrets.token_hex(8))
-        try:
-            _write_synced(temporary, data)
-            place(temporary, path)
-        finally:
-            with suppress(OSError):
-                os.unlink(temporary)
-        _sync_folder(folder)
-
-    def _link(self, temporary: str, path: str) -> None:
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            self.conditional = False  # a file system without hard links: look, then rename, is the best there is
-            if os.path.lexists(path):
-                raise FileExistsError(path) from None
-            os.replace(temporary, path)
-
-    def stat(self, key: str) -> tuple[int, str] | None:
-        """(size in bytes, etag), None where there is no object."""
-        try:
-            found = os.stat(self._path(key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found.st_size, f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
-
-    def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
-        """All entries at once, without half-written files."""
-        return [entry.name for entry in _entries(self._path(prefix))], None
-
-    def walk_page(self, prefix: str, token: tuple[str, ...] | None) -> tuple[list[tuple[str, int]], Any]:
-        """One directory a page; the token is the stack of those still to be read."""
-        *pending, at = (prefix,) if token is None else token
-        files = []
-        for entry in _entries(self._path(at)):
-            key = f"{at}/{entry.name}" if at else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(key)
-                continue
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                files.append((key, entry.stat().st_size))
-        return files, tuple(pending) or None
-
-    def delete(self, keys: list[str]) -> None:
-        """Unlink, then drop the folders that became empty, as an object store would."""
-        for key in keys:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(self._path(key))
-            self._prune(os.path.dirname(self._path(key)))
-
-    def _prune(self, folder: str) -> None:
-        """Empty folders go, as they do in an object store."""
-        while len(folder) > len(self.root):
-            try:
-                os.rmdir(folder)
-            except OSError:
-                return
-            folder = os.path.dirname(folder)
-
-    def diagnose(self, error: BaseException) -> Fault:
-        """By errno; what may pass on a network file system is retryable."""
-        code = getattr(error, "errno", None)
-        if code in _LOCAL_FAULTS:
-            return _LOCAL_FAULTS[code]
-        reason = os.strerror(code) if code else type(error).__name__
-        return Fault(reason, "Look at the disk and its mount", retryable=code in _PASSING)
 
 
 class FsspecBackend:
@@ -286,55 +137,5 @@ class FsspecBackend:
         if isinstance(error, FileNotFoundError):
             return Fault("no such object", absent=True)
         if isinstance(error, PermissionError):
-            return Fault("access denied", _GRANT)
+            return Fault("access denied", GRANT)
         return Fault(type(error).__name__, "Check the network and the URL", retryable=True)
-
-
-_PASSING = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.ENFILE, errno.EMFILE}
-_GRANT = "Grant this user the right to write there, or choose another folder"
-_SPACE = "Free some space or choose another disk, then type the same command again: what is finished is kept"
-_LOCAL_FAULTS = {
-    errno.ENOENT: Fault("no such file", absent=True),
-    errno.ENOTDIR: Fault("a part of the path is a file, not a folder", "Choose another folder"),
-    errno.EISDIR: Fault("it is a folder, not a file", "Choose another path"),
-    errno.EACCES: Fault("permission denied", _GRANT),
-    errno.EPERM: Fault("operation not permitted", _GRANT),
-    errno.EROFS: Fault("the file system is read-only", _GRANT),
-    errno.ENOSPC: Fault("the disk is full", _SPACE),
-    errno.EDQUOT: Fault("the disk quota is used up", _SPACE),
-    errno.ENAMETOOLONG: Fault("the path is too long", "Choose a shorter path"),
-}
-
-
-def _write_synced(path: str, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    for tries_left in reversed(range(10)):  # a folder just made may be pruned by a neighbour's delete
-        try:
-            descriptor = os.open(path, flags, 0o666)
-            break
-        except FileNotFoundError:
-            if not tries_left:
-                raise
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_folder(folder: str) -> None:
-    """The name itself must survive a power cut; a file system that cannot sync a folder is left alone."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _entries(path: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as found:
-            return [entry for entry in found if not entry.name.startswith(TEMPORARY)]
-    except FileNotFoundError:
-        return []

@@ -11,19 +11,48 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from pipelines.backends import CHAIN, Backend, Fault, StorageError, StorageOptions, Timeouts, connect
+from pipelines.backends import Backend, Fault, FsspecBackend, Timeouts
+from pipelines.local import LocalBackend
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONNECTING = threading.Lock()
 
+CHAIN = "credentials come from the environment, a profile or the machine's role"
 DEADLINE_ENV = "STEPTHRIFT_STORAGE_DEADLINE_S"  # seconds one call goes on trying; 0: one try
 FIRST_WAIT_S, LONGEST_WAIT_S, DEADLINE_S = 0.2, 20.0, 900.0
 PROBE_DEADLINE_S = 4.0
+
+
+class StorageError(RuntimeError):
+    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later."""
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach an object store. Credentials are never here: each process finds them by the usual chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
+
+    def __post_init__(self) -> None:
+        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
+        if place and "@" in place.netloc:
+            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
+        if place and (place.scheme not in ("http", "https") or not place.hostname):
+            raise StorageError(
+                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,7 +181,7 @@ class Folder:
     def _backend(self) -> Backend:
         with _CONNECTING:
             if self._connection is None or self._pid != os.getpid():  # a client does not survive a fork
-                self._connection = connect(self.url, self.options, self.timeouts)
+                self._connection = _connect(self.url, self.options, self.timeouts)
                 self._pid = os.getpid()
             return self._connection
 
@@ -200,3 +229,14 @@ def _checked(key: str) -> str:
     if key and any(part in ("", ".", "..") or "\0" in part for part in key.split("/")):
         raise ValueError(f"{key!r} is no key: it must be a relative path without empty parts, '.' or '..'")
     return key
+
+
+def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
+    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
+    if os.path.isabs(url):
+        return LocalBackend(url)
+    if url.startswith(("s3://", "s3a://")):
+        from pipelines.s3 import S3Backend  # a second of imports that a local run is spared
+
+        return S3Backend(url, options.endpoint_url, options.region, options.put_options, timeouts)
+    return FsspecBackend(url)

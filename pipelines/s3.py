@@ -1,6 +1,6 @@
 """S3 and what speaks like it, through s3fs: one request an operation, one whole PUT a write, no cache, no own retry.
 
-Imported by `pipelines.backends.connect` in the process that uses it; waiting and trying again are `pipelines.folder`'s.
+Imported by `pipelines.folder` in the process that uses it; waiting and trying again are done there.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ class S3Backend:
         )
         self.fs.retries = 1
         self.silence_s = timeouts.read_s
+        self.served = False  # credentials that worked and are gone come back: a role's refresh failed
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key) if part)
@@ -65,7 +66,9 @@ class S3Backend:
         async def bounded() -> T:
             return await asyncio.wait_for(request(*args, **options), bound_s)
 
-        return sync(self.fs.loop, bounded)
+        answer = sync(self.fs.loop, bounded)
+        self.served = True
+        return answer
 
     def _get(self, key: str, **limits: int) -> bytes:
         return self._do(self.fs._cat_file, self._path(key), sent=LARGEST_GET, **limits)
@@ -149,6 +152,7 @@ class S3Backend:
             return Fault(
                 "no usable credentials were found",
                 "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+                retryable=self.served,
             )
         if isinstance(error, boto.ParamValidationError):
             return Fault(f"{self.bucket!r} is no valid name of a bucket", "Correct the URL")

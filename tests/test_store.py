@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines import backends
+from pipelines import local
 from pipelines.folder import Folder, StorageError
 from pipelines.store import (
     MANIFEST_FIELDS,
@@ -284,6 +284,13 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert folder.probe().conditional is False
 
 
+def test_a_store_that_ignores_the_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.LocalBackend, "create", local.LocalBackend.write)
+    probe = Folder(str(tmp_path)).probe()
+    assert (probe.writable, probe.conditional) == (True, False)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("code", "words"), [(errno.EACCES, "permission denied"), (errno.EROFS, "read-only"), (errno.EDQUOT, "quota")]
 )
@@ -291,7 +298,7 @@ def test_refusals_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     def refuse(*_: object) -> None:
         raise OSError(code, "x")
 
-    monkeypatch.setattr(backends, "_write_synced", refuse)
+    monkeypatch.setattr(local, "_write_synced", refuse)
     started = time.monotonic()
     with pytest.raises(StorageError, match=words) as raised:
         Folder(str(tmp_path / "run")).probe()
@@ -306,14 +313,14 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_what_passes_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failures = backends._write_synced, [errno.ESTALE, errno.EIO]
+    real, failures = local._write_synced, [errno.ESTALE, errno.EIO]
 
     def flaky(path: str, data: bytes) -> None:
         if failures:
             raise OSError(failures.pop(), "x")
         real(path, data)
 
-    monkeypatch.setattr(backends, "_write_synced", flaky)
+    monkeypatch.setattr(local, "_write_synced", flaky)
     folder = Folder(str(tmp_path), deadline_s=5)
     folder.write("a", b"1")
     assert folder.read("a") == b"1"

@@ -262,6 +262,20 @@ def test_expired_credentials_are_read_anew(
     assert run.read("a") == b"2"
 
 
+def test_a_role_whose_refresh_fails_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write("a", b"1")
+    real, failures = S3Backend.write, [1]
+
+    def fail(self: S3Backend, key: str, data: bytes) -> None:
+        if failures and failures.pop():
+            raise boto.CredentialRetrievalError(provider="iam-role", error_msg="metadata service")
+        real(self, key, data)
+
+    monkeypatch.setattr(S3Backend, "write", fail)
+    run.write("a", b"2")
+    assert run.read("a") == b"2"
+
+
 # secrets
 
 
