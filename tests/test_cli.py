@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -271,6 +272,17 @@ def test_the_rooms_get_what_the_job_file_says() -> None:
     assert (other.budgets, other.actors, other.num_gpus, other.num_cpus, other.lanes) == ((5, 10), 1, None, 2, None)
 
 
+@has_model
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    code, err = failing(capsys, "plan", "job.yaml", "--address", address)
+    assert code == 2
+    assert err.startswith(f"error: --address {address}: no Ray cluster answers: 127.0.0.1:1: ") or "ray://" in err
+    assert len(err.splitlines()) == 1
+    assert time.perf_counter() - start < 20
+
+
 class StorageError(RuntimeError):
     """As `pipelines.folder.StorageError`, without its room."""
 
@@ -306,34 +318,44 @@ def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
 
+MENU = ["-s", "steps.choices=[2, 4]", "-s", "model.device=cpu", "-s", "sampling.guidance_scale=2"]
+
+
 @pytest.mark.ray
 @has_model
-def test_a_whole_job_its_resume_and_its_refusals(tmp_path: Path) -> None:
-    menu = ["-s", "steps.choices=[2, 4]", "-s", "model.device=cpu", "-s", "sampling.guidance_scale=2"]
-    first = command_line("run", "job.yaml", "--json", "--limit", "1", *menu)
-    assert first.returncode == 0, first.stderr
-    (line,) = first.stdout.splitlines()
+def test_a_run_of_its_own_prints_one_document() -> None:
+    found = command_line("run", "job.yaml", "--json", "--limit", "1", *MENU)
+    assert found.returncode == 0, found.stderr
+    (line,) = found.stdout.splitlines()
     summary: dict[str, Any] = json.loads(line)
-    contract = [
-        "run",
-        "status",
-        "rows",
-        "ok",
-        "failed",
-        "filtered",
-        "mean_steps",
-        "unet_calls",
-        "lane_fill",
-        "seconds",
-        "images_per_second",
-    ]
-    assert set(contract) <= set(summary)
+    contract = {"run", "status", "rows", "ok", "failed", "filtered", "mean_steps", "unet_calls", "lane_fill", "seconds"}
+    assert contract | {"images_per_second"} <= set(summary)
     assert (summary["run"], summary["status"], summary["rows"], summary["ok"]) == ("runs/job", "done", 1, 1)
+    assert "Traceback" not in found.stderr
 
-    second = command_line("run", "job.yaml", *menu)
-    assert second.returncode == 0, second.stderr
-    assert "2 of 2 rows: 2 ok, 0 failed" in second.stdout
-    assert "this run: 1 rows" in second.stdout
+
+@pytest.mark.ray
+@has_model
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_whole_job_its_growth_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(*arguments: str) -> tuple[int, str, str]:
+        return main([*arguments, *MENU]), *capsys.readouterr()
+
+    assert verb("validate", "job.yaml")[:2] == (
+        0,
+        "2 images to make from 2 prompts of prompts.csv\nall is well: into runs/job\n",
+    )
+    code, out, err = verb("plan", "job.yaml", "--limit", "1")
+    assert code == 0, err
+    assert "runs/job: 1 rows, in 1 shards" in out
+    code, out, err = verb("render", "job.yaml")
+    assert code == 0, err
+    assert "1 of 1 rows: 1 ok, 0 failed" in out
+    code, out, err = verb("run", "job.yaml")
+    assert code == 0, err
+    assert "2 of 2 rows: 2 ok, 0 failed" in out
+    assert "this run: 1 rows" in out
+
     run = tmp_path / "runs/job"
     assert sorted(path.name for path in run.glob("images/*/*/*.png")) == ["a.png", "b.png"]
     assert json.loads((run / "summary.json").read_text())["ok"] == 2
@@ -341,9 +363,60 @@ def test_a_whole_job_its_resume_and_its_refusals(tmp_path: Path) -> None:
     assert load_job(str(run / "job.yaml")).config.output.path == "runs/job"
 
     (tmp_path / "prompts.csv").write_text("id,prompt,seed\na,a red circle,\nb,a blue square,\nc,,\nd,a ring,-4\n")
-    refused = command_line("run", "job.yaml", *menu, "-s", "input.strict=true")
-    assert refused.returncode == 2
-    assert "--set input.strict=true: input.strict: 2 bad rows" in refused.stderr
-    third = command_line("run", "job.yaml", *menu)
-    assert third.returncode == 3, third.stderr
-    assert "too many failed: 4 of 4 rows: 2 ok, 2 failed" in third.stdout
+    code, out, err = verb("run", "job.yaml", "-s", "input.strict=true")
+    assert (code, out) == (2, "")
+    assert "--set input.strict=true: input.strict: 2 bad rows" in err
+    code, out, err = verb("run", "job.yaml")
+    assert code == 3, err
+    assert "too many failed: 4 of 4 rows: 2 ok, 2 failed" in out
+    assert "  failed c: " in out
+    code, out, err = verb("run", "job.yaml", "-s", "failures.max_fraction=0.5")
+    assert code == 0, err
+
+
+@pytest.mark.ray
+@has_model
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "none.csv"),
+        ("", "prompts.csv"),
+        ("id,prompt\n", "prompts.csv"),
+        ("id,headline\n1,x\n", "prompt"),
+        ("prompt,caption\nx,y\n", "caption"),
+        ("id,prompt\n1,x\n1,y\n", "1"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_refused(
+    content: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "prompts.csv").write_text(content)
+    code, err = failing(capsys, "run", "job.yaml", *([] if content is not None else ["-s", "input.path=none.csv"]))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert not list(tmp_path.glob("runs/job/manifest/*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@has_model
+def test_ctrl_c_commits_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"a red circle {i}\n" for i in range(600)))
+    line = [sys.executable, "-m", "jobs", "run", "job.yaml", "--json", "-s", "steps={selector: fixed, fixed: 20}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for said in process.stderr:
+        if "images/s" in said:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "go on later with: python -m jobs run job.yaml --json" in err
+    summary = json.loads(out)
+    assert summary["status"] == "interrupted"
+    assert 0 < summary["ok"] == summary["rows"] < summary["planned"] == 600
+    assert len(list(tmp_path.glob("runs/job/images/*/*/*.png"))) == summary["ok"]
