@@ -42,6 +42,7 @@ class Progress:
     images_per_second: float | None
     eta_s: float | None
     waiting: str | None
+    workers: int  # render actors alive
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ class _Watch:
             images_per_second=rate,
             eta_s=(snapshot.rows - done) / rate if rate else None,
             waiting=self._waiting(snapshot),
+            workers=snapshot.workers,
         )
 
     def _waiting(self, snapshot: Snapshot) -> str | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.3
+DTYPE_KEY = "plan/dtype"
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 WRITERS = 8
 Submit = Callable[[Row], "Future[Picture]"]
@@ -168,9 +169,8 @@ class RenderWorker:
 
     def _settings(self) -> SamplerConfig:
         """The job's, with the folder of the checkpoint on this node."""
-        source = self.job.model
-        folder = local_model(source)
-        return replace(self.job.sampler, model_path=folder, variant=source.variant)
+        source, dtype = self.job.model, settle_dtype(self.job.run, self.job.sampler)
+        return replace(self.job.sampler, model_path=local_model(source), variant=source.variant, dtype=dtype)
 
     def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
         """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
@@ -217,6 +217,17 @@ class RenderWorker:
         stored = work.sink.put(row, picture.image)
         key = render_key(row, picture.render_class, self.job.sampler)
         return ok_row(row, work.shard.id, work.attempt, picture, stored, key, self.job.image_format)
+
+
+def settle_dtype(run: RunFolder, sampler: SamplerConfig) -> str:
+    """The run's precision: what `auto` meant to its first worker holds for all, on whatever device they are."""
+    if sampler.dtype != "auto":
+        return sampler.dtype
+    from actors.diffusion import resolve_device, resolve_dtype
+
+    chosen = str(resolve_dtype("auto", resolve_device(sampler.device))).removeprefix("torch.")
+    run.create(DTYPE_KEY, chosen.encode())
+    return run.read(DTYPE_KEY).decode()
 
 
 def local_model(source: ModelSource) -> str:

@@ -14,7 +14,7 @@ from actors.rows import SamplerConfig
 from pipelines.pools import PoolSpec, RenderConfig, RenderError
 from pipelines.render import render
 from pipelines.store import RunFolder, StorageOptions
-from pipelines.worker import ModelSource
+from pipelines.worker import DTYPE_KEY, ModelSource, settle_dtype
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
 from tests.plans import planned_row, write_plan
@@ -155,6 +155,24 @@ def test_lanes_stay_full_over_a_whole_job(ray_cluster, model, tmp_path):
     result = render(run, config(model, [PoolSpec(lanes=16)]))
     assert len(run.done_shards()) == 20
     assert result.lane_fill >= 0.97
+
+
+def test_an_elastic_pool_grows(ray_cluster, model, tmp_path):
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i, num_steps=90) for i in range(160)], 10)
+    seen = []
+    render(run, config(model, [PoolSpec(actors=(1, 2), lanes=2)]), seen.append)
+    assert len(run.done_shards()) == 16
+    assert max(progress.workers for progress in seen) == 2
+
+
+def test_the_first_workers_precision_holds_for_the_run(tmp_path):
+    run = RunFolder(str(tmp_path / "run"))
+    assert settle_dtype(run, SamplerConfig("", device="cpu", dtype="bfloat16")) == "bfloat16"
+    assert settle_dtype(run, SamplerConfig("", device="cpu")) == "float32"
+    other = RunFolder(str(tmp_path / "other"))
+    other.create(DTYPE_KEY, b"float16")  # by a worker with a GPU
+    assert settle_dtype(other, SamplerConfig("", device="cpu")) == "float16"
 
 
 @pytest.mark.s3
