@@ -1,6 +1,6 @@
 """What the first pass over the prompts found, put together from the chunks that the tasks report. Pure, no Ray.
 
-The driver holds 16 bytes a prompt (25 while it sorts) and what is said of equal ones; nothing else grows with rows.
+The driver holds 16 bytes a prompt (28 while it sorts) and what is said of equal ones; nothing else grows with rows.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ wait for their shard to fill. What a shard is made of is `pipelines.cutter`, whe
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -213,6 +214,7 @@ def _scored(config: PlanConfig, inspection: Inspection, skip: np.ndarray) -> Ite
             batch_size=SCORE_ROWS,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=config.selector_actors),
+            num_cpus=_actor_cpus(config.selector_actors),
             num_gpus=config.selector_num_gpus or None,
         )
     else:
@@ -223,3 +225,9 @@ def _scored(config: PlanConfig, inspection: Inspection, skip: np.ndarray) -> Ite
         assert isinstance(table, pa.Table)
         if table.num_rows:
             yield raise_aborted(table)
+
+
+def _actor_cpus(actors: int) -> float:
+    """CPUs of one selector actor: they hold theirs to the end, so one CPU is left for the tasks that feed them."""
+    left = ray.cluster_resources().get("CPU", 0.0) - 1
+    return max(0.0, min(1.0, math.floor(100 * left / actors) / 100))

@@ -1,0 +1,203 @@
+"""How fast a plan is made and how much memory it takes: `python -m benchmarks.plan --rows 1000000 --selector words`.
+
+Prompts are generated into a temporary folder as Parquet; the plan goes beside them. Memory is sampled from this process
+and from Ray's workers below it (private memory, since they share the object store).
+The selectors are stand-ins of the real ones' cost: `policy` is a text encoder with a random head.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipelines.canonical import RowDefaults
+from pipelines.inspection import PromptSource
+from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, make_plan
+from pipelines.store import RunFolder
+
+WORDS = (
+    "red",
+    "green",
+    "small",
+    "large",
+    "two",
+    "cat",
+    "dog",
+    "house",
+    "river",
+    "over",
+    "under",
+    "beside",
+    "old",
+    "sky",
+)
+CHOICES = tuple(range(5, 51, 5))
+ROW_GROUP, FILE_ROWS = 20_000, 100_000
+MIB = 1 << 20
+
+
+@dataclass
+class Peaks:
+    """Samples memory until `stop`: peak bytes of this process and of all its workers together."""
+
+    driver: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stopped.wait(0.25):
+            self.driver = max(self.driver, _private(me))
+            self.workers = max(self.workers, sum(map(_private, _workers(me))))
+
+
+def _workers(me: psutil.Process) -> list[psutil.Process]:
+    return [child for child in me.children(recursive=True) if _name(child).startswith("ray::")]
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _private(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_info()
+    except psutil.Error:
+        return 0
+    return memory.rss - memory.shared
+
+
+def write_prompts(folder: Path, rows: int) -> None:
+    """Prompts of 4 to 40 words, one in a hundred of them there before, in files of FILE_ROWS."""
+    draw = np.random.default_rng(0)
+    for first in range(0, rows, FILE_ROWS):
+        count = min(FILE_ROWS, rows - first)
+        texts = [" ".join(draw.choice(WORDS, size)) for size in draw.integers(4, 40, count)]
+        numbers = np.arange(first, first + count)
+        numbers[draw.random(count) < 0.01] = 0
+        prompts = [f"{text} {number}" for text, number in zip(texts, numbers, strict=True)]
+        table = pa.table({"prompt": prompts, "category": [f"c{number % 7}" for number in numbers]})
+        pq.write_table(table, folder / f"prompts-{first:09d}.parquet", row_group_size=ROW_GROUP)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """The fields of actors.selector.SelectorConfig that are read here."""
+
+    selector: str
+    text_encoder_path: str
+    choices: tuple[int, ...] = CHOICES
+    price: float = 0.3
+    min: int | None = None
+    max: int | None = None
+
+
+class BenchSelector:
+    """prompt -> num_steps by its words, or budget_scores of an encoder with a random head and num_steps from those."""
+
+    def __init__(self, config: BenchConfig) -> None:
+        self.config, self.choices = config, config.choices
+        self.policy_version = "random" if config.selector == "policy" else None
+        if config.selector == "policy":
+            self._load(config.text_encoder_path)
+
+    def _load(self, path: str) -> None:
+        import torch
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        torch.set_num_threads(1)
+        self.tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+        self.encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32).eval()
+        generator = torch.Generator().manual_seed(0)
+        self.head = torch.randn(self.encoder.config.hidden_size, len(self.choices), generator=generator)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One batch."""
+        none = np.full(len(batch["prompt"]), None)
+        if self.config.selector == "policy":
+            scores = np.concatenate(
+                [self._scores(list(part)) for part in np.split(batch["prompt"], range(64, len(none), 64))]
+            )
+            steps = np.array(self.choices)[scores.argmax(1)]
+        else:
+            scores = none
+            words = [len(prompt.split()) for prompt in batch["prompt"]]
+            steps = np.array(self.choices)[np.minimum(np.array(words) // 4, len(self.choices) - 1)]
+        answers = {"budget_scores": scores, "num_steps": steps, "action_probability": none}
+        return batch | answers | {"policy_version": none, "price": none}
+
+    def _scores(self, prompts: list[str]) -> Any:
+        import torch
+
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            return (self.encoder(tokens.input_ids).pooler_output @ self.head).numpy()
+
+
+def plan_once(folder: Path, selector: BenchConfig, actors: int) -> PlanSummary:
+    """One plan of the folder's prompts beside them."""
+    defaults = RowDefaults(7.5, 512, 512, frozenset(range(1, 1000)))
+    source = PromptSource(str(folder / "prompts"), defaults=defaults)
+    pools = (PoolBudgets("default"),)
+    config: Any = {"selector": selector, "selector_class": BenchSelector, "selector_actors": actors}
+    return make_plan(RunFolder(str(folder / "run")), PlanConfig(source, pools=pools, **config))
+
+
+def main() -> None:
+    """Print one line of a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--selector", choices=("words", "policy"), default="words")
+    parser.add_argument(
+        "--text-encoder", default="training/scenes/model", help="diffusers folder of the policy's encoder"
+    )
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--cpus", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="plan-") as name:
+        folder = Path(name)
+        (folder / "prompts").mkdir()
+        write_prompts(folder / "prompts", given.rows)
+        ray.init(address="local", num_cpus=given.cpus, include_dashboard=False, log_to_driver=False)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        peaks = Peaks()
+        started = time.monotonic()
+        selector = BenchConfig(given.selector, os.path.abspath(given.text_encoder))
+        summary = plan_once(folder, selector, given.actors)
+        seconds = time.monotonic() - started
+        peaks.stop()
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("| selector | rows | seconds | rows/s | driver peak RSS MiB | of it private | workers peak MiB | shards |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {given.selector} | {summary.rows:,} | {seconds:.1f} | {summary.rows / seconds:,.0f} "
+        f"| {peak_mib:.0f} | {peaks.driver / MIB:.0f} | {peaks.workers / MIB:.0f} | {summary.shards:,} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
