@@ -47,7 +47,7 @@ class CutRules:
     target: int
     pools_of: Callable[[int], tuple[str, ...]]  # budget -> names of the pools that serve it
     max_rows: int = 2000
-    max_waiting: int = 200_000
+    max_waiting: int = 50_000
     lane_steps: LaneSteps = plain_lane_steps
 
 

@@ -151,7 +151,9 @@ def planned_keys(run: RunFolder) -> np.ndarray:
     for generation in run.generations():
         for ids in planned_ids(run, generation):
             keys.append(np.array([id_key(row_id) for row_id in ids], keys[0].dtype))
-    return np.sort(np.concatenate(keys))
+    known = np.concatenate(keys)
+    known.sort()
+    return known
 
 
 def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:

@@ -19,6 +19,7 @@ from pipelines.score import SCORE_FIELDS
 from pipelines.store import RunFolder, parquet_bytes
 
 PART_ROWS = 20_000
+PART_BYTES = 64 << 20
 WAIT_S = 60.0  # for another planner that is about to commit
 SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
 SAME = ("rows", "fingerprint", "input_files", "selector", "price")  # what makes another's plan as good as ours
@@ -71,7 +72,8 @@ class PlanWriter:
         )
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
         self._open.append(shard.rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names))
-        if sum(table.num_rows for table in self._open) >= PART_ROWS:
+        rows, size = (sum(getattr(table, name) for table in self._open) for name in ("num_rows", "nbytes"))
+        if rows >= PART_ROWS or size >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:

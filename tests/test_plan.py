@@ -22,6 +22,7 @@ from pipelines.formats import InputError
 from pipelines.inspection import PromptSource
 from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, planned_keys, pools_of
 from pipelines.plan_writer import INDEX_SCHEMA
+from pipelines.prompts import inspect
 from pipelines.score import SCORE_FIELDS, Scoring, score
 from pipelines.store import MANIFEST_FIELDS, RunFolder, StorageOptions, schema_from_json
 
@@ -331,14 +332,16 @@ def test_new_files_grow_the_plan(ray_cluster: Any, tmp_path: Path) -> None:
 def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> None:
     pq.write_table(prompts(5000), tmp_path / "a.parquet", row_group_size=1000)
     run = RunFolder(str(tmp_path / "run"))
-    made = config(
-        tmp_path / "a.parquet", selector=FakeConfig("policy", min=10), selector_actors=2, shard_lane_steps=3000
-    )
+    pools = (PoolBudgets("short", (10,)), PoolBudgets("long", (20,)))
+    selector = FakeConfig("policy", min=10, choices=(10, 20, 20))
+    made = config(tmp_path / "a.parquet", selector=selector, pools=pools, selector_actors=2, shard_lane_steps=3000)
     plan = make_plan(run, made).plan
-    assert (plan["policy_version"], plan["price"], plan["choices"]) == ("fake-1", 0.3, [10, 20])
+    assert (plan["policy_version"], plan["price"], plan["choices"]) == ("fake-1", 0.3, [10, 20, 20])
     rows = planned_rows(run, 1)
     assert sorted(row["n"] for row in rows) == list(range(5000))
     assert all(row["budget_scores"] == [0.0, 1.0, 2.0] and row["price"] == 0.3 for row in rows)
+    index = run.shard_index(1).to_pylist()
+    assert {(*entry["pools"], *entry["budgets"]) for entry in index} == {("short", 10), ("long", 20)}
     again = RunFolder(str(tmp_path / "again"))
     make_plan(again, made)
     assert planned_rows(again, 1) == rows
@@ -367,6 +370,19 @@ def test_mistakes_are_found_before_anything_is_written(ray_cluster: Any, tmp_pat
     with pytest.raises(InputError, match="there is no such file or folder"):
         make_plan(run, config(tmp_path / "no.csv"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+def test_file_that_changed_after_the_inspection(ray_cluster: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("prompt\ncat\n")
+    made = config(file)
+    found = inspect(made.source)
+    file.write_text("prompt\ncat\ndog\n")
+    run = RunFolder(str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"a\.csv: the file changed while it was being planned. Plan again"):
+        make_plan(run, made, inspection=found)
+    assert run.generations() == []
 
 
 class Overtaken(RunFolder):
