@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from actors.rows import SamplerConfig
     from actors.selector import SelectorConfig
     from pipelines.inspection import PromptSource
+    from pipelines.models import ModelSource
     from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
     from pipelines.store import RunFolder, StorageOptions
-    from pipelines.worker import ModelSource
 
 EMBEDDED_MODEL = "training/scenes/model"
 EMBEDDED_POLICY = "training/scenes/policy"
@@ -43,26 +43,13 @@ def run_folder(job: Job) -> "RunFolder":
     return RunFolder(job.config.output.path, storage_options(job, "output"))
 
 
-def model_folder(job: Job) -> str:
-    """The model's description on this machine; weights stay where they are. Raises ConfigError, StorageError."""
-    from pipelines.models import fetch_model
-
-    model = job.config.model
-    if model.path is None:
-        folder = ROOT / EMBEDDED_MODEL
-        if not folder.is_dir():
-            raise job.fault("model.path", f"the embedded model is not at {folder}: set model.path")
-        return str(folder)
-    return fetch_model(model.path, model.revision, model.variant, storage_options(job))
-
-
 def checkpoint(job: Job) -> "CheckpointInfo":
-    """What the model's folder says of itself. Raises ConfigError with the place of model.path."""
+    """What the model's folder says of itself; its weights stay where they are. Raises ConfigError."""
     from actors.checkpoint import CheckpointError, inspect_checkpoint
     from pipelines.store import StorageError
 
     try:
-        return inspect_checkpoint(model_folder(job), job.config.model.variant)
+        return inspect_checkpoint(model_source(job).local(metadata_only=True), job.config.model.variant)
     except (CheckpointError, StorageError) as error:
         raise job.fault("model.path", str(error)) from error
 
@@ -119,7 +106,7 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
 
 def model_source(job: Job) -> "ModelSource":
     """Where each node fetches the checkpoint from."""
-    from pipelines.worker import ModelSource
+    from pipelines.models import ModelSource
 
     model = job.config.model
     return ModelSource(model.path or EMBEDDED_MODEL, model.revision, model.variant, storage_options(job))

@@ -15,12 +15,14 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipelines.folder import Folder, StorageError, StorageOptions
 
 log = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parent.parent
 CACHE_ENV = "STEPTHRIFT_CACHE"  # a folder of each node, by default ~/.cache/stepthrift
 READERS = 4
 _CHUNK = 64 << 20  # bytes
@@ -29,6 +31,23 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # The blocks that a checkpoint's fingerprint is taken from (actors.checkpoint), so that a driver without the weights
 # comes to the same fingerprint as the workers.
 _BLOCK, _NUM_BLOCKS = 1 << 16, 16
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint is: a local folder (relative: here, or in the project), a hub id or a URL."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    storage: StorageOptions = field(default_factory=StorageOptions)
+
+    def local(self, metadata_only: bool = False) -> str:
+        """Its folder on this machine: see `fetch_model`. Raises StorageError."""
+        shipped = ROOT / self.path
+        if not Path(self.path).exists() and shipped.is_dir():
+            return str(shipped)
+        return fetch_model(self.path, self.revision, self.variant, self.storage, metadata_only)
 
 
 def fetch_model(

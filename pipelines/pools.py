@@ -14,8 +14,9 @@ from ray.data import ActorPoolStrategy
 
 from actors.rows import SamplerConfig
 from pipelines.ledger import Shard
+from pipelines.models import ModelSource
 from pipelines.store import RunFolder
-from pipelines.worker import ModelSource, RenderWorker, WorkerJob
+from pipelines.worker import RenderWorker, WorkerJob
 
 
 class RenderError(RuntimeError):

@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,29 +21,19 @@ import ray
 from actors.rows import Picture, Row, SamplerConfig
 from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Shard, Slot, Worker
 from pipelines.manifest import failed_row, ok_row, render_key, with_place
+from pipelines.models import ModelSource
 from pipelines.sinks import Sink
-from pipelines.store import Attempt, RunFolder, StorageOptions, schema_from_json
+from pipelines.store import Attempt, RunFolder, schema_from_json
 
 if TYPE_CHECKING:
     from actors.sampler import DDIMSampler
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.3
 DTYPE_KEY = "plan/dtype"
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 WRITERS = 8
 Submit = Callable[[Row], "Future[Picture]"]
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where the checkpoint is: a local folder (relative: to the project), a hub id or a URL. Fetched once a node."""
-
-    path: str
-    revision: str | None = None
-    variant: str | None = None
-    storage: StorageOptions = field(default_factory=StorageOptions)
 
 
 @dataclass(frozen=True)
@@ -170,7 +159,7 @@ class RenderWorker:
     def _settings(self) -> SamplerConfig:
         """The job's, with the folder of the checkpoint on this node."""
         source, dtype = self.job.model, settle_dtype(self.job.run, self.job.sampler)
-        return replace(self.job.sampler, model_path=local_model(source), variant=source.variant, dtype=dtype)
+        return replace(self.job.sampler, model_path=source.local(), variant=source.variant, dtype=dtype)
 
     def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
         """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
@@ -228,16 +217,6 @@ def settle_dtype(run: RunFolder, sampler: SamplerConfig) -> str:
     chosen = str(resolve_dtype("auto", resolve_device(sampler.device))).removeprefix("torch.")
     run.create(DTYPE_KEY, chosen.encode())
     return run.read(DTYPE_KEY).decode()
-
-
-def local_model(source: ModelSource) -> str:
-    """A folder of this node that holds the checkpoint; a relative path is looked for in the project, too."""
-    from pipelines.models import fetch_model
-
-    shipped = ROOT / source.path
-    if "://" not in source.path and not Path(source.path).exists() and shipped.is_dir():
-        return str(shipped)
-    return fetch_model(source.path, source.revision, source.variant, source.storage)
 
 
 class BadRow(Exception):

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from actors.rows import SamplerConfig
+from pipelines.models import ModelSource
 from pipelines.pools import PoolSpec, RenderConfig, RenderError
 from pipelines.render import render
 from pipelines.store import RunFolder, StorageOptions
-from pipelines.worker import DTYPE_KEY, ModelSource, settle_dtype
+from pipelines.worker import DTYPE_KEY, settle_dtype
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
 from tests.plans import planned_row, write_plan
