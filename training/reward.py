@@ -1,0 +1,91 @@
+"""Quality and cost -> reward: pure numpy over the reward table, no network and no sampling.
+
+What the network learns from a reward is `training.reinforce`.
+
+Shapes: P prompts, K budgets of the menu (rising), S seeds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+PAPER_TOP, PAPER_LAMBDA, PAPER_GAMMA = 3, 2.0, 1.0
+
+
+def centred(quality: np.ndarray) -> np.ndarray:
+    """Quality (P, K, S) less the mean of its prompt and seed over the budgets.
+
+    The mean is the same whatever budget is drawn, so an expected gradient does not change; what a prompt or a seed is
+    worth by itself, most of the variance, is gone.
+    """
+    return quality - quality.mean(axis=1, keepdims=True)
+
+
+def priced_reward(quality: np.ndarray, costs: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Centred quality - price * cost, (P, K, S), of quality (P, K, S), costs (K,) and a price a prompt (P,)."""
+    return centred(quality) - prices[:, None, None] * costs[None, :, None]
+
+
+def paper_reward(
+    quality: np.ndarray,
+    choices: Sequence[int],
+    top: int = PAPER_TOP,
+    weight: float = PAPER_LAMBDA,
+    penalty: float = PAPER_GAMMA,
+) -> np.ndarray:
+    """AdaDiff, section 3: (1 - t / T) + lambda * quality among the prompt's `top` images, else -gamma; (P, K, S).
+
+    t: the budget in steps, T: the largest. The images compared are those of one seed; of equals all are in.
+    """
+    steps = np.asarray(choices, np.float64)
+    bar = np.sort(quality, axis=1)[:, -min(top, quality.shape[1])]  # (P, S)
+    reward = (1 - steps / steps[-1])[None, :, None] + weight * quality
+    return np.where(quality >= bar[:, None, :], reward, -penalty)
+
+
+def sample_prices(uniforms: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Prices between two positive bounds, as likely in each octave; from uniforms in [0, 1)."""
+    if not 0 < low <= high:
+        raise ValueError(f"prices {low} to {high} must be positive and rise")
+    return low * (high / low) ** np.asarray(uniforms, np.float64)
+
+
+def default_temperature(quality: np.ndarray) -> float:
+    """A softness of the policy that fits the scorer's scale: half the spread of mean quality between the budgets."""
+    spread = float(centred(quality).mean(axis=(0, 2)).std())
+    if not spread > 0:
+        raise ValueError("every budget has the same mean quality: there is nothing to choose")
+    return spread / 2
+
+
+def default_prices(quality: np.ndarray, costs: np.ndarray) -> tuple[float, float]:
+    """The range in which a price changes the best fixed budget, an octave more at both ends.
+
+    The bounds are the least and the largest positive slope of the upper hull of mean quality over cost.
+    """
+    slopes = hull_slopes(quality.mean(axis=(0, 2)), np.asarray(costs, np.float64))
+    rising = slopes[slopes > 0]
+    if not len(rising):
+        raise ValueError("the smallest budget has the best mean quality: there is nothing to choose")
+    return float(rising.min() / 2), float(rising.max() * 2)
+
+
+def hull_slopes(mean_quality: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Quality per cost along the upper hull of the fixed budgets, falling."""
+    corners = upper_hull(costs, mean_quality)
+    return np.diff(mean_quality[corners]) / np.diff(costs[corners])
+
+
+def upper_hull(costs: np.ndarray, quality: np.ndarray) -> list[int]:
+    """Indices of the budgets on the upper concave hull of (cost, quality), costs rising: no mixture is above it."""
+    corners: list[int] = []
+    for k in range(len(costs)):
+        while len(corners) >= 2 and _below(costs, quality, corners[-2], corners[-1], k):
+            corners.pop()
+        corners.append(k)
+    return corners
+
+
+def _below(costs: np.ndarray, quality: np.ndarray, a: int, b: int, c: int) -> bool:
+    """Whether b lies on or below the line from a to c."""
+    return bool((quality[b] - quality[a]) * (costs[c] - costs[a]) <= (quality[c] - quality[a]) * (costs[b] - costs[a]))
