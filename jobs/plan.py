@@ -13,7 +13,7 @@ from jobs.console import Console
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.progress import steps_text
-from jobs.validate import check_output, refuse_input
+from jobs.validate import check_output, read_input
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
@@ -67,12 +67,10 @@ def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo]":
 def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -> None:
     """Write the resolved job file and one new generation of the plan, where there is something new."""
     from pipelines.plan import make_plan
-    from pipelines.prompts import inspect
 
     config = build.plan_config(job, info)
     console.draw(f"reading {job.config.input.path}")
-    inspection = inspect(config.source)
-    refuse_input(job, inspection)
+    inspection = read_input(job, config.source)
     run.write_job(job.config.dump())
     for note in inspection.notes:
         console.say(note)

@@ -23,7 +23,7 @@ from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
-    from pipelines.inspection import Inspection
+    from pipelines.inspection import Inspection, PromptSource
 
 
 @click.command("validate")
@@ -76,17 +76,19 @@ class Checks:
 
 def check_output(job: Job) -> None:
     """Raises where the run folder cannot be written; one conditional write shows it."""
-    probe = build.run_folder(job).probe()
+    from pipelines.folder import StorageError
+
+    try:
+        probe = build.run_folder(job).probe()
+    except StorageError as error:
+        raise job.fault("output.path", str(error)) from error
     if not probe.writable:
         raise job.fault("output.path", f"{job.config.output.path} cannot be written: check its permissions")
 
 
 def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
-    """Reads every prompt. Raises InputError, StorageError, and ConfigError for bad rows under input.strict."""
-    from pipelines.prompts import inspect
-
-    inspection = inspect(build.prompt_source(job, info))
-    refuse_input(job, inspection)
+    """What the input holds. Raises as `read_input`."""
+    inspection = read_input(job, build.prompt_source(job, info))
     return {
         "rows": inspection.num_planned,
         "prompts": inspection.rows,
@@ -95,6 +97,19 @@ def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
         "notes": list(inspection.notes),
         "carried": inspection.carried_schema.names,
     }
+
+
+def read_input(job: Job, source: "PromptSource") -> "Inspection":
+    """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
+    from pipelines.folder import StorageError
+    from pipelines.prompts import InputError, inspect
+
+    try:
+        inspection = inspect(source)
+    except (InputError, StorageError) as error:
+        raise job.fault("input.path", str(error)) from error
+    refuse_input(job, inspection)
+    return inspection
 
 
 def refuse_input(job: Job, inspection: "Inspection") -> None:

@@ -67,7 +67,7 @@ def test_the_broad_except_check_sees_one() -> None:
 
 
 def test_logging_is_set_up_in_jobs_alone() -> None:
-    calls = re.compile(r"logging\.(basicConfig|disable)|\bprint\(")
+    calls = re.compile(r"logging\.(basicConfig|disable)\(|\bprint\(")
     found = [
         str(path)
         for path in OURS
@@ -113,6 +113,13 @@ def test_every_command_of_the_readme_exists() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     known = {f"jobs {verb}" for verb in VERBS} | {f"make {target}" for target in targets}
     assert commands(readme.read_text("utf-8")) <= known
+
+
+def test_the_job_files_of_the_readme_are_valid() -> None:
+    from jobs.load import read_job
+
+    for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL):
+        assert read_job(text, "README.yaml").config
 
 
 def test_commands_are_found_in_a_page() -> None:
