@@ -167,8 +167,12 @@ class RunFolder(Folder):
 
     def read_shard(self, part_key: str, row_group: int, columns: list[str] | None = None) -> pa.Table:
         """The planned rows of one shard: one row group of a part, read by ranges."""
-        with pq.ParquetFile(_RangeFile(self, part_key), pre_buffer=True) as part:
+        with self.open_parquet(part_key) as part:
             return part.read_row_group(row_group, columns=columns)
+
+    def open_parquet(self, key: str, pre_buffer: bool = True) -> pq.ParquetFile:
+        """A Parquet object of this folder, read by ranges; without `pre_buffer` a little at a time."""
+        return pq.ParquetFile(_RangeFile(self, key), pre_buffer=pre_buffer, buffer_size=0 if pre_buffer else 1 << 20)
 
     def done_shards(self) -> set[str]:
         """The shards that have a manifest, by one listing."""

@@ -1,0 +1,275 @@
+"""Plan against manifests against stored objects: what is missing, doubled, damaged or of no row.
+
+Reads only, a shard at a time, and holds 16 bytes a planned row. What may be found is in `pipelines.findings`, how an
+image is looked at in `pipelines.verify_images`. What is done about it is not decided here.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.canonical import KEY_BYTES, id_key
+from pipelines.findings import Finding
+from pipelines.store import READERS, RunFolder, manifest_key, schema_from_json
+from pipelines.verify_images import UNREADABLE, ShardImages
+
+S = TypeVar("S")
+T = TypeVar("T")
+AHEAD = 2 * READERS  # shards read before their turn
+STATUSES = ("ok", "failed", "filtered")
+SAME = {  # column of the plan: of the manifest
+    "shard": "shard",
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "seed": "seed_planned",
+    "width": "width",
+    "height": "height",
+}
+PLANNED = ("id", *SAME)
+STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "format")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One shard, or (None) the folder around the shards. rows: in its manifest; images: whose bytes were read."""
+
+    shard: str | None
+    planned: int = 0
+    rows: int = 0
+    images: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Generation:
+    number: int
+    schema: pa.Schema  # of its manifests
+    stored: bool  # whether its layout stores images
+    index: tuple[dict[str, Any], ...]  # shard, part, row_group, rows
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A planned shard. rows: None where its part of the plan cannot be read."""
+
+    name: str
+    number: int
+    num_rows: int
+    rows: list[dict[str, Any]] | None
+    generation: _Generation
+
+
+def verify(run: RunFolder, sample: float = 0.01, salt: str = "") -> Iterator[Checked]:
+    """Everything about a run folder, as it is found: the folder first, then each planned shard, then what is doubled.
+
+    Every row of every manifest is held against the plan. sample: the share of images that are read, drawn by their ids
+    and `salt`, at least one a shard (in the Parquet layout: that share of the data files). From 1 on all are read, and
+    all images are listed. StorageError where a store cannot be asked.
+    """
+    check = _Verification(run, sample, salt)
+    yield Checked(None, findings=tuple(check.around()))
+    yield from _ahead(check.shard, check.planned())
+    yield Checked(None, findings=tuple(check.planned_twice()))
+
+
+class _Verification:
+    """What one pass over a run folder keeps: the listings of one name a shard, and the keys of the planned ids."""
+
+    def __init__(self, run: RunFolder, sample: float, salt: str) -> None:
+        self.run, self.sample, self.salt = run, sample, salt
+        self.manifests = run.names("manifest")  # before the images: what it names was there before it
+        self.done = {name.removesuffix(".parquet") for name in self.manifests if name.endswith(".parquet")}
+        self.image_shards = set(run.names("images"))
+        self.data: dict[str, dict[str, int]] = {}
+        for key, size in run.walk("data"):
+            self.data.setdefault(_shard_of(key), {})[key] = size
+        self.damage: list[Finding] = []
+        self.generations = [self._generation(number) for number in run.generations()]
+        self.shards = {entry["shard"] for generation in self.generations for entry in generation.index}
+        self.keys: list[np.ndarray] = []  # of the ids, (R,) S16 each
+
+    def _generation(self, number: int) -> _Generation:
+        plan = self.run.read_plan(number)
+        stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
+        try:
+            index = self.run.shard_index(number).select(["shard", "part", "row_group", "rows"]).to_pylist()
+        except UNREADABLE as error:
+            index = []
+            key = f"plan/{number:04d}/shards.parquet"
+            self.damage.append(Finding("plan_damaged", key, f"cannot be read: {error}", rows=plan.get("rows", 0)))
+        return _Generation(number, schema_from_json(plan["manifest_schema"]), stored, tuple(index))
+
+    def around(self) -> Iterator[Finding]:
+        """What lies in the folder and belongs to no planned shard."""
+        yield from self.damage
+        for name in self.manifests:
+            if name.removesuffix(".parquet") not in self.shards or not name.endswith(".parquet"):
+                yield self._unknown(f"manifest/{name}")
+        for shard in sorted(self.image_shards - self.shards):
+            yield Finding("attempt_orphan", f"images/{shard}", "no planned shard is called so", rows=0)
+        for shard in sorted(self.data.keys() - self.shards):
+            for key in self.data[shard]:
+                yield Finding("attempt_orphan", key, "no planned shard is called so", rows=0)
+        yield from self._plan_leftovers()
+
+    def _unknown(self, key: str) -> Finding:
+        try:
+            rows = pq.read_table(pa.BufferReader(self.run.read(key)), columns=["shard"])["shard"].to_pylist()
+        except (*UNREADABLE, KeyError) as error:
+            return Finding("manifest_unknown", key, f"no planned shard is called so, and it cannot be read: {error}")
+        claimed = ", ".join(sorted({str(shard) for shard in rows})[:3])
+        twice = " which has a manifest of its own" if self.done & self.shards & set(rows) else ""
+        message = f"no planned shard is called so; its {len(rows)} rows say they are of {claimed}{twice}"
+        return Finding("manifest_unknown", key, message, rows=len(rows))
+
+    def _plan_leftovers(self) -> Iterator[Finding]:
+        complete = {f"{generation.number:04d}": generation for generation in self.generations}
+        for name in self.run.names("plan"):
+            if name.isdecimal() and name not in complete:
+                yield Finding("plan_orphan", f"plan/{name}", "a planner began it and did not finish", rows=0)
+        for name, generation in complete.items():
+            used = {entry["part"].rpartition("/")[2] for entry in generation.index}
+            for part in self.run.names(f"plan/{name}"):
+                if used and part.startswith("part-") and part not in used:
+                    yield Finding("plan_orphan", f"plan/{name}/{part}", "the plan does not name it", rows=0)
+
+    def planned(self) -> Iterator[_Shard]:
+        """Every planned shard with its rows, a part of a plan at a time."""
+        number = 0
+        for generation in self.generations:
+            part, file = "", None
+            for entry in generation.index:
+                if entry["part"] != part:
+                    part, file = entry["part"], self._part(entry["part"])
+                rows = _row_group(file, entry["row_group"])
+                if rows is not None:
+                    ids = [id_key(row["id"]) for row in rows]
+                    self.keys.append(np.array(ids, f"S{KEY_BYTES}"))
+                yield _Shard(entry["shard"], number, entry["rows"], rows, generation)
+                number += 1
+
+    def _part(self, key: str) -> pq.ParquetFile | None:
+        try:
+            return pq.ParquetFile(pa.BufferReader(self.run.read(key)))
+        except UNREADABLE:
+            return None
+
+    def shard(self, shard: _Shard) -> Checked:
+        """One planned shard: its manifest, its rows, its images and what else lies under its name."""
+        planned, findings = shard.num_rows, []
+        if shard.rows is None or len(shard.rows) != planned:
+            message = f"shard {shard.name} cannot be read from its part of the plan"
+            findings.append(
+                Finding("plan_damaged", f"plan/{shard.generation.number:04d}", message, shard.name, rows=planned)
+            )
+        manifest = self._manifest(shard)
+        if isinstance(manifest, Finding):
+            return Checked(shard.name, planned, findings=(*findings, manifest))
+        if shard.rows is not None:
+            findings += compare(shard.rows, manifest, shard.name)
+        images = ShardImages(
+            self.run,
+            shard.name,
+            self.data.get(shard.name, {}),
+            self.sample,
+            self.salt,
+            stored=shard.generation.stored,
+            whole=shard.number % max(1, round(1 / max(self.sample, 1e-9))) == 0,
+        )
+        findings += images.check([row for row in manifest if row["status"] == "ok"])
+        findings += self._orphans(shard.name, {str(row["uri"]).partition("#")[0] for row in manifest})
+        return Checked(shard.name, planned, len(manifest), images.read, tuple(findings))
+
+    def _manifest(self, shard: _Shard) -> list[dict[str, Any]] | Finding:
+        key = manifest_key(shard.name)
+        if shard.name not in self.done:
+            return Finding("manifest_missing", key, "the shard is not done", shard.name, rows=shard.num_rows)
+        try:
+            table = self.run.read_manifest(shard.name)
+            if not table.schema.equals(shard.generation.schema):
+                return Finding(
+                    "manifest_damaged", key, "its columns are not the plan's", shard.name, rows=shard.num_rows
+                )
+            return table.select(STORED).to_pylist()
+        except UNREADABLE as error:
+            return Finding("manifest_damaged", key, f"cannot be read: {error}", shard.name, rows=shard.num_rows)
+
+    def _orphans(self, shard: str, named: set[str]) -> Iterator[Finding]:
+        for key in self.data.get(shard, {}).keys() - named:
+            yield Finding("attempt_orphan", key, "no manifest names it", shard, rows=0)
+        if shard not in self.image_shards:
+            return
+        attempts = {key.split("/")[2] for key in named if key.startswith(f"images/{shard}/")}
+        for attempt in self.run.names(f"images/{shard}"):
+            folder = f"images/{shard}/{attempt}"
+            if attempt not in attempts:
+                yield Finding("attempt_orphan", folder, "no manifest names it", shard, rows=0)
+            elif self.sample >= 1:
+                for key, _ in self.run.walk(folder):
+                    if key not in named:
+                        yield Finding("object_orphan", key, "no row names it", shard, rows=0)
+
+    def planned_twice(self) -> Iterator[Finding]:
+        """Ids that are in two planned shards, or twice in one: their rows are rendered twice."""
+        keys = np.sort(np.concatenate([np.empty(0, f"S{KEY_BYTES}"), *self.keys]))
+        twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
+        if not twice:
+            return
+        for shard in self.planned():
+            for row in shard.rows or []:
+                if id_key(row["id"]).rstrip(b"\0") in twice:
+                    key = f"plan/{shard.generation.number:04d}"
+                    yield Finding("row_doubled", key, "planned more than once", shard.name, row["id"])
+
+
+def compare(planned: Iterable[Mapping[str, Any]], found: list[dict[str, Any]], shard: str) -> Iterator[Finding]:
+    """A shard's planned rows (columns PLANNED) against the rows of its manifest (columns STORED)."""
+    key, wanted = manifest_key(shard), {row["id"]: row for row in planned}
+    counts = Counter(row["id"] for row in found)
+    for id in wanted.keys() - counts.keys():
+        yield Finding("row_missing", key, "planned, and not in the manifest", shard, id)
+    for id, count in counts.items():
+        if id not in wanted:
+            yield Finding("row_unknown", key, "in the manifest, and not planned in this shard", shard, id)
+        elif count > 1:
+            yield Finding("row_doubled", key, f"{count} times in the manifest", shard, id)
+    for row in found:
+        changed = [
+            theirs for ours, theirs in SAME.items() if row[theirs] != wanted.get(row["id"], row).get(ours, row[theirs])
+        ]
+        changed += ["status"] if row["status"] not in STATUSES else []
+        if changed:
+            yield Finding("row_changed", key, f"not as planned: {', '.join(changed)}", shard, row["id"])
+
+
+def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """call of each item on threads, in the order of the items, a bounded number of them before their turn."""
+    pool = ThreadPoolExecutor(READERS, "verify")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) >= AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _row_group(part: pq.ParquetFile | None, row_group: int) -> list[dict[str, Any]] | None:
+    try:
+        return part.read_row_group(row_group, columns=list(PLANNED)).to_pylist() if part else None
+    except UNREADABLE:
+        return None
+
+
+def _shard_of(data_key: str) -> str:
+    """`data/<shard>-<attempt>.<ext>` -> shard."""
+    return data_key.removeprefix("data/").partition(".")[0].rsplit("-", 2)[0]

@@ -1,0 +1,330 @@
+"""Verification: what is whole is clean, and every kind of damage done by hand is found and named."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.findings import KINDS, ORPHANS, Finding
+from pipelines.sinks import LAYOUTS, encode_image
+from pipelines.store import RunFolder, StorageOptions, manifest_key, parquet_bytes
+from pipelines.verify import verify
+from tests.finished import finished_run, picture, render_shard, store
+from tests.plans import planned_row, write_plan
+
+SHARD, OTHER = "0001-000001", "0001-000002"
+Damage = Callable[[RunFolder], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return finished_run(RunFolder(str(tmp_path / "run")))
+
+
+def findings(run: RunFolder, sample: float = 1) -> list[Finding]:
+    return [finding for checked in verify(run, sample) for finding in checked.findings]
+
+
+def found(run: RunFolder, sample: float = 1) -> set[tuple[str, str | None, str | None]]:
+    return {(finding.kind, finding.shard, finding.id) for finding in findings(run, sample)}
+
+
+def replace(run: RunFolder, shard: str, change: Callable[[list[dict]], list[dict]]) -> None:
+    """The manifest of a shard, with other rows."""
+    table = run.read_manifest(shard)
+    rows = change(table.to_pylist())
+    run.write(manifest_key(shard), parquet_bytes([pa.Table.from_pylist(rows, schema=table.schema)]))
+
+
+def first(run: RunFolder, shard: str = SHARD) -> dict:
+    return run.read_manifest(shard).to_pylist()[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sample", [0.01, 1])
+def test_a_whole_run_is_clean(tmp_path: Path, layout: str, sample: float) -> None:
+    run = finished_run(RunFolder(str(tmp_path / "run")), layout)
+    checked = list(verify(run, sample))
+    assert [c.findings for c in checked if c.findings] == []
+    assert [c.shard for c in checked if c.shard] == [f"0001-{n:06d}" for n in range(4)]
+    assert sum(c.rows for c in checked) == sum(c.planned for c in checked) == 20
+    few = {"files": 4, "webdataset": 4, "parquet": 5, "none": 0}[layout]
+    assert sum(c.images for c in checked) == (few if sample < 1 else 0 if layout == "none" else 19)
+
+
+@pytest.mark.s3
+def test_a_run_on_s3(s3) -> None:
+    run = finished_run(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)), "webdataset")
+    assert found(run) == set()
+    (key,) = [key for key, _ in run.walk("data") if SHARD in key]
+    run.write(key, run.read(key)[:-2048])
+    assert ("data_damaged", SHARD, None) in found(run, 0.01)
+
+
+# negative controls: protocols that look right and are not
+
+
+def test_a_manifest_before_its_images(tmp_path: Path) -> None:
+    """The worker commits, then dies in the middle of its images."""
+    run = finished_run(RunFolder(str(tmp_path / "run")))
+    uris = [row["uri"] for row in run.read_manifest(SHARD).to_pylist() if row["uri"]]
+    run.delete(uris[2:])
+    lost = {row["id"] for row in run.read_manifest(SHARD).to_pylist() if row["uri"] in uris[2:]}
+    assert found(run) == {("image_missing", SHARD, id) for id in lost}
+
+
+def test_a_manifest_named_by_its_attempt(tmp_path: Path) -> None:
+    """Two workers on one shard: both commit."""
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i) for i in range(10)], 5)
+    assert render_shard(run, "0001-000000")
+    for _ in range(2):
+        attempt, table, _ = store(run, SHARD)
+        assert run.create(f"manifest/{SHARD}-{attempt.name}.parquet", parquet_bytes([table]))
+    seen = findings(run)
+    assert [f.kind for f in seen].count("manifest_unknown") == 2
+    assert all(f"5 rows say they are of {SHARD}" in f.message for f in seen if f.kind == "manifest_unknown")
+    assert ("manifest_missing", SHARD, None) in {(f.kind, f.shard, f.id) for f in seen}
+
+
+def test_a_shard_split_in_two(run: RunFolder) -> None:
+    """A worker gives half of its rows away: whoever renders the whole shard again doubles them."""
+    table = run.read_manifest(SHARD)
+    run.write(manifest_key(SHARD), parquet_bytes([table.slice(0, 2)]))
+    run.write(f"manifest/{SHARD}b.parquet", parquet_bytes([table.slice(2)]))
+    seen = findings(run)
+    missing = {("row_missing", SHARD, id) for id in table["id"].to_pylist()[2:]}
+    assert missing <= {(f.kind, f.shard, f.id) for f in seen}
+    (split,) = [f for f in seen if f.kind == "manifest_unknown"]
+    assert (split.key, split.rows) == (f"manifest/{SHARD}b.parquet", 3)
+    assert "which has a manifest of its own" in split.message
+
+
+# damage to what was whole
+
+
+def test_a_deleted_manifest_is_a_shard_that_is_not_done(run: RunFolder) -> None:
+    run.delete([manifest_key(SHARD)])
+    assert ("manifest_missing", SHARD, None) in found(run)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_torn_manifest(run: RunFolder, keep: int) -> None:
+    run.write(manifest_key(SHARD), run.read(manifest_key(SHARD))[:keep])
+    assert ("manifest_damaged", SHARD, None) in found(run)
+
+
+def test_a_manifest_with_other_columns(run: RunFolder) -> None:
+    run.write(manifest_key(SHARD), parquet_bytes([run.read_manifest(SHARD).drop_columns("note")]))
+    assert ("manifest_damaged", SHARD, None) in found(run)
+
+
+def test_a_row_twice(run: RunFolder) -> None:
+    replace(run, SHARD, lambda rows: [*rows, rows[0]])
+    assert found(run) == {("row_doubled", SHARD, first(run)["id"])}
+
+
+def test_a_row_of_another_shard(run: RunFolder) -> None:
+    stranger = first(run, OTHER)
+    replace(run, SHARD, lambda rows: [*rows, stranger])
+    assert found(run) == {(kind, SHARD, stranger["id"]) for kind in ("row_unknown", "image_misplaced")}
+
+
+def test_a_row_less(run: RunFolder) -> None:
+    lost = first(run)
+    replace(run, SHARD, lambda rows: rows[1:])
+    run.delete([lost["uri"]])
+    assert found(run) == {("row_missing", SHARD, lost["id"])}
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a cat"}, {"seed_planned": 1}, {"width": 8}, {"status": "fine"}])
+def test_a_row_that_is_not_as_planned(run: RunFolder, change: dict) -> None:
+    replace(run, SHARD, lambda rows: [rows[0] | change, *rows[1:]])
+    (message,) = [f.message for f in findings(run) if f.kind == "row_changed"]
+    assert message == f"not as planned: {next(iter(change))}"
+
+
+def test_a_deleted_image(run: RunFolder) -> None:
+    run.delete([first(run)["uri"]])
+    assert found(run) == {("image_missing", SHARD, first(run)["id"])}
+
+
+def test_a_flipped_byte(run: RunFolder) -> None:
+    data = bytearray(run.read(first(run)["uri"]))
+    data[len(data) // 2] ^= 1
+    run.write(first(run)["uri"], bytes(data))
+    assert found(run) == {("image_wrong_hash", SHARD, first(run)["id"])}
+
+
+def test_a_short_image(run: RunFolder) -> None:
+    run.write(first(run)["uri"], run.read(first(run)["uri"])[:-9])
+    assert found(run) == {("image_wrong_length", SHARD, first(run)["id"])}
+
+
+@pytest.mark.parametrize("what", ["noise", "torn", "jpeg", "size"])
+def test_bytes_that_are_not_the_rows_picture(run: RunFolder, what: str) -> None:
+    """The hash is right: the worker itself wrote something wrong."""
+    import hashlib
+
+    image = picture(planned_row(1)).image
+    data = {
+        "noise": b"no picture at all",
+        "torn": encode_image(image, "png")[:-60],
+        "jpeg": encode_image(image, "jpeg"),
+        "size": encode_image(image[:8], "png"),
+    }[what]
+    change = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    run.write(first(run)["uri"], data)
+    replace(run, SHARD, lambda rows: [rows[0] | change, *rows[1:]])
+    assert found(run) == {("image_undecodable", SHARD, first(run)["id"])}
+
+
+@pytest.mark.parametrize(
+    "uri", [None, "images/../job.yaml", "/etc/passwd", f"images/{OTHER}/1-aa/x.png", "report.html"]
+)
+def test_a_uri_that_leads_elsewhere(run: RunFolder, uri: str | None) -> None:
+    replace(run, SHARD, lambda rows: [rows[0] | {"uri": uri}, *rows[1:]])
+    assert ("image_misplaced", SHARD, first(run)["id"]) in found(run)
+
+
+def test_two_rows_of_one_image(run: RunFolder) -> None:
+    replace(run, SHARD, lambda rows: [rows[0] | {"uri": rows[1]["uri"]}, *rows[1:]])
+    assert [kind for kind, _, _ in found(run)].count("image_misplaced") == 2
+
+
+def test_an_orphan_attempt_is_named_by_one_listing_a_shard(run: RunFolder) -> None:
+    attempt, _, _ = store(run, SHARD)
+    (orphan,) = findings(run, 0.01)
+    assert (orphan.kind, orphan.key, orphan.rows) == ("attempt_orphan", f"images/{SHARD}/{attempt.name}", 0)
+
+
+def test_attempts_of_a_shard_in_work_are_no_orphans(run: RunFolder) -> None:
+    run.delete([manifest_key(SHARD)])
+    assert {kind for kind, _, _ in found(run)} == {"manifest_missing"}
+
+
+def test_an_object_among_the_images_shows_in_a_full_listing(run: RunFolder) -> None:
+    run.write(first(run)["uri"] + ".bak", b"x")
+    assert found(run, 0.01) == set()
+    assert found(run) == {("object_orphan", SHARD, None)}
+
+
+def test_folders_of_no_shard(run: RunFolder) -> None:
+    run.write("images/0009-000000/1-aa/x.png", b"x")
+    run.write("data/0009-000000-1-aa.tar", b"x")
+    run.write("plan/0002/part-00000-aa.parquet", b"x")
+    run.write("plan/0001/part-00000-aa.parquet", b"x")
+    run.write("manifest/notes.txt", b"x")
+    keys = {f.key for f in findings(run, 0.01)}
+    assert keys == {
+        "images/0009-000000",
+        "data/0009-000000-1-aa.tar",
+        "plan/0002",
+        "plan/0001/part-00000-aa.parquet",
+        "manifest/notes.txt",
+    }
+
+
+def test_a_plan_that_is_gone(run: RunFolder) -> None:
+    (part,) = [key for key, _ in run.walk("plan") if "part-" in key]
+    data = run.read(part)
+    run.delete([part])
+    assert found(run) == {("plan_damaged", f"0001-{n:06d}", None) for n in range(4)}
+    run.write(part, data[:-20])
+    assert {kind for kind, _, _ in found(run)} == {"plan_damaged"}
+    run.write("plan/0001/shards.parquet", b"PAR1")
+    assert {"plan_damaged", "manifest_unknown"} <= {kind for kind, _, _ in found(run)}
+
+
+def test_a_row_planned_in_two_generations(run: RunFolder) -> None:
+    write_plan(run, [planned_row(3), planned_row(90)], 5, generation=2)
+    render_shard(run, "0002-000000")
+    assert found(run) == {("row_doubled", "0001-000000", "r0003"), ("row_doubled", "0002-000000", "r0003")}
+
+
+# packed layouts
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Callable[[str], tuple[RunFolder, str]]:
+    def make(layout: str) -> tuple[RunFolder, str]:
+        run = finished_run(RunFolder(str(tmp_path / "run")), layout)
+        (key,) = [key for key, _ in run.walk("data") if SHARD in key]
+        return run, key
+
+    return make
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+@pytest.mark.parametrize("sample", [0.01, 1])
+def test_a_data_file_that_is_gone_or_cut_short(packed, layout: str, sample: float) -> None:
+    run, key = packed(layout)
+    data = run.read(key)
+    for keep in (0, 100, len(data) // 2, len(data) - 1, len(data) - 1500):
+        run.write(key, data[:keep])
+        assert ("data_damaged", SHARD, None) in found(run, sample), keep
+    run.delete([key])
+    assert found(run, sample) == {("image_missing", SHARD, None)}
+
+
+def test_an_offset_that_is_wrong(packed) -> None:
+    run, _ = packed("webdataset")
+    replace(run, SHARD, lambda rows: [rows[0] | {"offset": rows[0]["offset"] + 1}, *rows[1:]])
+    assert {kind for kind, _, _ in found(run)} == {"data_damaged", "image_wrong_hash"}
+    replace(run, SHARD, lambda rows: [rows[0] | {"offset": None}, *rows[1:]])
+    assert found(run) == {("image_missing", SHARD, first(run)["id"])}
+
+
+def test_a_flipped_byte_in_a_tar(packed) -> None:
+    run, key = packed("webdataset")
+    data = bytearray(run.read(key))
+    data[first(run)["offset"] + 40] ^= 4
+    run.write(key, bytes(data))
+    assert found(run) == {("image_wrong_hash", SHARD, first(run)["id"])}
+
+
+def test_rows_of_a_parquet_data_file(packed) -> None:
+    run, key = packed("parquet")
+    table = pq.read_table(io.BytesIO(run.read(key)))
+    ids = table["id"].to_pylist()
+    images = table["image"].to_pylist()
+    images[1] = images[0]
+    run.write(key, parquet_bytes([table.set_column(1, "image", pa.array(images, pa.binary())).slice(1)]))
+    kinds = {(kind, id) for kind, _, id in found(run)}
+    assert kinds & {("image_missing", ids[0])}
+    assert ("image_wrong_length", ids[1]) in kinds or ("image_wrong_hash", ids[1]) in kinds
+
+
+def test_an_orphan_data_file(packed) -> None:
+    run, _ = packed("webdataset")
+    attempt, _, _ = store(run, SHARD, "webdataset")
+    (orphan,) = findings(run, 0.01)
+    assert (orphan.kind, orphan.key) == ("attempt_orphan", f"data/{SHARD}-{attempt.name}.tar")
+
+
+def test_requests_of_a_sample_do_not_grow_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished_run(RunFolder(str(tmp_path / "run")), rows=100)
+    calls: list[str] = []
+    real = RunFolder._call
+    monkeypatch.setattr(
+        RunFolder,
+        "_call",
+        lambda self, verb, key, *rest, **options: (calls.append(verb), real(self, verb, key, *rest, **options))[1],
+    )
+    assert findings(run, 0.001) == []
+    shards = 20
+    assert len(calls) < 3 * shards + 20  # a manifest, a listing of attempts and one image a shard
+
+
+def test_every_kind_is_explained() -> None:
+    import inspect
+
+    from pipelines import verify as module
+    from pipelines import verify_images
+
+    text = inspect.getsource(module) + inspect.getsource(verify_images)
+    assert all(f'"{kind}"' in text for kind in KINDS)
+    assert set(KINDS) >= ORPHANS
