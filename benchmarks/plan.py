@@ -2,7 +2,7 @@
 
 Prompts are generated into a temporary folder as Parquet; the plan goes beside them. Memory is sampled from this process
 and from Ray's workers below it (private memory, since they share the object store).
-The selectors are stand-ins of the real ones' cost: `policy` is a text encoder with a random head.
+`policy` is a policy of the paper's three layers with random weights, over a checkpoint's text encoder.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from actors.selector import SelectorConfig
 from pipelines.canonical import RowDefaults
 from pipelines.inspection import PromptSource
 from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, make_plan
@@ -104,67 +104,27 @@ def write_prompts(folder: Path, rows: int) -> None:
         pq.write_table(table, folder / f"prompts-{first:09d}.parquet", row_group_size=ROW_GROUP)
 
 
-@dataclass(frozen=True)
-class BenchConfig:
-    """The fields of actors.selector.SelectorConfig that are read here."""
+def write_random_policy(folder: str, checkpoint: str) -> None:
+    """A policy that chooses by chance, at its full cost; in a worker, since it brings torch."""
+    from actors.policy import Network, PolicyCard, Setting
+    from actors.policy_network import StepPolicy, save_policy
+    from actors.prompt_encoder import PromptEncoder
 
-    selector: str
-    text_encoder_path: str
-    choices: tuple[int, ...] = CHOICES
-    price: float = 0.3
-    min: int | None = None
-    max: int | None = None
-
-
-class BenchSelector:
-    """prompt -> num_steps by its words, or budget_scores of an encoder with a random head and num_steps from those."""
-
-    def __init__(self, config: BenchConfig) -> None:
-        self.config, self.choices = config, config.choices
-        self.policy_version = "random" if config.selector == "policy" else None
-        if config.selector == "policy":
-            self._load(config.text_encoder_path)
-
-    def _load(self, path: str) -> None:
-        import torch
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        torch.set_num_threads(1)
-        self.tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
-        self.encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32).eval()
-        generator = torch.Generator().manual_seed(0)
-        self.head = torch.randn(self.encoder.config.hidden_size, len(self.choices), generator=generator)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One batch."""
-        none = np.full(len(batch["prompt"]), None)
-        if self.config.selector == "policy":
-            scores = np.concatenate(
-                [self._scores(list(part)) for part in np.split(batch["prompt"], range(64, len(none), 64))]
-            )
-            steps = np.array(self.choices)[scores.argmax(1)]
-        else:
-            scores = none
-            words = [len(prompt.split()) for prompt in batch["prompt"]]
-            steps = np.array(self.choices)[np.minimum(np.array(words) // 4, len(self.choices) - 1)]
-        answers = {"budget_scores": scores, "num_steps": steps, "action_probability": none}
-        return batch | answers | {"policy_version": none, "price": none}
-
-    def _scores(self, prompts: list[str]) -> Any:
-        import torch
-
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            return (self.encoder(tokens.input_ids).pooler_output @ self.head).numpy()
+    encoder = PromptEncoder(checkpoint)
+    network = Network(
+        hidden_size=encoder.hidden_size, num_choices=len(CHOICES), width=encoder.hidden_size, num_layers=3, num_heads=4
+    )
+    costs = tuple(count / CHOICES[-1] for count in CHOICES)
+    setting = Setting(unet="", solver="ddim", guidance_scale=7.5, width=512, height=512)
+    save_policy(folder, StepPolicy(network), PolicyCard(CHOICES, costs, 0.05, encoder.fingerprint, network, setting))
 
 
-def plan_once(folder: Path, selector: BenchConfig, actors: int) -> PlanSummary:
+def plan_once(folder: Path, selector: SelectorConfig, actors: int) -> PlanSummary:
     """One plan of the folder's prompts beside them."""
     defaults = RowDefaults(7.5, 512, 512, frozenset(range(1, 1000)))
     source = PromptSource(str(folder / "prompts"), defaults=defaults)
-    pools = (PoolBudgets("default"),)
-    config: Any = {"selector": selector, "selector_class": BenchSelector, "selector_actors": actors}
-    return make_plan(RunFolder(str(folder / "run")), PlanConfig(source, pools=pools, **config))
+    config = PlanConfig(source, selector, (PoolBudgets("default"),), selector_actors=actors)
+    return make_plan(RunFolder(str(folder / "run")), config)
 
 
 def main() -> None:
@@ -184,9 +144,13 @@ def main() -> None:
         write_prompts(folder / "prompts", given.rows)
         ray.init(address="local", num_cpus=given.cpus, include_dashboard=False, log_to_driver=False)
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        policy, checkpoint = str(folder / "policy"), os.path.abspath(given.text_encoder)
+        selector = SelectorConfig(given.selector, CHOICES)
+        if given.selector == "policy":
+            ray.get(ray.remote(write_random_policy).remote(policy, checkpoint))
+            selector = SelectorConfig("policy", policy_path=policy, text_encoder_path=checkpoint, num_threads=1)
         peaks = Peaks()
         started = time.monotonic()
-        selector = BenchConfig(given.selector, os.path.abspath(given.text_encoder))
         summary = plan_once(folder, selector, given.actors)
         seconds = time.monotonic() - started
         peaks.stop()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 
+from actors.selector import SelectorConfig
 from pipelines import plan_writer
 from pipelines.canonical import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
 from pipelines.cutter import CutRules, Cutter, Shard, plain_lane_steps
@@ -345,6 +346,22 @@ def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> Non
     again = RunFolder(str(tmp_path / "again"))
     make_plan(again, made)
     assert planned_rows(again, 1) == rows
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("selector", "steps", "menu"),
+    [
+        (SelectorConfig("fixed", fixed=12), [12, 12, None, 7], [12]),
+        (SelectorConfig("words", min=10, max=40), [10, 40, None, 7], list(range(10, 41, 5))),
+    ],
+)
+def test_real_selectors(ray_cluster: Any, tmp_path: Path, selector: SelectorConfig, steps: list, menu: list) -> None:
+    (tmp_path / "a.csv").write_text(f'prompt,num_inference_steps\ncat,\n{"cat " * 40},\n"",\ncat,7\n')
+    run = RunFolder(str(tmp_path / "run"))
+    plan = make_plan(run, config(tmp_path / "a.csv", selector=selector, selector_class=None)).plan
+    assert Counter(row["num_steps"] for row in planned_rows(run, 1)) == Counter(steps)
+    assert (plan["choices"], plan["failed_rows"]) == (menu, 1)
 
 
 @pytest.mark.ray
