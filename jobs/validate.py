@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
     from pipelines.inspection import Inspection, PromptSource
 
+REACH_S = 4.0
+
 
 @click.command("validate")
 @job_argument
@@ -104,12 +106,27 @@ def read_input(job: Job, source: "PromptSource") -> "Inspection":
     from pipelines.folder import StorageError
     from pipelines.prompts import InputError, inspect
 
+    check_reachable(job)
     try:
         inspection = inspect(source)
     except (InputError, StorageError) as error:
         raise job.fault("input.path", str(error)) from error
     refuse_input(job, inspection)
     return inspection
+
+
+def check_reachable(job: Job) -> None:
+    """One short request to the input's store, which in mid-run would be tried again for a quarter of an hour."""
+    from pipelines.folder import Folder, StorageError
+
+    if "://" not in job.config.input.path:
+        return
+    bucket = "/".join(job.config.input.path.split("/")[:3])
+    try:
+        Folder(bucket, build.storage_options(job, "input"), REACH_S).stat("-")
+    except StorageError as error:
+        if error.retryable:  # anything else is told better by who reads the files
+            raise job.fault("input.path", str(error)) from error
 
 
 def refuse_input(job: Job, inspection: "Inspection") -> None:

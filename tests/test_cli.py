@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs import build, command
+from jobs import build, command, validate
 from jobs.__main__ import VERBS, main
 from jobs.config import JobConfig
 from jobs.console import Console
@@ -295,6 +295,16 @@ def test_a_store_that_cannot_be_reached(
     assert err.splitlines()[-1].startswith(f"error: --set {key}=s3://bucket/x: cannot ")
     assert "http://127.0.0.1:1 cannot be reached" in err.splitlines()[-1]
     assert "hunter2" not in err
+
+
+def test_an_input_store_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setattr(validate, "REACH_S", 0.5)
+    job = read_job('input: {path: "s3://bucket/p*.csv", storage: {endpoint_url: "http://127.0.0.1:1"}}', "j.yaml")
+    with pytest.raises(ConfigError, match=r"^j\.yaml:1:15: .*127\.0\.0\.1:1 cannot be reached"):
+        validate.check_reachable(job)
+    validate.check_reachable(read_job("input: {path: here.csv}", "j.yaml"))
 
 
 class StorageError(RuntimeError):
