@@ -77,6 +77,7 @@ class Folder:
         self.options = options or StorageOptions()
         self.deadline_s = float(os.environ.get(DEADLINE_ENV, DEADLINE_S)) if deadline_s is None else deadline_s
         self.timeouts = Timeouts()
+        self._retry_level = logging.WARNING
         self._connection: Backend | None = None
         self._pid = 0
 
@@ -152,6 +153,7 @@ class Folder:
         `write=False` only reads (one listing). Leaves nothing behind, save where the store grants no deletes.
         """
         quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
+        quick._retry_level = logging.DEBUG  # who waits four seconds wants the reason, not each try
         quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
         if not write:
             quick._call("read", "", lambda backend: backend.names_page("", None))
@@ -201,7 +203,9 @@ class Folder:
             if fault.reconnect:
                 backend = self._reconnect(backend)
             pause_s = random.uniform(0.0, wait_s)
-            log.warning("cannot %s %s: %s; again in %.1f s", verb, self.url_of(key), fault.reason, pause_s)
+            log.log(
+                self._retry_level, "cannot %s %s: %s; again in %.1f s", verb, self.url_of(key), fault.reason, pause_s
+            )
             time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 

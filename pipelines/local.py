@@ -121,7 +121,7 @@ class LocalBackend:
 _PASSING = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EIO, errno.ENFILE, errno.EMFILE}
 _SPACE = "Free some space or choose another disk, then type the same command again: what is finished is kept"
 _LOCAL_FAULTS = {
-    errno.ENOENT: Fault("no such file", absent=True),
+    errno.ENOENT: Fault("no such file or folder", "Choose a folder that can be made", absent=True),
     errno.ENOTDIR: Fault("a part of the path is a file, not a folder", "Choose another folder"),
     errno.EISDIR: Fault("it is a folder, not a file", "Choose another path"),
     errno.EACCES: Fault("permission denied", GRANT),
