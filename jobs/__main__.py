@@ -17,6 +17,7 @@ VERBS = {
     "plan": "Choose the steps of every prompt; show the budgets and the cost.",
     "render": "Render what is planned and not yet done.",
     "run": "Plan, then render: the whole job.",
+    "verify": "Hold a run's plan, manifests and images against each other.",
     "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
 }
 

@@ -172,7 +172,8 @@ class RunFolder(Folder):
 
     def open_parquet(self, key: str, pre_buffer: bool = True) -> pq.ParquetFile:
         """A Parquet object of this folder, read by ranges; without `pre_buffer` a little at a time."""
-        return pq.ParquetFile(_RangeFile(self, key), pre_buffer=pre_buffer, buffer_size=0 if pre_buffer else 1 << 20)
+        options: dict[str, Any] = {"pre_buffer": True} if pre_buffer else {"buffer_size": 1 << 20}
+        return pq.ParquetFile(_RangeFile(self, key), page_checksum_verification=True, **options)
 
     def done_shards(self) -> set[str]:
         """The shards that have a manifest, by one listing."""
@@ -240,9 +241,9 @@ def manifest_key(shard: str) -> str:
 
 
 def parquet_bytes(row_groups: list[pa.Table]) -> bytes:
-    """A Parquet file in memory (zstd), each table one row group."""
+    """A Parquet file in memory (zstd, checksums of its pages), each table one row group."""
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, row_groups[0].schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, row_groups[0].schema, compression="zstd", write_page_checksum=True) as writer:
         for table in row_groups:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
     return sink.getvalue()
@@ -253,7 +254,7 @@ def _plan(generation: int) -> str:
 
 
 def _table(data: bytes) -> pa.Table:
-    return pq.read_table(pa.BufferReader(data))
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
 
 
 def _counted(names: list[str]) -> int:

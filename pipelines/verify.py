@@ -156,7 +156,7 @@ class _Verification:
 
     def _part(self, key: str) -> pq.ParquetFile | None:
         try:
-            return pq.ParquetFile(pa.BufferReader(self.run.read(key)))
+            return pq.ParquetFile(pa.BufferReader(self.run.read(key)), page_checksum_verification=True)
         except UNREADABLE:
             return None
 

@@ -1,0 +1,100 @@
+"""The verb `verify` as a user types it: its exit codes, its words, its document, and where it finds a run."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import main
+from jobs.config import Input, JobConfig
+from pipelines.store import RunFolder, StorageOptions, manifest_key
+from tests.finished import finished_run, store
+
+SHARD = "0001-000001"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return finished_run(RunFolder(str(tmp_path / "runs/spring")))
+
+
+def test_a_clean_run_by_path_and_by_job_file(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "runs/spring"]) == 0
+    assert capsys.readouterr().out == "runs/spring: 20 of 20 planned rows in 4 shards, 4 images read\nclean\n"
+    Path("spring.yaml").write_text("input: {path: prompts.csv}\n")
+    assert main(["verify", "spring.yaml", "--full"]) == 0
+    assert "19 images read" in capsys.readouterr().out
+
+
+def test_damage_is_named_and_counted(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run.read_manifest(SHARD).to_pylist()
+    gone = rows[0]
+    run.delete([gone["uri"], manifest_key("0001-000002")])
+    assert main(["verify", "runs/spring", "--full"]) == 1
+    out = capsys.readouterr().out
+    assert "15 of 20 planned rows in 4 shards" in out
+    assert "manifest_missing: 1 planned shards without a manifest" in out
+    assert f"  {gone['uri']} (row {gone['id']}): no such object" in out
+    assert "clean" not in out
+
+    assert main(["verify", "runs/spring", "--full", "--json"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    document = json.loads(line)
+    assert (document["status"], document["planned"], document["rows"]) == ("damaged", 20, 15)
+    assert document["found"] == {"manifest_missing": 1, "image_missing": 1}
+    assert {finding["kind"] for finding in document["findings"]} == {"manifest_missing", "image_missing"}
+    assert document["findings_left_out"] == 0
+
+
+def test_more_than_a_few_are_counted_not_listed(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.delete(key for key, _ in run.walk("images"))
+    assert main(["verify", "runs/spring", "--full"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("no such object") == 5
+    assert "  and 14 more" in out
+
+
+def test_orphans_may_be_allowed(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt, _, _ = store(run, SHARD)
+    assert main(["verify", "runs/spring"]) == 1
+    assert f"images/{SHARD}/{attempt.name}" in capsys.readouterr().out
+    assert main(["verify", "runs/spring", "--allow-orphans"]) == 0
+    assert f"images/{SHARD}/{attempt.name}" in capsys.readouterr().out
+    run.delete([manifest_key(SHARD)])
+    assert main(["verify", "runs/spring", "--allow-orphans"]) == 1
+
+
+@pytest.mark.parametrize("path", ["nowhere", "none.yaml", "prompts.csv"])
+def test_what_is_no_run_is_refused(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.csv").write_text("prompt\nx\n")
+    assert main(["verify", path]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.s3
+def test_a_url_by_set_and_by_the_job_file_inside(
+    s3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{s3.bucket()}/it's a run"
+    run = finished_run(RunFolder(url, StorageOptions(s3.endpoint_url)))
+    assert main(["verify", url, "-s", f"storage.endpoint_url={s3.endpoint_url}"]) == 0
+    job = JobConfig(input=Input(path="p.csv"))
+    run.write_job(job.model_copy(update={"output": job.output.model_copy(update={"path": "s3://moved/away"})}).dump())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    assert main(["verify", url]) == 0
+    assert capsys.readouterr().out.count("clean") == 2
