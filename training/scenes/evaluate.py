@@ -4,6 +4,7 @@ Renders held-out captions with the plain diffusers pipeline and lets the checker
 autoencoder's ceiling and CLIP's retrieval. It trains nothing and writes nothing. H = W = 32 px.
 """
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from training.scenes.checker import Verdict, check
 from training.scenes.dataset import held_out_scenes, pixels, token_ids
 from training.scenes.export import MODEL_FOLDER, SCORER_FOLDER
+from training.scenes.scoring import altered
 from training.scenes.world import MAX_RICHNESS, Image, Scene
 
 BATCH = 50
@@ -95,6 +97,17 @@ def retrieval(clip: CLIPModel, tokenizer: CLIPTokenizer, scenes: list[Scene], im
     return hits / (len(scenes) // among * among)
 
 
+@torch.no_grad()
+def told_apart(clip: CLIPModel, tokenizer: CLIPTokenizer, scenes: list[Scene], images: list[Image]) -> float:
+    """Share of pictures whose caption CLIP prefers to the same caption with one word changed."""
+    rng, hits = random.Random(0), 0
+    for scene, image in zip(scenes, images, strict=True):
+        ids = torch.from_numpy(token_ids(tokenizer, [scene.caption(), altered(rng, scene).caption()]))
+        right, wrong = clip(input_ids=ids, pixel_values=pixels(image[None])).logits_per_image[0]
+        hits += bool(right > wrong)
+    return hits / len(scenes)
+
+
 @click.command()
 @click.option("--captions", default=600, show_default=True, help="Held-out captions, richness 1 to 6 in turn.")
 @click.option("--steps", default=50, show_default=True, help="DDIM steps.")
@@ -114,8 +127,9 @@ def main(captions: int, steps: int, guidances: str, model: str, scorer: str) -> 
         click.echo(f"guidance {guidance:4g} {tally(scenes, pictures).line()}")
     if (Path(scorer) / "config.json").exists():
         clip = CLIPModel.from_pretrained(scorer, dtype=torch.float32)
-        share = retrieval(clip, CLIPTokenizer.from_pretrained(scorer), scenes, drawings, 32)
-        click.echo(f"CLIP finds the caption of a drawing among 32: {share:.1%}")
+        tokenizer = CLIPTokenizer.from_pretrained(scorer)
+        click.echo(f"CLIP, right caption among 32:      {retrieval(clip, tokenizer, scenes, drawings, 32):.1%}")
+        click.echo(f"CLIP, against one changed word:    {told_apart(clip, tokenizer, scenes, drawings):.1%}")
 
 
 if __name__ == "__main__":
