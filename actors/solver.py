@@ -178,6 +178,11 @@ def guided_steps(num_steps: int, guidance_scale: float, interval: tuple[float, f
     return (share >= low) & (share <= high)
 
 
+def lane_steps(num_steps: int, guidance_scale: float, interval: tuple[float, float] | None = None) -> int:
+    """What a row costs: two lanes a guided step, one an unguided step."""
+    return num_steps + int(guided_steps(num_steps, guidance_scale, interval).sum())
+
+
 def step_table(schedule: NoiseSchedule, num_steps: int, solver: str, guided: np.ndarray) -> StepTable:
     """guided: (K,) bool. Raises InvalidSteps as `timesteps` does, ValueError for an unknown solver."""
     if solver not in SOLVERS:

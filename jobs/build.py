@@ -3,7 +3,6 @@
 The rooms are imported inside the functions: a `--help` pays for none of them.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import ROOT
@@ -81,20 +80,15 @@ def prompt_source(job: Job, info: "CheckpointInfo | None") -> "PromptSource":
 
 
 def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
-    """How budgets are chosen. Raises ConfigError where a policy is wanted and there is none."""
+    """How budgets are chosen."""
     from actors.selector import SelectorConfig
 
     steps = job.config.steps
-    policy = steps.policy or str(ROOT / EMBEDDED_POLICY)
-    if steps.selector == "policy" and not Path(policy).exists():
-        missing = f"there is no policy at {steps.policy}" if steps.policy else "no trained policy is shipped yet"
-        key = "steps.policy" if steps.policy else "steps.selector"
-        raise job.fault(key, f"{missing}: set steps.selector: words, or fixed with steps.fixed")
     return SelectorConfig(
         selector=steps.selector,
         choices=tuple(steps.choices) if steps.choices else None,
         fixed=steps.fixed,
-        policy_path=policy if steps.selector == "policy" else None,
+        policy_path=steps.policy or EMBEDDED_POLICY,
         price=steps.price,
         min=steps.min,
         max=steps.max,
@@ -102,6 +96,29 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
         text_encoder_path=info.path,
         num_threads=None,
     )
+
+
+def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
+    """Warnings for what a policy was not calibrated with. Raises ConfigError where it cannot be used."""
+    from actors.policy import PolicyError, Setting, read_card, uncalibrated
+    from actors.policy import check_policy as check_card
+    from pipelines.folder import StorageError
+    from pipelines.models import ModelSource
+
+    steps, sampling = job.config.steps, job.config.sampling
+    if steps.selector != "policy":
+        return []
+    if steps.policy is None and not (ROOT / EMBEDDED_POLICY).exists():
+        remedy = "set steps.selector: words, or fixed with steps.fixed"
+        raise job.fault("steps.selector", f"no trained policy is shipped yet: {remedy}")
+    try:
+        path = steps.policy or str(ROOT / EMBEDDED_POLICY)
+        card = read_card(ModelSource(path, storage=storage_options(job)).local() if "://" in path else path)
+        check_card(card, choices=tuple(steps.choices) if steps.choices else None)
+    except (PolicyError, StorageError) as error:
+        raise job.fault("steps.policy", str(error)) from error
+    size = (sampling.width or info.width, sampling.height or info.height)
+    return uncalibrated(card, Setting(None, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale, *size))
 
 
 def model_source(job: Job) -> "ModelSource":
@@ -158,12 +175,20 @@ def refuse_changed(job: Job, run: "RunFolder", now: dict[str, Any]) -> None:
 
 def plan_config(job: Job, info: "CheckpointInfo") -> "PlanConfig":
     """All that `pipelines.plan.make_plan` is told."""
+    from actors.solver import lane_steps
     from pipelines.plan import PlanConfig, PoolBudgets
+
+    interval = sampler_config(job, info).guidance_interval
+
+    def lanes_of_row(num_steps: int, guidance_scale: float, has_negative: bool) -> int:
+        return lane_steps(num_steps, guidance_scale, None if has_negative else interval)
 
     return PlanConfig(
         source=prompt_source(job, info),
         selector=selector_config(job, info),
         pools=tuple(PoolBudgets(pool.name, pool_budgets(pool)) for pool in job.config.pools),
+        model=model_source(job),
+        lane_steps=lanes_of_row,
         selector_actors=job.config.steps.actors,
         selector_num_gpus=job.config.steps.num_gpus,
         fingerprint=fingerprint(job, info),

@@ -3,6 +3,10 @@
 import logging
 import os
 import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ def start_ray(address: str | None, debug: bool = False) -> None:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return
+    if not debug:  # it warns of every actor pool's arguments, which Ray Data holds on to
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
@@ -34,12 +40,31 @@ def start_ray(address: str | None, debug: bool = False) -> None:
         options |= {"runtime_env": {"working_dir": str(ROOT)}}
     check_reachable(address)
     try:
-        ray.init(address=address, **options)
+        with _held_back_stderr():
+            ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, str(error).splitlines()[0]) from None
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """What Ray's processes say while they start is shown only where starting fails."""
+    sys.stderr.flush()
+    kept, started = os.dup(2), False
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+            started = True
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            if not started:
+                said.seek(0)
+                os.write(2, said.read())
 
 
 def check_reachable(address: str) -> None:

@@ -60,7 +60,7 @@ def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo]":
     check_output(job)
     run, info = build.run_folder(job), build.checkpoint(job)
     build.refuse_changed(job, run, build.fingerprint(job, info))
-    build.selector_config(job, info)
+    build.check_policy(job, info)
     return run, info
 
 
@@ -72,7 +72,7 @@ def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, config.source)
     run.write_job(job.config.dump())
-    for note in inspection.notes:
+    for note in [*build.check_policy(job, info), *inspection.notes]:
         console.say(note)
     make_plan(run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection)
     console.clear()

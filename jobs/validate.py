@@ -46,7 +46,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: build.checkpoint(job), "model.path")
     if info is not None:
-        checks.run(lambda: build.selector_config(job, info), "steps.selector")
+        checks.run(lambda: build.check_policy(job, info), "steps.selector")
     start_ray(address, console.debug)
     found = checks.run(lambda: check_input(job, info), "input.path")
     if checks.faults:

@@ -121,7 +121,7 @@ class Cutter:
     def _read(self, table: pa.Table) -> Iterator[tuple[Place | None, int, int]]:
         """(place, num_steps, lane-steps) of each row; no place for a bad one."""
         names = ("width", "height", "num_steps", "guidance_scale", "error_type")
-        negatives = table["negative_prompt"].is_valid().to_pylist()
+        negatives = [bool(text) for text in table["negative_prompt"].to_pylist()]
         for width, height, steps, scale, error, negative in zip(
             *(table[name].to_pylist() for name in names), negatives, strict=True
         ):

@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy
 from pipelines.canonical import KEY_BYTES, id_key
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
 from pipelines.inspection import Inspection, PromptSource
+from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit, planned_ids
 from pipelines.prompts import InputError, inspect, raise_aborted, rows
 from pipelines.score import ScoreActor, Scoring, score, selector_of
@@ -63,6 +64,7 @@ class PlanConfig:
     lanes: int | None = None
     lane_steps: LaneSteps = plain_lane_steps
     selector_class: type | None = None
+    model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
     selector = config.selector
     describe = ray.remote(_described).options(num_cpus=1)
     try:
-        choices, version = ray.get(describe.remote(Scoring(selector, None, config.selector_class)))
+        choices, version = ray.get(describe.remote(Scoring(selector, None, config.selector_class, config.model)))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OSError):
             raise InputError(f"steps.selector: {error.cause}") from error
@@ -206,7 +208,7 @@ def _scored(config: PlanConfig, inspection: Inspection, skip: np.ndarray) -> Ite
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
     every = any(pool.budgets is None for pool in config.pools)
     served = None if every else frozenset(count for pool in config.pools for count in pool.budgets or ())
-    scoring = Scoring(config.selector, served, config.selector_class)
+    scoring = Scoring(config.selector, served, config.selector_class, config.model)
     dataset = rows(inspection, skip)
     if config.selector.selector == "policy":
         dataset = dataset.repartition(target_num_rows_per_block=SCORE_ROWS)  # equal calls, and the reader stays outside

@@ -5,12 +5,13 @@ Runs in Ray tasks or actors; a table keeps its columns and types, whatever the s
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipelines.canonical import CANONICAL_FIELDS
+from pipelines.models import ModelSource
 
 if TYPE_CHECKING:
     from actors.selector import SelectorConfig
@@ -26,11 +27,15 @@ SCORE_FIELDS: tuple[pa.Field, ...] = (
 
 @dataclass(frozen=True)
 class Scoring:
-    """How rows get budgets. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any."""
+    """How rows get budgets. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any.
+
+    `model`: where each node gets the checkpoint whose text encoder a policy reads; it says nothing about the budgets.
+    """
 
     selector: "SelectorConfig"
     served: frozenset[int] | None = None
     selector_class: type | None = None
+    model: ModelSource | None = field(default=None, compare=False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -40,7 +45,16 @@ def selector_of(scoring: Scoring) -> Any:
         return scoring.selector_class(scoring.selector)
     from actors.selector import StepSelector
 
-    return StepSelector(scoring.selector)
+    return StepSelector(_on_this_node(scoring))
+
+
+def _on_this_node(scoring: Scoring) -> "SelectorConfig":
+    """The settings with the folders of this machine; only a policy has any."""
+    config, model = scoring.selector, scoring.model
+    if config.selector != "policy" or model is None or config.policy_path is None:
+        return config
+    policy = ModelSource(config.policy_path, storage=model.storage)
+    return replace(config, policy_path=policy.local(), text_encoder_path=model.local())
 
 
 def score(table: pa.Table, scoring: Scoring) -> pa.Table:

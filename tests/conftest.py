@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,13 +43,15 @@ def s3() -> Iterator[S3Server]:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One local Ray of four CPUs; the temporary folder is short, since Ray puts sockets there."""
     ray = pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     ray.init(
         address="local",
         num_cpus=4,
         include_dashboard=False,
-        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),
+        _temp_dir=folder,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}},
     )
     yield ray
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
