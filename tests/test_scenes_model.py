@@ -19,8 +19,9 @@ from training.scenes.architecture import LATENT_CHANNELS, LATENT_SIDE, MAX_TOKEN
 from training.scenes.checker import score
 from training.scenes.dataset import encode_captions, held_out_scenes, pixels, token_ids, train_tokenizer
 from training.scenes.export import MODEL_FOLDER, SCORER_FOLDER
-from training.scenes.fit import Muon, Plan, Run, orthogonalise
+from training.scenes.fit import Plan, Run
 from training.scenes.mixed import halve_products
+from training.scenes.muon import Muon, orthogonalise
 from training.scenes.world import SIZE, held_out, parse
 
 
