@@ -19,33 +19,35 @@ MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 6, 14, 26, 18, 20
 
 @dataclass(frozen=True)
 class Grid:
-    """The sheet's measures in px: cards of a picture and its text, in columns."""
+    """The sheet's measures in px: cards of a picture and its text, in columns. lines: of each row's longest text."""
 
     columns: int
-    rows: int
     picture: int
-    lines: int
+    lines: tuple[int, ...]
 
     @property
-    def card(self) -> tuple[int, int]:
-        """Width and height of a card."""
-        return self.picture + 2 * PAD_PX, self.picture + 4 * PAD_PX + BADGE_PX + self.lines * LINE_PX
+    def width(self) -> int:
+        """Of a card."""
+        return self.picture + 2 * PAD_PX
+
+    def height(self, row: int) -> int:
+        """Of the cards of a row."""
+        return self.picture + 4 * PAD_PX + BADGE_PX + self.lines[row] * LINE_PX
 
     @property
     def size(self) -> tuple[int, int]:
         """Of the sheet."""
-        width = 2 * MARGIN_PX + self.columns * (self.card[0] + GAP_PX) - GAP_PX
-        return width, self.top + self.rows * (self.card[1] + GAP_PX) - GAP_PX + MARGIN_PX
+        width = 2 * MARGIN_PX + self.columns * (self.width + GAP_PX) - GAP_PX
+        return width, self.top(len(self.lines)) - GAP_PX + MARGIN_PX
 
-    @property
-    def top(self) -> int:
-        """Where the cards begin, beneath the header."""
-        return MARGIN_PX + 76
+    def top(self, row: int) -> int:
+        """Where a row of cards begins; the first lies beneath the header."""
+        return MARGIN_PX + 76 + sum(self.height(above) + GAP_PX for above in range(row))
 
     def corner(self, index: int) -> tuple[int, int]:
         """Upper left of a card."""
         row, column = divmod(index, self.columns)
-        return MARGIN_PX + column * (self.card[0] + GAP_PX), self.top + row * (self.card[1] + GAP_PX)
+        return MARGIN_PX + column * (self.width + GAP_PX), self.top(row)
 
 
 def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "", columns: int | None = None) -> bytes:
@@ -55,7 +57,8 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = ""
     side = max((max(picture.size) for picture in pictures), default=128)
     font = _font(PROMPT_SIZE_PX)
     prompts = [wrapped(str(row["prompt"]), lambda text: font.getlength(text) <= side, MOST_LINES) for row in rows]
-    grid = Grid(columns, math.ceil(len(rows) / columns), side, max(map(len, prompts), default=1))
+    longest = [max(map(len, prompts[at : at + columns])) for at in range(0, len(prompts), columns)]
+    grid = Grid(columns, side, tuple(longest))
     sheet = Image.new("RGB", grid.size, PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX - 6), title, INK, _font(TITLE_SIZE_PX))
@@ -89,7 +92,7 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _card(sheet: Image.Image, draw: ImageDraw.ImageDraw, grid: Grid, index: int, picture: Image.Image) -> int:
     """Draws frame and picture; where the text begins, in px from above."""
     left, top = grid.corner(index)
-    width, height = grid.card
+    width, height = grid.width, grid.height(index // grid.columns)
     draw.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, CARD, EDGE)
     x, y = left + PAD_PX + (grid.picture - picture.width) // 2, top + PAD_PX + (grid.picture - picture.height) // 2
     sheet.paste(picture, (x, y))
