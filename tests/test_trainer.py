@@ -1,0 +1,143 @@
+"""Training on Ray: two workers as one, a killed worker, a second start, and what a folder refuses."""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from safetensors.torch import load_file
+from tables import world
+
+from actors.policy import Setting, read_card
+from actors.policy_network import load_policy
+from actors.prompt_encoder import PromptEncoder
+from actors.selector import SelectorConfig, StepSelector
+from pipelines.folder import Folder
+from pipelines.models import ModelSource
+from training.embeddings import embed, pooled
+from training.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
+from training.learning import Learning
+from training.trainer import TrainConfig, TrainingError, train
+
+LEARNING = Learning(prices=(0.02, 0.8), temperature=0.05, batch_size=32, epochs=8, learning_rate=3e-3)
+TABLE = world(120)
+
+
+class DeadlyFolder(Folder):
+    """Kills the process that writes the third checkpoint, once."""
+
+    written = 0
+
+    def write(self, key: str, data: bytes) -> None:
+        super().write(key, data)
+        if key == CHECKPOINT:
+            DeadlyFolder.written += 1
+            if DeadlyFolder.written == 3 and self.create("killed", b"yes"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its text encoder and nothing else that could be loaded."""
+    folder = make_checkpoint("sd1", tmp_path_factory.mktemp("model") / "sd1")
+    for weights in (*folder.glob("unet/*.safetensors"), *folder.glob("vae/*.safetensors")):
+        weights.unlink()
+    return folder
+
+
+def config(model: Path, **values: Any) -> TrainConfig:
+    setting = Setting(unet="beef", solver="ddim")
+    size = {"width": 32, "num_layers": 1, "num_heads": 2, "held_out": 0.2, "reports": 6}
+    return TrainConfig(ModelSource(str(model)), LEARNING, setting, **(size | values))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(folder / "policy" / "policy.safetensors"))
+
+
+def test_embeddings_are_those_the_selector_sees(model: Path) -> None:
+    encoder, prompts = PromptEncoder(str(model)), ["a fox", "w " * 50, "", "a fox in the snow at night"]
+    embeds = embed(encoder, prompts)
+    for rows, expected, mask in encoder.batches(prompts):
+        for at, row in enumerate(rows):
+            real = expected[at, : int(mask[at].sum())].numpy()
+            np.testing.assert_allclose(embeds[row].astype(np.float32), real, atol=2e-3)
+    assert pooled(embeds).shape == (4, 2 * encoder.hidden_size)
+    np.testing.assert_allclose(pooled(embeds)[0, :32], embeds[0][-1], atol=1e-3)
+
+
+def test_a_journal_forgets_what_came_after_its_step(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    assert read_checkpoint(folder) is None
+    assert read_metrics(folder) == []
+    first = Journal(folder, 0)
+    for step in (5, 10, 15):
+        first.add({"step": step, "reward": step / 10}, {"at": torch.tensor(step)})
+    again = Journal(folder, 10)
+    again.add({"step": 15, "reward": 9.0}, {"at": torch.tensor(15)})
+    assert [(record["step"], record["reward"]) for record in read_metrics(folder)] == [(5, 0.5), (10, 1.0), (15, 9.0)]
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint is not None
+    assert checkpoint["at"].item() == 15
+    assert len([file for file in (tmp_path / "training/tensorboard").iterdir() if "tfevents" in file.name]) == 2
+
+
+@pytest.fixture
+def here(ray_cluster: Any) -> None:
+    """Workers get this module's classes by value: they do not see the tests' folder."""
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("here")
+def test_two_workers_learn_a_policy_that_the_selector_reads(model: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    folder = Folder(str(tmp_path))
+    card = train(folder, TABLE, config(model, num_workers=2), seen.append)
+    metrics = read_metrics(folder)
+    assert seen == metrics
+    assert metrics[-1]["reward"] > metrics[0]["reward"]
+    assert list((tmp_path / "training/tensorboard").iterdir())
+
+    policy, read = load_policy(str(tmp_path / "policy"))
+    assert not policy.training
+    assert read == card == read_card(str(tmp_path / "policy"))
+    assert (card.setting.unet, card.training_data) == ("beef", TABLE.fingerprint())
+    costs = [point["mean_cost"] for point in card.calibration]
+    assert costs == sorted(costs, reverse=True)
+    selector = StepSelector(
+        SelectorConfig("policy", policy_path=str(tmp_path / "policy"), text_encoder_path=str(model))
+    )
+    assert selector.choices == TABLE.choices
+    assert selector.score(list(TABLE.prompts[:3])).shape == (3, 4)
+
+    assert train(folder, TABLE, config(model, num_workers=2), seen.append) == card
+    assert seen == metrics
+    changed = replace(config(model), learning=replace(LEARNING, seed=1))
+    with pytest.raises(TrainingError, match="another learning"):
+        train(folder, TABLE, changed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("here")
+def test_one_worker_two_workers_and_a_killed_one_end_alike(model: Path, tmp_path: Path) -> None:
+    """Two workers as one to rounding, a training whose worker was killed as one that was let alone to the bit."""
+    train(Folder(str(tmp_path / "one")), TABLE, config(model))
+    train(Folder(str(tmp_path / "two")), TABLE, config(model, num_workers=2))
+    train(DeadlyFolder(str(tmp_path / "killed")), TABLE, config(model, num_workers=2))
+    assert (tmp_path / "killed/killed").exists()
+    one, two, killed = (weights(tmp_path / name) for name in ("one", "two", "killed"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=2e-3)
+        assert torch.equal(killed[name], two[name])
+    metrics = {name: read_metrics(Folder(str(tmp_path / name))) for name in ("one", "two", "killed")}
+    assert metrics["killed"] == metrics["two"]
+    for a, b in zip(metrics["one"], metrics["two"], strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
