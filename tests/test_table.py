@@ -8,7 +8,7 @@ import pytest
 from tables import CHOICES, manifest_rows, world
 
 from pipelines.store import RunFolder, manifest_schema
-from training.table import TableError, measured_costs, read_table, split, table_of
+from training.table import TableError, measured_seconds, read_table, split, table_of
 
 
 def test_every_cell_is_in_its_place() -> None:
@@ -33,7 +33,7 @@ def test_it_reads_the_manifests_of_a_run(tmp_path: Path) -> None:
         run.commit_manifest(shard, pa.Table.from_pylist(part, schema=schema))
     table, direct = read_table(run.manifests()), table_of(rows)
     np.testing.assert_array_equal(table.quality, direct.quality)
-    np.testing.assert_array_equal(table.costs, direct.costs)
+    np.testing.assert_array_equal(table.seconds, direct.seconds)
     assert table.scores.keys() == direct.scores.keys()
     with pytest.raises(TableError, match="no manifest yet"):
         read_table(RunFolder(str(tmp_path / "empty")).manifests())
@@ -69,18 +69,19 @@ def test_what_is_no_table() -> None:
         table_of([rows[0] | {"seed": 9}, *rows[1:]])
 
 
-def test_costs_are_the_line_through_the_measured_seconds() -> None:
+def test_costs_are_a_line_through_the_measured_seconds() -> None:
     rows = manifest_rows(prompts=200)
     expected = np.array([0.1 + 0.04 * k for k in CHOICES])
-    np.testing.assert_allclose(measured_costs(rows, CHOICES), expected / expected[-1], rtol=1e-9)
+    np.testing.assert_allclose(measured_seconds(rows, CHOICES), expected, rtol=1e-9)
+    np.testing.assert_allclose(table_of(rows).costs, expected / expected[-1], rtol=1e-9)
     rng = np.random.default_rng(0)
     noisy = [row | {"seconds": row["seconds"] * rng.lognormal(0, 0.3)} for row in rows]
-    costs = measured_costs(noisy, CHOICES)
-    assert (np.diff(costs) > 0).all()
-    np.testing.assert_allclose(costs, expected / expected[-1], rtol=0.15)
-    for seconds in (None, 1.0):
-        flat = [row | {"seconds": seconds} for row in rows]
-        np.testing.assert_allclose(measured_costs(flat, CHOICES), np.array(CHOICES) / 16)
+    seconds = measured_seconds(noisy, CHOICES)
+    assert (np.diff(seconds) > 0).all()
+    np.testing.assert_allclose(seconds / seconds[-1], expected / expected[-1], rtol=0.15)
+    for flat in (None, 1.0):
+        found = measured_seconds([row | {"seconds": flat} for row in rows], CHOICES)
+        np.testing.assert_allclose(found, 2 * np.array(CHOICES))
 
 
 def test_another_judge() -> None:

@@ -28,16 +28,21 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class RewardTable:
-    """quality (P, K, S): what the run weighed; scores (P, K, S): each scorer's own; costs (K,): the largest is 1."""
+    """quality (P, K, S): what the run weighed; scores (P, K, S): each scorer's own; seconds (K,): of one picture."""
 
     prompt_ids: tuple[str, ...]
     prompts: tuple[str, ...]
     categories: tuple[str | None, ...]
     choices: tuple[int, ...]
     quality: np.ndarray
-    costs: np.ndarray
+    seconds: np.ndarray
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason: prompts
+
+    @property
+    def costs(self) -> np.ndarray:
+        """(K,) in units of the largest budget's."""
+        return self.seconds / self.seconds[-1]
 
     @property
     def num_seeds(self) -> int:
@@ -53,7 +58,7 @@ class RewardTable:
             tuple(self.categories[row] for row in picked),
             self.choices,
             self.quality[picked],
-            self.costs,
+            self.seconds,
             {name: values[picked] for name, values in self.scores.items()},
             self.dropped,
         )
@@ -67,7 +72,7 @@ class RewardTable:
             )
         names = ("prompt_ids", "prompts", "categories", "choices")
         same = {name: getattr(self, name) for name in names}
-        return RewardTable(**same, quality=values, costs=self.costs, scores=self.scores, dropped=self.dropped)
+        return RewardTable(**same, quality=values, seconds=self.seconds, scores=self.scores, dropped=self.dropped)
 
     def fingerprint(self) -> str:
         """16 hex digits of the prompts, the menu and the quality."""
@@ -103,26 +108,25 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
         categories=tuple(about[prompt][1] for prompt in order),
         choices=choices,
         quality=_array(cells, order, choices, samples, lambda row: row["quality"]),
-        costs=measured_costs(good, choices),
+        seconds=measured_seconds(good, choices),
         scores={name: _array(cells, order, choices, samples, lambda row, n=name: _score(row, n)) for name in names},
         dropped={"failed": len(failed)} if failed else {},
     )
 
 
-def measured_costs(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
-    """Cost (K,) of a picture at each budget in units of the largest's: a line over lane-steps through measured seconds.
+def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
+    """Seconds (K,) of a picture at each budget: a line over lane-steps through what was measured.
 
     A line, since single measurements carry the noise of their machine, and the model is one: so much a lane-step, so
-    much a picture. Lane-steps alone where seconds were not measured or do not rise.
+    much a picture. Lane-steps themselves where seconds were not measured or do not rise.
     """
     lane_steps = np.array([np.mean([row["lane_steps"] for row in rows if row["num_steps"] == k]) for k in choices])
     seconds = [np.mean([row.get("seconds") or np.nan for row in rows if row["num_steps"] == k]) for k in choices]
-    costs = lane_steps.astype(np.float64)
     if np.isfinite(seconds).all() and len(choices) > 1:
         slope, offset = np.polyfit(lane_steps, seconds, 1)
         if slope * np.ptp(lane_steps) > LEAST_RISE * np.mean(seconds):
-            costs = max(float(offset), 0.0) / slope + lane_steps
-    return costs / costs[-1]
+            return max(float(offset), 0.0) + slope * lane_steps
+    return lane_steps.astype(np.float64)
 
 
 Cells = dict[tuple[str, int, int], Mapping[str, Any]]  # prompt id, sample, steps
