@@ -18,12 +18,13 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipelines.canonical import KEY_BYTES, id_key
+from pipelines.canonical import CANONICAL_FIELDS, KEY_BYTES, id_key
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
 from pipelines.inspection import Inspection, PromptSource
 from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit, planned_ids
 from pipelines.prompts import InputError, inspect, raise_aborted, rows
+from pipelines.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.score import ScoreActor, Scoring, score, selector_of
 from pipelines.store import RunFolder, manifest_schema, schema_to_json
 
@@ -65,6 +66,7 @@ class PlanConfig:
     lane_steps: LaneSteps = plain_lane_steps
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
+    rollout: bool = False  # every row at every budget of the menu, instead of the selector's choice
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def make_plan(
         "largest_budget": max(menu),
         "price": config.selector.price if config.selector.selector == "policy" else None,
         "policy_version": policy_version,
-        "selector": config.selector.selector,
+        "selector": "rollout" if config.rollout else config.selector.selector,
         "choices": list(menu),
         "lanes": config.lanes,
         "fingerprint": config.fingerprint,
@@ -151,7 +153,10 @@ def planned_keys(run: RunFolder) -> np.ndarray:
     """The keys of all ids that earlier generations hold: (R,) S16, sorted."""
     keys = [np.empty(0, f"S{KEY_BYTES}")]
     for generation in run.generations():
+        is_rollout = run.read_plan(generation)["selector"] == "rollout"
         for ids in planned_ids(run, generation):
+            if is_rollout:
+                ids = [base_id(row_id) for row_id in ids]
             keys.append(np.array([id_key(row_id) for row_id in ids], keys[0].dtype))
     known = np.concatenate(keys)
     known.sort()
@@ -187,11 +192,12 @@ def _shards(
     """Read -> score -> cut."""
     target = config.shard_lane_steps or _target(config, inspection, menu)
     pools = functools.partial(pools_of, pools=config.pools)
-    cutter = Cutter(CutRules(target, pools, config.shard_rows, lane_steps=config.lane_steps))
+    rules = CutRules(target, pools, config.shard_rows, lane_steps=config.lane_steps)
+    cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
     done = 0
-    for table in _scored(config, inspection, skip):
+    for table in _scored(config, inspection, menu, skip):
         yield from cutter.add(table)
-        done += table.num_rows
+        done += table.num_rows // (len(menu) if config.rollout else 1)
         if on_progress:
             on_progress(done, inspection.num_planned)
     yield from cutter.finish()
@@ -204,13 +210,16 @@ def _target(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...]) -
     return max(FEWEST_ROWS * row, min(MOST_LANE_STEPS, fair))
 
 
-def _scored(config: PlanConfig, inspection: Inspection, skip: np.ndarray) -> Iterator[pa.Table]:
+def _scored(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], skip: np.ndarray) -> Iterator[pa.Table]:
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
     every = any(pool.budgets is None for pool in config.pools)
     served = None if every else frozenset(count for pool in config.pools for count in pool.budgets or ())
     scoring = Scoring(config.selector, served, config.selector_class, config.model)
     dataset = rows(inspection, skip)
-    if config.selector.selector == "policy":
+    if config.rollout:
+        expand = functools.partial(at_every_budget, choices=menu, carried_from=len(CANONICAL_FIELDS))
+        dataset = dataset.map_batches(expand, batch_size=None, batch_format="pyarrow")
+    elif config.selector.selector == "policy":
         dataset = dataset.repartition(target_num_rows_per_block=SCORE_ROWS)  # equal calls, and the reader stays outside
         dataset = dataset.map_batches(
             ScoreActor,
