@@ -18,6 +18,7 @@ VERBS = {
     "render": "Render what is planned and not yet done.",
     "run": "Plan, then render: the whole job.",
     "verify": "Hold a run's plan, manifests and images against each other.",
+    "rollout": "Render every prompt at every budget, scored: the table to train a policy on.",
     "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
 }
 

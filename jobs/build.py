@@ -3,10 +3,11 @@
 The rooms are imported inside the functions: a `--help` pays for none of them.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import ROOT
-from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Elastic, Pool, changed_picture_keys
+from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Elastic, Pool, Scorer, changed_picture_keys
 from jobs.load import Job
 from jobs.rules import PAPER_CHOICES
 from jobs.source import ConfigError, Fault
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.models import ModelSource
     from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
+    from pipelines.scoring import ScorerSource
     from pipelines.store import RunFolder, StorageOptions
 
 EMBEDDED_MODEL = "training/scenes/model"
@@ -146,12 +148,43 @@ def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
         for pool in job.config.pools
     )
     output = job.config.output
-    return RenderConfig(model_source(job), sampler_config(job, info), pools, output.layout, output.format)
+    return RenderConfig(
+        model_source(job), sampler_config(job, info), pools, output.layout, output.format, scorer_sources(job)
+    )
+
+
+def scorer_sources(job: Job) -> "tuple[ScorerSource, ...]":
+    """The job's scorers. Raises ConfigError for one that is named wrongly or lacks its model."""
+    return tuple(_scorer_source(job, index, scorer) for index, scorer in enumerate(job.config.quality))
+
+
+def _scorer_source(job: Job, index: int, scorer: Scorer) -> "ScorerSource":
+    from pipelines.models import ModelSource
+    from pipelines.scoring import ScorerSource
+
+    key, kind = f"quality.{index}", scorer.scorer
+    if kind in ("clip", "aesthetic") and scorer.path is None:
+        raise job.fault(key, f"{key}: {kind} needs path, a CLIPModel's folder, hub id or URL")
+    if kind == "aesthetic" and scorer.head is None:
+        raise job.fault(key, f"{key}: aesthetic needs head, the safetensors file of its linear head")
+    function = _function(job, key, kind) if ":" in kind else None
+    model = ModelSource(scorer.path, storage=storage_options(job)) if scorer.path else None
+    name = scorer.name or kind.replace(":", ".")
+    return ScorerSource(name, "function" if function else kind, scorer.weight, model, scorer.head, function)
+
+
+def _function(job: Job, key: str, name: str) -> Any:
+    """`package.module:function`, imported here so that a wrong name is told before anything starts."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise job.fault(key, f"{key}: there is no {name} ({error})") from error
 
 
 def fingerprint(job: Job, info: "CheckpointInfo") -> dict[str, Any]:
-    """What must stay the same in a run folder: every picture key, and the weights behind model.path."""
-    return job.config.fingerprint() | {"model.weights": info.fingerprint}
+    """What must stay the same in a run folder: every picture key, the weights behind model.path, what it is for."""
+    return job.config.fingerprint() | {"model.weights": info.fingerprint, "rollout": job.rollout}
 
 
 def refuse_changed(job: Job, run: "RunFolder", now: dict[str, Any]) -> None:
@@ -192,6 +225,7 @@ def plan_config(job: Job, info: "CheckpointInfo") -> "PlanConfig":
         selector_actors=job.config.steps.actors,
         selector_num_gpus=job.config.steps.num_gpus,
         fingerprint=fingerprint(job, info),
+        rollout=job.rollout,
         num_workers=sum(
             pool.actors.max if isinstance(pool.actors, Elastic) else pool.actors for pool in job.config.pools
         ),

@@ -196,6 +196,16 @@ class Output(Section):
     storage: Storage | None = Field(default=None, description="where the output's store differs from `storage`")
 
 
+class Scorer(Section):
+    """One view of a picture's quality. Not a leaf: the list of them is one."""
+
+    scorer: Annotated[str, StringConstraints(pattern=r"^(clip|aesthetic|fidelity|[\w.]+:\w+)$")]
+    name: str | None = None
+    path: Place | None = None
+    head: Place | None = None
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
 class Failures(Section):
     """When a job with failed rows counts as done."""
 
@@ -212,6 +222,12 @@ class JobConfig(Section):
     input: Input
     steps: StepBudgets = StepBudgets()
     sampling: Sampling = Sampling()
+    quality: list[Scorer] = picture(
+        [],
+        "what is scored and how it counts, each {scorer, name, path, head, weight}. scorer: clip (path: a CLIPModel's "
+        "folder, hub id or URL), aesthetic (head: a linear head in safetensors, too), fidelity (in a rollout: to the "
+        "same seed at the largest budget), or module:function of images and prompts; weight 0: scored, not counted",
+    )
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
     storage: Storage = Storage()

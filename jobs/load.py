@@ -47,6 +47,7 @@ class Job:
 
     config: JobConfig
     source: Source
+    rollout: bool = False  # every row at every budget of the menu, whatever the selector
 
     def at(self, dotted: str) -> str:
         """Where a key, or what is around it, was written; "" where all is default."""

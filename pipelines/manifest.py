@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from actors.rows import Picture, SamplerConfig
+from pipelines.scoring import Scored
 from pipelines.sinks import FORMATS, Stored
 from pipelines.store import Attempt
 
@@ -64,6 +65,15 @@ def with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]
         return row
     uri, offset = packed[row["id"]]
     return row | {"uri": uri, "offset": offset}
+
+
+def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
+    """The row with what its scorers said, where there are scorers and a picture."""
+    if scored is None:
+        return row
+    scores = list(scored.scores.items())
+    tries = [each | {"scores": scores} for each in row["tries"]]
+    return row | {"scores": scores, "quality": scored.quality, "tries": tries}
 
 
 def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig) -> str:

@@ -15,6 +15,7 @@ from ray.data import ActorPoolStrategy
 from actors.rows import SamplerConfig
 from pipelines.ledger import Shard
 from pipelines.models import ModelSource
+from pipelines.scoring import ScorerSource
 from pipelines.store import RunFolder
 from pipelines.worker import RenderWorker, WorkerJob
 
@@ -45,6 +46,7 @@ class RenderConfig:
     pools: tuple[PoolSpec, ...] = (PoolSpec(),)
     layout: str = "files"
     image_format: str = "png"
+    scorers: tuple[ScorerSource, ...] = ()
     no_progress_timeout_s: float = 1800.0
 
 
@@ -84,7 +86,9 @@ class Pool:
         self.spec, self.ledger, self.starts = spec, ledger, 0
         self.error: Exception | None = None
         sampler = replace(config.sampler, lanes=spec.lanes, num_threads=max(1, int(spec.num_cpus)))
-        self.job = WorkerJob(run, config.model, sampler, spec.name, config.layout, config.image_format, schemas)
+        self.job = WorkerJob(
+            run, config.model, sampler, spec.name, config.layout, config.image_format, schemas, config.scorers
+        )
         self.num_gpus = self._num_gpus()
         servable = sum(spec.name in shard.pools for shard in undone)
         self.most_actors = spec.actors if isinstance(spec.actors, int) else spec.actors[1]

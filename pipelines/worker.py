@@ -20,8 +20,9 @@ import ray
 
 from actors.rows import Picture, Row, SamplerConfig
 from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Shard, Slot, Worker
-from pipelines.manifest import failed_row, ok_row, render_key, with_place
+from pipelines.manifest import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.models import ModelSource
+from pipelines.scoring import ScorerSource, ShardScores, load_scorer
 from pipelines.sinks import Sink
 from pipelines.store import Attempt, RunFolder, schema_from_json
 
@@ -47,6 +48,7 @@ class WorkerJob:
     layout: str
     image_format: str
     schemas: Mapping[int, str]
+    scorers: tuple[ScorerSource, ...] = ()
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Work:
     rows: list[dict[str, Any]]
     schema: pa.Schema
     sink: Sink
+    scores: ShardScores | None = None
     images: int = 0
     broken: bool = False
 
@@ -73,6 +76,8 @@ class RenderWorker:
         self.job, self.ledger = job, ledger
         self._lock = threading.Lock()
         self._sampler: DDIMSampler | None = None
+        self._scorer: Any = None
+        self._scoring = threading.Lock()
         self._worker: Worker | None = None
         self._slots: dict[int, int] = {}
         self._works: dict[str, _Work] = {}
@@ -135,10 +140,12 @@ class RenderWorker:
         submit = self._isolated(rows) if lease.failures >= MAX_ATTEMPTS else self._loaded().submit
         schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
         sink = Sink(run, shard.id, attempt, self.job.layout, self.job.image_format)
-        work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink)
+        work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink, self._scores(rows))
         results = self._results(submit, work)
         packed = sink.close()
-        table = pa.Table.from_pylist([with_place(r, packed) for r in results], schema=schema)
+        scored = work.scores.found if work.scores else {}
+        finished = [with_scores(with_place(r, packed), scored.get(r["id"])) for r in results]
+        table = pa.Table.from_pylist(finished, schema=schema)
         if not run.commit_manifest(shard.id, table):
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
             sink.discard()
@@ -155,6 +162,15 @@ class RenderWorker:
                 self._sampler = DDIMSampler(self._settings())
             self._sampler.load()
             return self._sampler
+
+    def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
+        """Where the job has scorers; they are loaded once, by the first shard."""
+        if not self.job.scorers:
+            return None
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = load_scorer(self.job.scorers, self.job.sampler.device)
+        return ShardScores(self._scorer, rows, self._scoring)
 
     def _settings(self) -> SamplerConfig:
         """The job's, with the folder of the checkpoint on this node."""
@@ -200,6 +216,8 @@ class RenderWorker:
             return failed_row(row, work.shard.id, work.attempt, *error.args)
         self._span[1] = time.monotonic()
         work.images += 1
+        if work.scores:
+            work.scores.add(row, None if error is not None else rendered.result().image)
         if error is not None:
             return failed_row(row, work.shard.id, work.attempt, type(error).__name__, str(error))
         picture = rendered.result()

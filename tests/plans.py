@@ -1,7 +1,8 @@
-"""A hand-made plan: what the render tests lease from."""
+"""A hand-made plan: what the render tests lease from; and a scorer that a worker can import."""
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.store import RunFolder, manifest_schema, schema_to_json
@@ -79,3 +80,8 @@ def write_plan(run: RunFolder, rows: list[dict[str, Any]], rows_a_shard: int, ge
     part = run.write_part(generation, 0, tables)
     run.write_shard_index(generation, pa.Table.from_pylist([row | {"part": part} for row in index]))
     run.commit_plan(generation, {"manifest_schema": schema_to_json(manifest_schema(CARRIED))})
+
+
+def brightness(images: list[np.ndarray], prompts: list[str]) -> list[float]:
+    """A scorer of the tests' own."""
+    return [float(image.mean()) + len(prompt) for image, prompt in zip(images, prompts, strict=True)]
