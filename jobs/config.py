@@ -66,6 +66,12 @@ def _rising(values: list[int]) -> list[int]:
     return values
 
 
+def _scorer_kind(kind: str) -> str:
+    if kind not in ("clip", "aesthetic", "fidelity") and not re.fullmatch(r"[\w.]+:\w+", kind):
+        raise ValueError("must be clip, aesthetic, fidelity or the import path of a function, module:function")
+    return kind
+
+
 def _interval(values: list[float]) -> list[float]:
     if len(values) == 2 and values[0] >= values[1]:
         raise ValueError("the start must lie before the end")
@@ -199,7 +205,7 @@ class Output(Section):
 class Scorer(Section):
     """One view of a picture's quality. Not a leaf: the list of them is one."""
 
-    scorer: Annotated[str, StringConstraints(pattern=r"^(clip|aesthetic|fidelity|[\w.]+:\w+)$")]
+    scorer: Annotated[str, AfterValidator(_scorer_kind)]
     name: str | None = None
     path: Place | None = None
     head: Place | None = None

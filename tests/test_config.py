@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from jobs import build
 from jobs.config import KINDS, Elastic, JobConfig, Section, changed_picture_keys, leaf_kinds
 from jobs.load import load_job, read_job
 from jobs.rules import idle
 from jobs.source import ConfigError
+from tests.plans import brightness
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in itertools.pairwise("abcdef")
@@ -64,6 +66,7 @@ def test_the_contracts_defaults() -> None:
             "height": None,
             "timestep_spacing": None,
         },
+        "quality": [],
         "pools": [
             {
                 "name": "default",
@@ -341,3 +344,39 @@ def test_files_that_cannot_be_read(tmp_path: Any) -> None:
     }.items():
         with pytest.raises(ConfigError, match=words):
             load_job(str(tmp_path / name))
+
+
+QUALITY_JOB = """\
+input: {path: prompts.csv}
+quality:
+  - {scorer: clip, path: s3://bucket/clip, weight: 0.7}
+  - {scorer: tests.plans:brightness, weight: 0}
+  - SCORER
+"""
+
+
+def scorers(scorer: str) -> tuple:
+    return build.scorer_sources(read_job(QUALITY_JOB.replace("SCORER", scorer), "job.yaml"))
+
+
+def test_scorers_get_what_the_job_file_says() -> None:
+    clip, bright, same = scorers("{scorer: fidelity, name: same}")
+    assert (clip.name, clip.kind, clip.weight, clip.model.path) == ("clip", "clip", 0.7, "s3://bucket/clip")
+    assert (bright.name, bright.kind, bright.function) == ("tests.plans.brightness", "function", brightness)
+    assert (same.name, same.kind, same.model) == ("same", "fidelity", None)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ("{scorer: clip}", "job.yaml:5:5: quality.2: clip needs path"),
+        ("{scorer: aesthetic, path: clip}", "job.yaml:5:5: quality.2: aesthetic needs head"),
+        ("{scorer: nowhere.at.all:score}", "job.yaml:5:5: quality.2: there is no nowhere.at.all:score"),
+        ("{scorer: tests.plans:nothing}", "job.yaml:5:5: quality.2: there is no tests.plans:nothing"),
+        ("{scorer: beauty}", "job.yaml:5:14: quality.2.scorer must be clip, aesthetic, fidelity or the import path"),
+    ],
+)
+def test_a_scorer_that_cannot_be_is_named(scorer: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        scorers(scorer)
+    assert str(raised.value.faults[0]).startswith(message)
