@@ -8,8 +8,9 @@ import click
 
 from jobs import build
 from jobs.cluster import start_ray
-from jobs.command import DONE, TOO_MANY_FAILED, address_option, console_options, job_argument, set_option
+from jobs.command import DONE, FAILED, TOO_MANY_FAILED, address_option, console_options, job_argument, set_option
 from jobs.console import Console
+from jobs.driver import Stop, sole_driver, take_over_option
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.page import report_html
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 @job_argument
 @set_option
 @address_option
+@take_over_option
 @console_options
-def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | None) -> int:
+def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | None, take_over: bool) -> int:
     """Render every planned shard that has no manifest yet.
 
     Ctrl-C: the first finishes and commits what is in flight, the second stops
@@ -42,12 +44,13 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     run, info = prepare(job)
     if not run.generations():
         raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
-    start_ray(address, console.debug)
-    with Interrupts(console, this_command()) as interrupts:
-        return render_job(console, job, run, info, interrupts)
+    with sole_driver(console, job, run, take_over) as epoch:
+        start_ray(address, console.debug)
+        with Interrupts(console, this_command()) as interrupts:
+            return render_job(console, job, run, info, Stop(interrupts, epoch))
 
 
-def render_job(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", interrupts: Interrupts) -> int:
+def render_job(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", stop: Stop) -> int:
     """Render, sum up, write summary.json and report.html; the exit code."""
     from pipelines.render import render
 
@@ -58,14 +61,26 @@ def render_job(console: Console, job: Job, run: "RunFolder", info: "CheckpointIn
         console.started = True
         line(progress)
 
-    interrupts.graceful = True
-    result = render(run, build.render_config(job, info), on_progress, interrupts.stop)
+    stop.interrupts.graceful = True
+    result = render(run, build.render_config(job, info), on_progress, stop)
     console.clear()
     found = totals(run)
     summary = summarize(job, plan, result, found)
+    if result.interrupted and stop.epoch.lost.is_set():
+        return superseded(console, summary, stop)
     write_report(run, summary, found)
     console.result(summary, text(summary))
-    return exit_code(job, found, interrupts)
+    return exit_code(job, found, stop.interrupts)
+
+
+def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
+    """Another driver has the run now, its summary.json and its report; the exit code."""
+    from pipelines.epochs import taken_over_by
+
+    console.say(f"error: {taken_over_by(stop.epoch)}; what was in work here is committed")
+    words = f"superseded: {summary['rows']:,} of {summary['planned']:,} rows are done"
+    console.result(summary | {"status": "superseded"}, words)
+    return FAILED
 
 
 def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:

@@ -5,6 +5,7 @@ import click
 from jobs.cluster import start_ray
 from jobs.command import address_option, console_options, job_argument, limit_option, set_option
 from jobs.console import Console
+from jobs.driver import Stop, sole_driver, take_over_option
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.plan import make, planned, prepare, table, this_command
@@ -16,8 +17,11 @@ from jobs.render import render_job
 @set_option
 @limit_option
 @address_option
+@take_over_option
 @console_options
-def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
+def verb(
+    console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None, take_over: bool
+) -> int:
     """Plan, then render. Typed again, it goes on where it stopped.
 
     \b
@@ -26,14 +30,15 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
       python -m jobs run spring.yaml -s output.path=s3://bucket/runs/spring --address auto
       python -m jobs run spring.yaml --json > summary.json
     """
-    return run_job(console, load_job(job_path, sets, limit), address)
+    return run_job(console, load_job(job_path, sets, limit), address, take_over)
 
 
-def run_job(console: Console, job: Job, address: str | None) -> int:
+def run_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:
     """The whole job; the exit code."""
     run, info = prepare(job)
-    start_ray(address, console.debug)
-    with Interrupts(console, this_command()) as interrupts:
-        make(console, job, run, info)
-        console.say(table(str(job.config.output.path), planned(run)))
-        return render_job(console, job, run, info, interrupts)
+    with sole_driver(console, job, run, take_over) as epoch:
+        start_ray(address, console.debug)
+        with Interrupts(console, this_command()) as interrupts:
+            make(console, job, run, info)
+            console.say(table(str(job.config.output.path), planned(run)))
+            return render_job(console, job, run, info, Stop(interrupts, epoch))

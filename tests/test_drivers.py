@@ -1,0 +1,185 @@
+"""Two drivers on one run folder: the second is refused, the first gives way, and without a fence each row ends once."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.rows import SamplerConfig
+from jobs import build
+from jobs.__main__ import main
+from jobs.load import load_job
+from pipelines.epochs import claim
+from pipelines.findings import ORPHANS
+from pipelines.ledger import DONE, WAIT, Ledger, Shard, Slot, Worker
+from pipelines.pools import PoolSpec, RenderConfig, planned_shards
+from pipelines.render import render
+from pipelines.sinks import LAYOUTS
+from pipelines.store import RunFolder
+from pipelines.verify import verify
+from pipelines.worker import ModelSource
+from tests.checkpoints import make_checkpoint
+from tests.finished import store
+from tests.plans import planned_row, write_plan
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "training/scenes/model"
+COUNTS = {"ok": 5, "failed": 0, "filtered": 0, "steps": 0}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def found(run: RunFolder) -> set[str]:
+    return {finding.kind for checked in verify(run, 1) for finding in checked.findings}
+
+
+def work(run: RunFolder, ledger: Ledger, slot: Slot, layout: str, chance: random.Random) -> None:
+    """A worker's life without a network; some of its shards take long, and some it loses to a death."""
+    while (lease := ledger.lease(slot)) != DONE:
+        if lease == WAIT:
+            time.sleep(0.001)
+            continue
+        shard: Shard = lease.shard
+        _, table, sink = store(run, shard.id, layout)
+        time.sleep(chance.random() * 0.02)
+        if chance.random() < 0.2:
+            ledger.fail(slot, shard.id, "died")
+            continue
+        if not run.commit_manifest(shard.id, table):
+            sink.discard()
+        ledger.finish(slot, shard.id, COUNTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_fence_two_drivers_end_with_every_row_once(tmp_path: Path, layout: str, seed: int) -> None:
+    """Each driver has a ledger of its own that knows nothing of the other: every shard is worked twice."""
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i) for i in range(60)], 5)
+    pools = (PoolSpec(),)
+    ledgers = [Ledger(planned_shards(run, pools)) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=work,
+            args=(run, ledgers[n % 2], Slot(Worker(f"a{n}", "1", "default"), 0), layout, random.Random(seed + n)),
+        )
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if any(ledger.snapshot().fatal for ledger in ledgers):  # three deaths on one shard: it is resumed
+        work(
+            run,
+            Ledger(planned_shards(run, pools), run.done_shards()),
+            Slot(Worker("b", "1", "default"), 0),
+            layout,
+            random.Random(),
+        )
+    assert found(run) <= ORPHANS
+    assert sorted(row["id"] for table in run.manifests() for row in table.to_pylist()) == [
+        f"r{i:04d}" for i in range(60)
+    ]
+
+
+def test_a_zombie_commits_after_its_shard_was_leased_to_another(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i) for i in range(5)], 5)
+    (shard,) = [entry["shard"] for entry in run.shard_index(1).to_pylist()]
+    _, zombies, sink = store(run, shard)
+    _, others, _ = store(run, shard)
+    assert run.commit_manifest(shard, others)
+    assert not run.commit_manifest(shard, zombies)
+    sink.discard()
+    assert found(run) == set()
+    assert run.read_manifest(shard) == others
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
+@pytest.mark.parametrize("verb", ["run", "render"])
+def test_the_second_driver_is_refused_before_anything_starts(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.csv").write_text("prompt\na red circle\n")
+    Path("job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\noutput: {path: out}\n")
+    monkeypatch.setattr("jobs.run.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.render.start_ray", lambda *_: pytest.fail("Ray was started"))
+    run = RunFolder("out")
+    if verb == "render":
+        job = load_job("job.yaml")
+        run.commit_plan(1, {"fingerprint": build.fingerprint(job, build.checkpoint(job)), "price": None})
+    first = claim(run)
+    assert main([verb, "job.yaml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: job.yaml:3:")
+    assert f"another run is active in {tmp_path}/out: host {first.record['host']}, process {first.record['pid']}" in (
+        captured.err
+    )
+    assert run.names("epochs") == ["000001.json"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_checkpoint("sd1", tmp_path_factory.mktemp("model") / "sd1"))
+
+
+@pytest.mark.ray
+def test_two_renders_at_once_on_a_real_ray(ray_cluster, model: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i, num_steps=8) for i in range(60)], 6)
+    config = RenderConfig(ModelSource(model), SamplerConfig("", device="cpu"), (PoolSpec(lanes=4),))
+    results = []
+    drivers = [threading.Thread(target=lambda: results.append(render(run, config))) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(300)
+    assert [result.interrupted for result in results] == [False, False]
+    assert found(run) <= ORPHANS
+    assert len(run.done_shards()) == 10
+    attempts = sum(run.attempts().values())
+    assert attempts > 10  # they did meet
+
+
+@pytest.mark.ray
+def test_the_first_driver_finishes_what_is_in_work_and_gives_way(model: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"a fox number {i}\n" for i in range(224)))
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: {{path: {model}, device: cpu}}\ninput: {{path: {tmp_path}/prompts.csv}}\n"
+        "steps: {selector: fixed, fixed: 60}\npools: [{name: default, lanes: 2}]\n"
+        f"output: {{path: {tmp_path}/run}}\n"
+    )
+    command = [sys.executable, "-m", "jobs", "run", str(job), "--json", "--address", "local"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = RunFolder(str(tmp_path / "run"))
+    deadline = time.monotonic() + 200
+    while not run.attempts() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = claim(run, take_over=True)
+    out, err = first.communicate(timeout=200)
+    assert first.returncode == 1, err[-3000:]
+    assert f"another run took over: host {second.record['host']}, process {second.record['pid']}" in err
+    assert json.loads(out)["status"] == "superseded"
+    assert 0 < len(run.done_shards()) < len(run.shard_index(1))
+    assert found(run) == {"manifest_missing"}
+    assert run.attempts().keys() == run.done_shards()  # nothing was begun and dropped
+    assert run.stat("summary.json") is None  # that is the other driver's to write
+    assert second.beat()
