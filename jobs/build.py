@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
     from actors.rows import SamplerConfig
     from actors.selector import SelectorConfig
+    from pipelines.folder import StorageOptions
     from pipelines.inspection import PromptSource
     from pipelines.models import ModelSource
     from pipelines.plan import PlanConfig
     from pipelines.render import RenderConfig
     from pipelines.scoring import ScorerSource
-    from pipelines.store import RunFolder, StorageOptions
+    from pipelines.store import RunFolder
 
 EMBEDDED_MODEL = "training/scenes/model"
 EMBEDDED_POLICY = "training/scenes/policy"
@@ -29,7 +30,7 @@ EMBEDDED_POLICY = "training/scenes/policy"
 
 def storage_options(job: Job, section: str = "") -> "StorageOptions":
     """Of `input` or `output` if it has its own, else the common one."""
-    from pipelines.store import StorageOptions
+    from pipelines.folder import StorageOptions
 
     own = getattr(job.config, section).storage if section else None
     storage = own or job.config.storage
@@ -47,7 +48,7 @@ def run_folder(job: Job) -> "RunFolder":
 def checkpoint(job: Job) -> "CheckpointInfo":
     """What the model's folder says of itself; its weights stay where they are. Raises ConfigError."""
     from actors.checkpoint import CheckpointError, inspect_checkpoint
-    from pipelines.store import StorageError
+    from pipelines.folder import StorageError
 
     try:
         return inspect_checkpoint(model_source(job).local(metadata_only=True), job.config.model.variant)

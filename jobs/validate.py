@@ -104,7 +104,8 @@ def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
 def read_input(job: Job, source: "PromptSource") -> "Inspection":
     """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
     from pipelines.folder import StorageError
-    from pipelines.prompts import InputError, inspect
+    from pipelines.formats import InputError
+    from pipelines.prompts import inspect
 
     check_reachable(job)
     try:

@@ -20,10 +20,11 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.canonical import CANONICAL_FIELDS, KEY_BYTES, id_key
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
+from pipelines.formats import InputError
 from pipelines.inspection import Inspection, PromptSource
 from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit, planned_ids
-from pipelines.prompts import InputError, inspect, raise_aborted, rows
+from pipelines.prompts import inspect, raise_aborted, rows
 from pipelines.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.score import ScoreActor, Scoring, score, selector_of
 from pipelines.store import RunFolder, manifest_schema, schema_to_json

@@ -15,14 +15,12 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from pipelines.canonical import CANONICAL_FIELDS, KEY_BYTES, RowDefaults, id_key
+from pipelines.canonical import CANONICAL_FIELDS, KEY_BYTES, id_key
 from pipelines.columns import Carried
 from pipelines.folder import StorageError
 from pipelines.formats import InputError
 from pipelines.inspection import Inspection, PromptSource, assemble, open_files
 from pipelines.pieces import Chunk, Piece, Reading, canonical_tables, cut_pieces, scan, task_lists
-
-__all__ = ["InputError", "Inspection", "PromptSource", "RowDefaults", "inspect", "raise_aborted", "rows"]
 
 ABORT = "abort:"  # error_type of the row that stands for a failed read, before the error's name
 BLOCK_BYTES = 2 << 20

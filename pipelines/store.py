@@ -20,20 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.folder import Folder, Probe, StorageError, StorageOptions
-
-__all__ = [
-    "MANIFEST_FIELDS",
-    "Attempt",
-    "Folder",
-    "Probe",
-    "RunFolder",
-    "StorageError",
-    "StorageOptions",
-    "manifest_schema",
-    "schema_from_json",
-    "schema_to_json",
-]
+from pipelines.folder import Folder
 
 JOB = "job.yaml"
 READERS = 8

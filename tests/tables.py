@@ -39,7 +39,7 @@ def world(prompts: int = 400, seeds: int = 2, noise: float = 0.05, seed: int = 0
     rng = np.random.default_rng(seed)
     kinds = np.array(["rich"] * prompts if alike else rng.permutation(["plain", "rich"] * (prompts // 2)))
     loss = np.array([KINDS[kind] for kind in kinds])[:, None, None]
-    curve = np.exp(-np.array(CHOICES) / 4.0)[None, :, None]
+    curve = np.exp(-np.array(CHOICES) / 1.5)[None, :, None]
     worth = rng.normal(0.7, 0.1, (prompts, 1, 1))
     quality = worth - loss * curve + noise * rng.normal(size=(prompts, len(CHOICES), seeds))
     texts = tuple(f"{kind} scene {number} " + "w " * int(rng.integers(12)) for number, kind in enumerate(kinds))

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines import epochs
 from pipelines.epochs import BEAT_S, EXPIRY_S, SKEW_S, ActiveRunError, Clock, Process, claim, driving, taken_over_by
-from pipelines.store import RunFolder, StorageOptions
+from pipelines.folder import StorageOptions
+from pipelines.store import RunFolder
 
 HERE = Process("here", os.getpid(), "this boot", epochs._born(os.getpid()))
 ELSEWHERE = Process("elsewhere", 7, "another boot", "1")

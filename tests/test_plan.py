@@ -19,13 +19,14 @@ from actors.selector import SelectorConfig
 from pipelines import plan_writer
 from pipelines.canonical import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
 from pipelines.cutter import CutRules, Cutter, Shard, plain_lane_steps
+from pipelines.folder import StorageOptions
 from pipelines.formats import InputError
 from pipelines.inspection import PromptSource
 from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, planned_keys, pools_of
 from pipelines.plan_writer import INDEX_SCHEMA
 from pipelines.prompts import inspect
 from pipelines.score import SCORE_FIELDS, Scoring, score
-from pipelines.store import MANIFEST_FIELDS, RunFolder, StorageOptions, schema_from_json
+from pipelines.store import MANIFEST_FIELDS, RunFolder, schema_from_json
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ALL = (PoolBudgets("default"),)
@@ -181,7 +182,7 @@ def test_bad_rows_ride_along_or_have_shards_of_their_own() -> None:
 def test_cost_is_the_callers() -> None:
     rules = CutRules(100, lambda count: ("default",), lane_steps=lambda steps, scale, negative: 90 if negative else 10)
     shards = cut(planned_table([{"negative_prompt": "x"}, {}, {"negative_prompt": ""}, {}]), rules)
-    assert [shard.lane_steps for shard in shards] == [100, 100]
+    assert [shard.lane_steps for shard in shards] == [100, 20]  # "" is no negative prompt to the engine, either
 
 
 # ---- pools

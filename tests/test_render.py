@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from actors.rows import SamplerConfig
+from pipelines.folder import StorageOptions
 from pipelines.models import ModelSource
 from pipelines.pools import PoolSpec, RenderConfig, RenderError
 from pipelines.render import render
-from pipelines.store import RunFolder, StorageOptions
+from pipelines.store import RunFolder
 from pipelines.worker import DTYPE_KEY, settle_dtype
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row

@@ -15,15 +15,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines import local
-from pipelines.folder import Folder, StorageError
-from pipelines.store import (
-    MANIFEST_FIELDS,
-    RunFolder,
-    StorageOptions,
-    manifest_schema,
-    schema_from_json,
-    schema_to_json,
-)
+from pipelines.folder import Folder, StorageError, StorageOptions
+from pipelines.store import MANIFEST_FIELDS, RunFolder, manifest_schema, schema_from_json, schema_to_json
 
 SHARD = "0001-000042"
 

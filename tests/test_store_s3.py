@@ -17,9 +17,9 @@ import pytest
 from botocore import exceptions as boto
 from s3_server import S3Server
 
-from pipelines.folder import Folder, StorageError
+from pipelines.folder import Folder, StorageError, StorageOptions
 from pipelines.s3 import S3Backend
-from pipelines.store import RunFolder, StorageOptions
+from pipelines.store import RunFolder
 
 pytestmark = pytest.mark.s3
 SHARD = "0001-000042"

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.findings import KINDS, ORPHANS, Finding
+from pipelines.folder import StorageOptions
 from pipelines.sinks import LAYOUTS, encode_image
-from pipelines.store import RunFolder, StorageOptions, manifest_key, parquet_bytes
+from pipelines.store import RunFolder, manifest_key, parquet_bytes
 from pipelines.verify import verify
 from tests.finished import finished_run, picture, render_shard, store
 from tests.plans import planned_row, write_plan

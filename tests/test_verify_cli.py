@@ -9,7 +9,8 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.config import Input, JobConfig
-from pipelines.store import RunFolder, StorageOptions, manifest_key
+from pipelines.folder import StorageOptions
+from pipelines.store import RunFolder, manifest_key
 from tests.finished import finished_run, store
 
 SHARD = "0001-000001"
