@@ -6,8 +6,9 @@ import click
 
 from jobs.command import address_option, console_options, job_argument, limit_option, set_option
 from jobs.console import Console
+from jobs.driver import take_over_option
 from jobs.load import load_job
-from jobs.run import run_job, take_over_option
+from jobs.run import run_job
 
 
 @click.command("rollout")
