@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -39,8 +38,12 @@ def pipeline(
 def save_model(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Replaces the folder; weights in fp16."""
     shutil.rmtree(folder, ignore_errors=True)
-    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    pipe.to(torch.float32)
+    parts = (pipe.vae, pipe.unet, pipe.text_encoder)
+    for part in parts:
+        part.half()
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for part in parts:
+        part.float()
 
 
 def save_scorer(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:

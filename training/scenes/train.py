@@ -49,7 +49,9 @@ def tokenizer(recipe: Recipe) -> None:
 
 
 def autoencoder(recipe: Recipe) -> None:
-    """The autoencoder."""
+    """The autoencoder; once made it stays, since the latents rest on it."""
+    if (recipe.work / "vae").exists():
+        return
     steps = recipe.autoencoder_steps
     plan = Plan(steps, lr=2e-3, warmup=100, decay_steps=steps // 4, ema_decay=0.998, muon=False)
     autoencoding.train(recipe.work, plan, ThreadTuner(recipe.threads)).save_pretrained(recipe.work / "vae")
