@@ -70,16 +70,31 @@ class Process:
         return _born(self.pid) not in (self.born, "")
 
 
+@dataclass(frozen=True)
+class Term:
+    """An epoch by its number and its driver's token: what other processes need to ask whether it still holds."""
+
+    number: int
+    token: str
+
+    def successor(self, run: RunFolder) -> dict[str, Any] | None:
+        """The record of the driver that took over; its own number where a store let two drivers create one epoch."""
+        ours = _read(run, self.number)
+        if ours and ours["token"] != self.token:
+            return ours
+        return _read(run, self.number + 1)
+
+
 class Epoch:
     """One driver's term. `lost` is set once another took over; methods raise StorageError as the folder's do."""
 
     def __init__(self, run: RunFolder, number: int, process: Process, clock: Clock) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.number, self.clock = number, clock
+        self.term, self.clock = Term(number, secrets.token_hex(8)), clock
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {
-            "token": secrets.token_hex(8),
+            "token": self.term.token,
             "host": process.host,
             "pid": process.pid,
             "space": process.space,
@@ -92,32 +107,25 @@ class Epoch:
 
     def create(self) -> bool:
         """Begin it; False: another driver did."""
-        return self.run.create(_key(self.number), _bytes(self.record))
+        return self.run.create(_key(self.term.number), _bytes(self.record))
 
     def beat(self) -> bool:
         """Say that this driver lives. False: another took over, and the record is left as it is."""
-        if self.successor() is not None:
+        if self.term.successor(self.run) is not None:
             self.lost.set()
             return False
         with self._lock:
             if not self.record["ended_at"]:
                 self.record |= {"beat_at": self.clock.text(), "beats": self.record["beats"] + 1}
-                self.run.write(_key(self.number), _bytes(self.record))
+                self.run.write(_key(self.term.number), _bytes(self.record))
         return True
-
-    def successor(self) -> dict[str, Any] | None:
-        """The record of the driver that took over; its own number where a store let two drivers create one epoch."""
-        ours = _read(self.run, self.number)
-        if ours and ours["token"] != self.record["token"]:
-            return ours
-        return _read(self.run, self.number + 1)
 
     def end(self) -> None:
         """Say that this driver is done; the next need not wait for its silence."""
-        if self.successor() is None:
+        if self.term.successor(self.run) is None:
             with self._lock:
                 self.record["ended_at"] = self.clock.text()
-                self.run.write(_key(self.number), _bytes(self.record))
+                self.run.write(_key(self.term.number), _bytes(self.record))
 
 
 def claim(
@@ -193,7 +201,7 @@ def _keep(epoch: Epoch, over: threading.Event) -> None:
 
 def taken_over_by(epoch: Epoch) -> str:
     """What a driver that lost its epoch says."""
-    by = epoch.successor()
+    by = epoch.term.successor(epoch.run)
     return f"another run took over: {_who(by)}" if by else "another run took over"
 
 

@@ -88,26 +88,29 @@ class _Verification:
         self.image_shards = set(run.names("images"))
         self.data: dict[str, dict[str, int]] = {}
         for key, size in run.walk("data"):
-            self.data.setdefault(_shard_of(key), {})[key] = size
+            self.data.setdefault(shard_of(key), {})[key] = size
         self.damage: list[Finding] = []
-        self.generations = [self._generation(number) for number in run.generations()]
+        self.generations = [found for number in run.generations() if (found := self._generation(number))]
         self.shards = {entry["shard"] for generation in self.generations for entry in generation.index}
         self.keys: list[np.ndarray] = []  # of the ids, (R,) S16 each
 
-    def _generation(self, number: int) -> _Generation:
-        plan = self.run.read_plan(number)
-        stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
+    def _generation(self, number: int) -> _Generation | None:
         try:
+            plan = self.run.read_plan(number)
             index = self.run.shard_index(number).select(["shard", "part", "row_group", "rows"]).to_pylist()
-        except UNREADABLE as error:
-            index = []
-            key = f"plan/{number:04d}/shards.parquet"
-            self.damage.append(Finding("plan_damaged", key, f"cannot be read: {error}", rows=plan.get("rows", 0)))
-        return _Generation(number, schema_from_json(plan["manifest_schema"]), stored, tuple(index))
+            schema = schema_from_json(plan["manifest_schema"])
+        except (*UNREADABLE, KeyError) as error:
+            message = f"its plan.json or shards.parquet cannot be read: {error}"
+            self.damage.append(Finding("plan_damaged", f"plan/{number:04d}", message))
+            return None
+        stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
+        return _Generation(number, schema, stored, tuple(index))
 
     def around(self) -> Iterator[Finding]:
         """What lies in the folder and belongs to no planned shard."""
         yield from self.damage
+        if self.damage:  # what its shards are called is not known
+            return
         for name in self.manifests:
             if name.removesuffix(".parquet") not in self.shards or not name.endswith(".parquet"):
                 yield self._unknown(f"manifest/{name}")
@@ -270,6 +273,7 @@ def _row_group(part: pq.ParquetFile | None, row_group: int) -> list[dict[str, An
         return None
 
 
-def _shard_of(data_key: str) -> str:
-    """`data/<shard>-<attempt>.<ext>` -> shard."""
-    return data_key.removeprefix("data/").partition(".")[0].rsplit("-", 2)[0]
+def shard_of(key: str) -> str:
+    """The shard of `images/<shard>/...` and of `data/<shard>-<attempt>.<ext>`."""
+    folder, _, rest = key.partition("/")
+    return rest.partition("/")[0] if folder == "images" else rest.partition(".")[0].rsplit("-", 2)[0]

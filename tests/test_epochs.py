@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_epochs_are_numbered_and_never_created_twice(run: RunFolder) -> None:
     for number in (1, 2, 3):
         epoch = claim(run, process=HERE)
-        assert epoch.number == number
+        assert epoch.term.number == number
         epoch.end()
     assert run.names("epochs") == ["000001.json", "000002.json", "000003.json"]
     record = json.loads(run.read("epochs/000002.json"))
@@ -72,14 +72,14 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(run: RunFolder) -> Non
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert driver.is_gone(this)  # though nobody has reaped it yet
     child.wait()
-    assert claim(run).number == 2
+    assert claim(run).term.number == 2
     assert Process(this.host, os.getpid(), this.space, "1").is_gone(this)  # its number is another's now
 
 
 def test_a_silent_driver_elsewhere_is_watched_until_it_expires(run: RunFolder) -> None:
     time, said = FakeClock(), []
     claim(run, clock=time.clock(), process=ELSEWHERE)
-    assert claim(run, clock=time.clock(), process=HERE, on_wait=said.append).number == 2
+    assert claim(run, clock=time.clock(), process=HERE, on_wait=said.append).term.number == 2
     assert EXPIRY_S <= time.at - 1e9 <= EXPIRY_S + 1
     assert "did not say that it ended: host elsewhere, process 7" in said[0]
 
@@ -101,7 +101,7 @@ def test_a_driver_elsewhere_that_ends_is_waited_for_no_longer(run: RunFolder) ->
     time = FakeClock()
     first = claim(run, clock=time.clock(), process=ELSEWHERE)
     time.each = first.end
-    assert claim(run, clock=time.clock(), process=HERE).number == 2
+    assert claim(run, clock=time.clock(), process=HERE).term.number == 2
     assert time.at - 1e9 < 3
 
 
@@ -110,7 +110,7 @@ def test_yesterdays_driver_is_not_waited_for(run: RunFolder) -> None:
     claim(run, clock=time.clock(), process=ELSEWHERE)
     time.at += EXPIRY_S + SKEW_S + 1
     before = time.at
-    assert claim(run, clock=time.clock(), process=HERE).number == 2
+    assert claim(run, clock=time.clock(), process=HERE).term.number == 2
     assert time.at == before
 
 
@@ -131,7 +131,7 @@ def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
 def test_two_that_created_one_epoch(run: RunFolder) -> None:
     """On a store without create-if-absent: the one whose record was replaced stops."""
     first = claim(run, process=ELSEWHERE)
-    other = epochs.Epoch(run, first.number, HERE, Clock())
+    other = epochs.Epoch(run, first.term.number, HERE, Clock())
     run.write("epochs/000001.json", json.dumps(other.record).encode())
     assert not first.beat()
     assert other.beat()
@@ -175,7 +175,7 @@ def test_driving_beats_and_says_goodbye(run: RunFolder, monkeypatch: pytest.Monk
             assert first.lost.wait(10)
             assert not second.lost.is_set()
     with driving(run) as third:
-        assert third.number == 3
+        assert third.term.number == 3
     assert [bool(json.loads(run.read(f"epochs/{name}"))["ended_at"]) for name in run.names("epochs")] == [
         False,
         True,
@@ -187,4 +187,4 @@ def test_a_driver_that_raises_says_goodbye_too(run: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError):
         with driving(run):
             raise ZeroDivisionError
-    assert claim(run).number == 2
+    assert claim(run).term.number == 2
