@@ -70,8 +70,8 @@ def test_every_verb_has_help_and_the_common_options(verb: str, capsys: pytest.Ca
     assert "--json" in shown
     assert "--debug" in shown
     assert ("--set" in shown) == (verb not in ("init", "schema"))
-    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run"))
-    assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run"))
+    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout"))
+    assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run", "rollout"))
 
 
 def test_an_unknown_verb_is_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
