@@ -23,13 +23,14 @@ BATCH, PROMPT_DROPOUT, OBJECT_WEIGHT = 64, 0.1, 3.0
 
 
 def noise_levels(count: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
-    """(count,) timesteps: a quarter uniform, the others logit-normal around .69, where counts and places are decided.
+    """(count,) timesteps: one eighth uniform, the others logit-normal around .8 of the range.
 
-    Below .3 there is little to learn: the decoder reads latents that far off.
+    Between .6 and .95 the error of x0 falls from 1.4 to .02: counts, places and shapes are decided there. Below, it is
+    less than the noise that the decoder was trained to read through.
     """
     uniform = torch.rand(count, generator=generator)
-    noisy = (torch.randn(count, generator=generator) + 0.8).sigmoid()
-    chosen = torch.where(torch.arange(count) % 4 == 0, uniform, noisy)
+    deciding = (0.8 * torch.randn(count, generator=generator) + 1.4).sigmoid()
+    chosen = torch.where(torch.arange(count) % 8 == 0, uniform, deciding)
     return (chosen * num_timesteps).long().clamp(0, num_timesteps - 1)
 
 
