@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CHUNK_ROWS = 256
+
 
 class Batch(NamedTuple):
     """rows (N,), quality (N, K, S) for the CPU; embeds (N, L, H), mask (N, L) float32 on the device."""
@@ -78,6 +80,11 @@ class Rows:
         embeds, mask = padded([self.embeds[int(row)] for row in rows])
         quality = np.stack([self.quality[int(row)] for row in rows])
         return Batch(rows, embeds.to(device), mask.to(device), quality)
+
+    def chunks(self) -> list[Batch]:
+        """All of them by number, on the CPU, a few at a time."""
+        order = np.array(sorted(self.quality))
+        return [self.batch(order[at : at + CHUNK_ROWS]) for at in range(0, len(order), CHUNK_ROWS)]
 
 
 def padded(embeds: list[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from training.frontier import Interval, Point, Rule
 
 WIDTH_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 860, 520, 76, 214, 46, 56
 INK, GREY, GRID, PAPER = "#1c1f23", "#6a7078", "#dddbd4", "#ffffff"
-COLOURS = ("#b3541e", "#7a5195", "#3d7ea6", "#8a8d29", "#9c6644", "#c2557f", "#5b8e7d", "#444b6e", "#a05a2c")
+COLOURS = ("#d1495b", "#7a5195", "#3d7ea6", "#8a8d29", "#e08e2b", "#e377a2", "#5b8e7d", "#444b6e", "#9a7b5b")
 POLICY_COLOUR, FIXED_COLOUR = "#0f7b6c", "#1c1f23"
 NUM_TICKS = 5
 

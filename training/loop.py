@@ -17,12 +17,10 @@ from torch import Tensor
 
 from actors.policy import Network
 from pipelines.folder import Folder
-from training.batches import Batch, Rows, num_slots, own_slots, rows_at
+from training.batches import Rows, num_slots, own_slots, rows_at
 from training.journal import Journal, read_checkpoint
 from training.learner import Learner, Units, new_policy, validate
 from training.learning import Learning
-
-CHUNK_ROWS = 256  # of one pass over held-out rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class _Scribe:
 
     def __init__(self, loop: Loop, slots: int, state: dict[str, Any] | None) -> None:
         self.loop, self.slots = loop, slots
-        self.held_out = chunks(rows_of(_records("held_out"), loop.network))
+        self.held_out = rows_of(_records("held_out"), loop.network).chunks()
         self.best: dict[str, Any] = state["best"] if state else {"val_gain": -np.inf}
         self.journal = Journal(loop.folder, state["learner"]["step"] if state else 0)
 
@@ -120,9 +118,3 @@ def rows_of(records: Iterable[dict[str, Any]], network: Network, wanted: Any = l
             quality[row] = np.frombuffer(record["quality"], np.float32).reshape(network.num_choices, -1)
             embeds[row] = np.frombuffer(record["embeds"], np.float16).reshape(-1, network.hidden_size)
     return Rows(embeds, quality)
-
-
-def chunks(rows: Rows) -> list[Batch]:
-    """All rows by number, a few at a time."""
-    order = np.array(sorted(rows.quality))
-    return [rows.batch(order[at : at + CHUNK_ROWS]) for at in range(0, len(order), CHUNK_ROWS)]

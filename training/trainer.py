@@ -31,7 +31,7 @@ from training.embeddings import EmbedPrompts
 from training.journal import read_checkpoint, read_metrics
 from training.learner import outputs, units_of
 from training.learning import Learning
-from training.loop import Loop, chunks, rows_of, work
+from training.loop import Loop, rows_of, work
 from training.table import RewardTable, split
 
 IDENTITY, POLICY = "training/training.json", "policy"
@@ -89,7 +89,7 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
         setting=config.setting,
         training_data=table.fingerprint(),
     )
-    return _publish(loop, card, chunks(rows_of(measured.iter_rows(), network)))
+    return _publish(loop, card, rows_of(measured.iter_rows(), network).chunks())
 
 
 def _described(model: ModelSource) -> tuple[str, int]:
