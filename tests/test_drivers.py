@@ -174,7 +174,7 @@ def test_the_first_driver_finishes_what_is_in_work_and_gives_way(model: str, tmp
     while not run.attempts() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     second = claim(run, take_over=True)
-    out, err = first.communicate(timeout=200)
+    out, err = first.communicate(timeout=500)
     assert first.returncode == 1, err[-3000:]
     assert f"another run took over: host {second.record['host']}, process {second.record['pid']}" in err
     assert json.loads(out)["status"] == "superseded"
