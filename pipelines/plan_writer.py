@@ -4,6 +4,7 @@ Parts have keys of their own; shards.parquet and plan.json are created and never
 once the second finds the first one's plan and can touch nothing of it.
 """
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("pools", pa.list_(pa.string())),  # that served its budgets when it was planned
         ("longest", pa.int32()),  # lane-steps of its longest row
         ("budgets", pa.list_(pa.int32())),
+        ("content", pa.string()),  # hash of its rows: an index that is equal to another's has the same rows
     ]
 )
 
@@ -68,6 +70,7 @@ class PlanWriter:
                 "pools": list(place.pools) if place else [],
                 "longest": shard.longest,
                 "budgets": list(shard.budgets),
+                "content": _content(shard.rows),
             }
         )
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
@@ -101,6 +104,14 @@ class PlanWriter:
             "mean_steps": steps / good if good else None,
             "lane_steps": sum(entry["lane_steps"] for entry in self._index),
         }
+
+
+def _content(rows: pa.Table) -> str:
+    """20 hex digits of all values of a shard, in their order."""
+    digest = hashlib.blake2b(digest_size=10)
+    for batch in rows.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
 def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:

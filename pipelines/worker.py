@@ -141,8 +141,7 @@ class RenderWorker:
         schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
         sink = Sink(run, shard.id, attempt, self.job.layout, self.job.image_format)
         work = self._works[shard.id] = _Work(shard, attempt, rows, schema, sink, self._scores(rows))
-        results = self._results(submit, work)
-        packed = sink.close()
+        results, packed = self._stored(submit, work)
         scored = work.scores.found if work.scores else {}
         finished = [with_scores(with_place(r, packed), scored.get(r["id"])) for r in results]
         table = pa.Table.from_pylist(finished, schema=schema)
@@ -162,6 +161,18 @@ class RenderWorker:
                 self._sampler = DDIMSampler(self._settings())
             self._sampler.load()
             return self._sampler
+
+    def _stored(self, submit: Submit, work: _Work) -> tuple[list[dict[str, Any]], dict[str, tuple[str, int | None]]]:
+        """Rows and places; what was written is deleted where not all of it could be: no manifest will name it."""
+        complete = False
+        try:
+            results = self._results(submit, work)
+            packed = work.sink.close()
+            complete = True
+        finally:
+            if not complete:
+                work.sink.discard()
+        return results, packed
 
     def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
         """Where the job has scorers; they are loaded once, by the first shard."""

@@ -51,7 +51,14 @@ def test_rows_are_what_they_are_without_a_child(config):
     sampler.close()
 
 
-@pytest.mark.parametrize(("prompt", "reason"), [("die", "SIGABRT"), ("exit", "code 3"), ("hang", "hung for 20 s")])
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("die", "SIGABRT"),
+        pytest.param("exit", "code 3", marks=pytest.mark.slow),
+        pytest.param("hang", "hung for 20 s", marks=pytest.mark.slow),
+    ],
+)
 def test_only_the_row_at_fault_fails(config, fatal_prompts, prompt, reason):
     rows = [row(str(i), prompt if i == 2 else "a fox", seed=i) for i in range(4)]
     results = render_isolated(config, rows, silence_s=20)

@@ -121,10 +121,11 @@ def test_a_message_stays_above_the_line(terminal: Console) -> None:
 
 
 def test_a_signal_where_nothing_is_in_flight_ends_at_once(plain: Console) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as caught, Interrupts(plain, "python -m jobs run x") as interrupts:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == interrupts.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_first_signal_of_a_render_asks_and_says_how_to_go_on(plain: Console) -> None:

@@ -152,13 +152,14 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(ray_cluster,
 def test_lanes_stay_full_over_a_whole_job(ray_cluster, model, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     menu = tuple(range(5, 55, 5))
-    rows = [planned_row(i, num_steps=menu[i % 10], guidance_scale=1.0 if i % 3 == 0 else 5.0) for i in range(500)]
-    write_plan(run, rows, 25)
+    rows = [planned_row(i, num_steps=menu[i % 10], guidance_scale=1.0 if i % 3 == 0 else 5.0) for i in range(800)]
+    write_plan(run, rows, 40)
     result = render(run, config(model, [PoolSpec(lanes=16)]))
     assert len(run.done_shards()) == 20
     assert result.lane_fill >= 0.97
 
 
+@pytest.mark.slow
 def test_an_elastic_pool_grows(ray_cluster, model, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=90) for i in range(160)], 10)

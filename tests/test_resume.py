@@ -121,7 +121,7 @@ def test_limit_then_the_full_run_with_equal_prompts(job):
 
 
 def test_sigint_finishes_what_is_in_work(job):
-    path = job([f"a fox number {i}" for i in range(64)], steps=60)
+    path = job([f"a fox number {i}" for i in range(256)], steps=60)
     driver = subprocess.Popen(
         command(path, "-s", "pools.0.lanes=2"), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
