@@ -1,5 +1,6 @@
 """`validate`: is the job file right, and are the model, the input and the output there? Nothing is rendered."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipelines.inspection import Inspection, PromptSource
 
 REACH_S = 4.0
+
+log = logging.getLogger(__name__)
 
 
 @click.command("validate")
@@ -84,8 +87,12 @@ def check_output(job: Job) -> None:
         probe = build.run_folder(job).probe()
     except StorageError as error:
         raise job.fault("output.path", str(error)) from error
-    if not probe.writable:
-        raise job.fault("output.path", f"{job.config.output.path} cannot be written: check its permissions")
+    if not probe.conditional:
+        log.warning(
+            "%s cannot create an object only if it is absent: two runs at once on this folder may leave pictures that "
+            "no manifest names",
+            job.config.output.path,
+        )
 
 
 def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:

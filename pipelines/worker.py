@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,13 @@ import pyarrow as pa
 import ray
 
 from actors.rows import Picture, Row, SamplerConfig
+from pipelines.folder import StorageError
 from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Shard, Slot, Worker
 from pipelines.manifest import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.models import ModelSource
 from pipelines.scoring import ScorerSource, ShardScores, load_scorer
 from pipelines.sinks import Sink
-from pipelines.store import Attempt, RunFolder, schema_from_json
+from pipelines.store import Attempt, RunFolder, manifest_key, schema_from_json
 
 if TYPE_CHECKING:
     from actors.sampler import DDIMSampler
@@ -135,6 +137,8 @@ class RenderWorker:
 
     def _render(self, lease: Lease) -> dict[str, int]:
         run, shard = self.job.run, lease.shard
+        if lease.failures and run.stat(manifest_key(shard.id)):  # committed by who did not live to say so
+            return _counts(run.read_manifest(shard.id))
         attempt = run.begin_attempt(shard.id)
         rows = run.read_shard(shard.part, shard.row_group).to_pylist()
         submit = self._isolated(rows) if lease.failures >= MAX_ATTEMPTS else self._loaded().submit
@@ -148,9 +152,8 @@ class RenderWorker:
         if not run.commit_manifest(shard.id, table):
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
             sink.discard()
-        statuses = [r["status"] for r in results]
-        steps = sum(r["num_steps"] for r in results if r["status"] == "ok")
-        return {name: statuses.count(name) for name in ("ok", "failed", "filtered")} | {"steps": steps}
+            table = run.read_manifest(shard.id)
+        return _counts(table)
 
     def _loaded(self) -> "DDIMSampler":
         """The sampler with its model on the device; loaded by the first call, under the lock."""
@@ -171,7 +174,8 @@ class RenderWorker:
             complete = True
         finally:
             if not complete:
-                work.sink.discard()
+                with suppress(StorageError):  # the store may be what failed
+                    work.sink.discard()
         return results, packed
 
     def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
@@ -246,6 +250,13 @@ def settle_dtype(run: RunFolder, sampler: SamplerConfig) -> str:
     chosen = str(resolve_dtype("auto", resolve_device(sampler.device))).removeprefix("torch.")
     run.create(DTYPE_KEY, chosen.encode())
     return run.read(DTYPE_KEY).decode()
+
+
+def _counts(manifest: pa.Table) -> dict[str, int]:
+    rows = manifest.select(["status", "num_steps"]).to_pylist()
+    statuses = [row["status"] for row in rows]
+    steps = sum(row["num_steps"] for row in rows if row["status"] == "ok")
+    return {name: statuses.count(name) for name in ("ok", "failed", "filtered")} | {"steps": steps}
 
 
 class BadRow(Exception):
