@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.folder import Folder
+from pipelines.ranges import RangeFile
 
 Batch = dict[str, Any]  # column -> list or pyarrow array, all of one length
 
@@ -73,7 +74,7 @@ def read_batches(
 
 
 def _opened_parquet(file: TableFile) -> TableFile:
-    with pq.ParquetFile(_RangeFile(file), memory_map=False) as table:
+    with pq.ParquetFile(RangeFile(file.folder, file.key, file.size), memory_map=False) as table:
         counts = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
         schema = table.schema_arrow.remove_metadata()
     _unique(file, schema.names)
@@ -125,7 +126,7 @@ def _parquet_batches(
 ) -> Iterator[Batch]:
     wanted = [name for name in file.columns if columns is None or name in columns]
     groups = range(len(file.row_groups)) if row_groups is None else row_groups
-    with pq.ParquetFile(_RangeFile(file), memory_map=False, pre_buffer=True) as table:
+    with pq.ParquetFile(RangeFile(file.folder, file.key, file.size), memory_map=False, pre_buffer=True) as table:
         for group in groups:  # one at a time, so that no more than one is buffered
             for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
                 yield {name: batch.column(name) for name in wanted}
@@ -232,35 +233,8 @@ _TEXT_BATCHES: dict[str, Callable[[TableFile, TextIO], Iterator[Batch]]] = {
 @contextmanager
 def _text(file: TableFile) -> Iterator[TextIO]:
     """UTF-8 with or without a byte order mark; lines end as each format wants it."""
-    with io.BufferedReader(_RangeFile(file), BUFFER_BYTES) as stored:
+    with io.BufferedReader(RangeFile(file.folder, file.key, file.size), BUFFER_BYTES) as stored:
         binary = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if file.key.lower().endswith(".gz") else stored
         newline = "" if file.format == "csv" else "\n"
         with io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as text:
             yield text
-
-
-class _RangeFile(io.RawIOBase):
-    """A stored file, read by ranges. Its size and etag are those it was found with."""
-
-    def __init__(self, file: TableFile) -> None:
-        self._file, self._at = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._file.size, self._at + len(buffer))
-        data = self._file.folder.read_range(self._file.key, self._at, end)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

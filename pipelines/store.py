@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.folder import Folder
+from pipelines.ranges import RangeFile
 
 JOB = "job.yaml"
 READERS = 8
@@ -160,7 +161,10 @@ class RunFolder(Folder):
     def open_parquet(self, key: str, pre_buffer: bool = True) -> pq.ParquetFile:
         """A Parquet object of this folder, read by ranges; without `pre_buffer` a little at a time."""
         options: dict[str, Any] = {"pre_buffer": True} if pre_buffer else {"buffer_size": 1 << 20}
-        return pq.ParquetFile(_RangeFile(self, key), page_checksum_verification=True, **options)
+        found = self.stat(key)
+        if found is None:
+            raise FileNotFoundError(self.url_of(key))
+        return pq.ParquetFile(RangeFile(self, key, found[0]), page_checksum_verification=True, **options)
 
     def done_shards(self) -> set[str]:
         """The shards that have a manifest, by one listing."""
@@ -247,32 +251,3 @@ def _table(data: bytes) -> pa.Table:
 def _counted(names: list[str]) -> int:
     kinds = Counter(name.endswith(".released") for name in names)
     return kinds[False] - kinds[True]
-
-
-class _RangeFile(io.RawIOBase):
-    """A read-only file over ranged reads, so that a reader of Parquet fetches the row group it asks for and no more."""
-
-    def __init__(self, folder: Folder, key: str) -> None:
-        found = folder.stat(key)
-        if found is None:
-            raise FileNotFoundError(folder.url_of(key))
-        self._folder, self._key, self._size, self._at = folder, key, found[0], 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        data = self._folder.read_range(self._key, self._at, end)
-        self._at += len(data)
-        return data

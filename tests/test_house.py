@@ -106,8 +106,6 @@ def commands(text: str) -> set[str]:
 
 def test_every_command_of_the_readme_exists() -> None:
     readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("no README yet")
     from jobs.__main__ import VERBS
 
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)

@@ -99,17 +99,6 @@ def test_tsv_keeps_quotes_that_are_text(tmp_path: Path) -> None:
     ]
 
 
-def test_parti_prompts_keep_their_quotes_and_categories() -> None:
-    file = Path(__file__).parents[2] / "shared" / "data" / "PartiPrompts.tsv"
-    if not file.exists():
-        pytest.skip("PartiPrompts is not here")
-    found = planned(file)
-    assert len(found) == 1632
-    assert len({row["id"] for row in found}) == 1632
-    assert all(row["category"] for row in found)
-    assert sum(row["prompt"].startswith('"G I G G L E" painted') for row in found) == 1
-
-
 def test_folder_and_glob_take_known_files_sorted_by_path(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     write(tmp_path / "z.csv", "prompt\nlast\n")
