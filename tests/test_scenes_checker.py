@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from training.scenes.checker import check, score, see
+from training.scenes.checker import agreement, check, exactness, score, see
 from training.scenes.dataset import held_out_scenes
 from training.scenes.drawing import draw
 from training.scenes.world import COLOURS, SHAPES, SIZE, TEXTURES, TONES, Group, Scene, parse
@@ -76,3 +76,13 @@ def test_score_is_the_share_of_objects_and_nan_outside_the_grammar():
     right, half, unknown = score([image] * 3, prompts)
     assert (right, half) == (1, 0.5)
     assert math.isnan(unknown)
+
+
+def test_what_is_too_many_counts_in_the_agreement_and_ends_exactness():
+    image = draw(random.Random(3), parse("a pink star and a green cross"))
+    prompts = ["a pink star and a green cross", "a pink star", "a cat"]
+    assert score([image] * 2, prompts[:2]) == [1, 1]
+    assert agreement([image] * 2, prompts[:2]) == [1, 0.5]
+    assert exactness([image] * 2, prompts[:2]) == [1, 0]
+    assert math.isnan(agreement([image], prompts[2:])[0])
+    assert math.isnan(exactness([image], prompts[2:])[0])

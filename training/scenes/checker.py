@@ -118,12 +118,26 @@ def _related(seen: list[Seen], scene: Scene) -> bool:
 
 def score(images: list[Image], prompts: list[str]) -> list[float]:
     """Share of a prompt's objects that its picture shows, 0 to 1; nan where a prompt is no caption of the world."""
-    return [_score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    return [verdict.right if verdict else math.nan for verdict in _verdicts(images, prompts)]
 
 
-def _score(image: Image, prompt: str) -> float:
+def agreement(images: list[Image], prompts: list[str]) -> list[float]:
+    """As `score`, over the larger of asked and seen: an object too many counts as much as one that is missing."""
+    return [verdict.f if verdict else math.nan for verdict in _verdicts(images, prompts)]
+
+
+def exactness(images: list[Image], prompts: list[str]) -> list[float]:
+    """1 where a picture shows a prompt's objects, all and no more, else 0; nan as in `score`."""
+    return [float(verdict.exact) if verdict else math.nan for verdict in _verdicts(images, prompts)]
+
+
+def _verdicts(images: list[Image], prompts: list[str]) -> list[Verdict | None]:
+    return [_verdict(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+
+def _verdict(image: Image, prompt: str) -> Verdict | None:
     try:
         scene = parse(prompt)
     except ValueError:
-        return math.nan
-    return check(image, scene).right
+        return None
+    return check(image, scene)
