@@ -98,7 +98,7 @@ class PolicyCard:
     network: Network
     setting: Setting
     training_data: str = ""  # fingerprint
-    calibration: tuple[dict[str, float], ...] = ()  # points of the frontier: price, mean_cost, mean_steps, quality
+    calibration: tuple[dict[str, float], ...] = ()  # points on held-out prompts, by rising price; see `calibrated`
     version: str = ""  # hash of weights and card, set when saved
 
     def __post_init__(self) -> None:
@@ -112,6 +112,19 @@ class PolicyCard:
             raise PolicyError(f"temperature {self.temperature} must be positive")
         if self.network.num_choices != len(self.choices):
             raise PolicyError(f"the network has {self.network.num_choices} outputs for {len(self.choices)} choices")
+
+
+def calibrated(card: PolicyCard, price: float) -> np.ndarray:
+    """Budgets (K,) that held-out prompts got at this price: bool. No other prompt gets more, or less.
+
+    A point of the calibration has price, mean_cost, mean_steps, quality, least_steps, most_steps. Between two points
+    the bounds are those of both, so that they never rise with the price; beyond the last there is no lower one.
+    """
+    points = sorted(card.calibration, key=lambda point: point["price"])
+    below = [point["most_steps"] for point in points if point["price"] <= price and "most_steps" in point]
+    above = [point["least_steps"] for point in points if point["price"] >= price and "least_steps" in point]
+    high, low = min(below, default=MAX_STEPS), max(above, default=1)
+    return np.array([low <= choice <= high for choice in card.choices])
 
 
 def card_text(card: PolicyCard) -> str:
@@ -160,7 +173,7 @@ def _parsed(raw: dict[str, Any]) -> dict[str, Any]:
         "temperature": float(raw["temperature"]),
         "network": Network(**{name: int(value) for name, value in raw["network"].items()}),
         "setting": Setting(**raw["setting"]),
-        "calibration": tuple(dict(point) for point in raw["calibration"]),
+        "calibration": tuple({name: float(point[name]) for name in {"price", *point}} for point in raw["calibration"]),
     }
 
 

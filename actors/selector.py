@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.policy import DECISIONS, MAX_STEPS, check_policy, choose_steps
+from actors.policy import DECISIONS, MAX_STEPS, calibrated, check_policy, choose_steps
 
 PAPER_CHOICES = tuple(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
 MOST_WORDS = 30  # the selector `words` gives prompts of so many words or more the largest budget
@@ -25,7 +25,7 @@ class SelectorConfig:
     choices: tuple[int, ...] | None = None
     fixed: int | None = None  # steps
     policy_path: str | None = None  # a folder, its policy.json or its policy.safetensors
-    price: float = 0.3  # quality that a job gives up to save one image at the largest budget
+    price: float = 0.3  # of the rise of mean quality over the menu, given up to save one image at the largest budget
     min: int | None = None  # steps; budgets outside min and max are never chosen
     max: int | None = None
     decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
@@ -51,6 +51,8 @@ class StepSelector:
         self.allowed = np.array([low <= choice <= high for choice in self.choices])  # (K,)
         if not self.allowed.any():
             raise ValueError(f"steps.min {config.min} and steps.max {config.max} leave no budget of {self.choices}")
+        if config.selector == "policy":
+            self.allowed = self._within_calibration()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """One batch of N rows; the columns added are of Python objects, None where there is no value."""
@@ -108,6 +110,19 @@ class StepSelector:
         place = np.clip(words - 1, 0, MOST_WORDS - 1) * len(self.choices) // MOST_WORDS
         usable = np.flatnonzero(self.allowed)
         return np.clip(place, usable[0], usable[-1])
+
+    def _within_calibration(self) -> np.ndarray:
+        """The budgets (K,) that held-out prompts got, too, or where none is left the nearest of those allowed.
+
+        A prompt unlike any the policy has learned from cannot buy more steps than those did.
+        """
+        known = np.flatnonzero(calibrated(self.card, self.config.price))
+        inside = self.allowed & np.isin(np.arange(len(self.choices)), known)
+        if inside.any() or not len(known):
+            return inside if inside.any() else self.allowed
+        usable = np.flatnonzero(self.allowed)
+        nearest = usable[0] if usable[0] > known[-1] else usable[-1]
+        return np.arange(len(self.choices)) == nearest
 
     def _load_policy(self) -> None:
         from actors.policy_network import load_policy

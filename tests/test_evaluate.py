@@ -12,10 +12,10 @@ from tables import CHOICES, world
 from training.chart import frontier_svg
 from training.evaluate import Evaluation, Evidence, evaluate, quality_margin
 from training.findings import document, groups, pays, table, too_small, verdict
-from training.reward import centred
+from training.reward import centred, in_rises
 from training.table import RewardTable
 
-PRICES = np.geomspace(0.005, 1.5, 12).tolist()
+PRICES = np.geomspace(0.04, 11, 12).tolist()
 
 
 def features(of: RewardTable, seed: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def evidence(prompts: int = 300, alike: bool = False, noise: float = 0.03, **val
         "learned": learned,
         "held_out": held_out,
         "seen": held_out.quality,
-        "scores": scores,
+        "scores": in_rises(scores, learned.quality),
         "estimate": scores + 0.01,
         "learned_features": features(learned, 0),
         "features": features(held_out, 1),

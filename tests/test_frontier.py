@@ -121,7 +121,7 @@ def test_shuffling_keeps_the_cost_and_loses_the_choice() -> None:
 
 
 def test_the_oracle_gains_where_prompts_differ_and_loses_where_only_seeds_do() -> None:
-    prices = [0.1, 0.2, 0.4]
+    prices = [0.7, 1.4, 2.8]
     gains = {}
     for name, table in (("prompts", world(400, noise=0.02)), ("seeds", world(400, noise=0.2, alike=True))):
         curve = FixedCurve(rivals.fixed(table).points, Bootstrap(400, 300))

@@ -25,7 +25,7 @@ from training.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
 from training.learning import Learning
 from training.trainer import TrainConfig, TrainingError, train
 
-LEARNING = Learning(prices=(0.02, 0.8), temperature=0.05, batch_size=32, epochs=8, learning_rate=3e-3)
+LEARNING = Learning(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
 TABLE = world(120)
 
 

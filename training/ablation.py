@@ -16,6 +16,7 @@ from training.batches import Rows, num_slots, rows_at
 from training.frontier import Bootstrap, FixedCurve, Rule
 from training.learner import Learner, new_policy, outputs, units_of
 from training.learning import Learning, as_in_the_paper
+from training.reward import in_rises
 from training.rivals import fixed, sweep
 from training.table import RewardTable
 
@@ -59,7 +60,7 @@ def ways(learning: Learning, network: Network) -> dict[str, Way]:
 
 
 def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) -> StepPolicy:
-    """A policy of a table, whose prompts are the rows by number, learned here; in the scorer's own units."""
+    """A policy of a table, whose prompts are the rows by number, learned here; its scores in rises."""
     count = len(table.prompts)
     slots = num_slots(learning.batch_size, count, 1)
     units = units_of(table.quality, learning.temperature)
@@ -97,7 +98,8 @@ def _measured(
     table = held_out[0]
     scores, estimate = outputs(policy, held_out[1].chunks())
     prices = [0.0] if learning.reward == "paper" else np.geomspace(*learning.prices, NUM_PRICES).tolist()
-    rule: Rule = sweep("policy", table, estimate if way.plug_in else scores, prices)
+    chosen_by = in_rises(estimate, learned[0].quality) if way.plug_in else scores
+    rule: Rule = sweep("policy", table, chosen_by, prices)
     curve = FixedCurve(fixed(table).points, Bootstrap(len(table.prompts), 1))
     gains = [curve.gain(point).value for point in rule.points]
     return float(np.mean(gains)), float(np.mean([point.mean_cost for point in rule.points]))

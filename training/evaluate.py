@@ -6,13 +6,14 @@ finds, also where a fixed budget does as well. Its words are `training.findings`
 Shapes: P held-out prompts, P' learned ones, K budgets, S seeds, F features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from training import rivals
 from training.frontier import Bootstrap, FixedCurve, Interval, Point, Rule, difference, saving, smallest_not_worse
+from training.reward import in_rises
 from training.table import RewardTable
 
 MARGIN_SHARE = 0.01  # of the range of quality
@@ -24,21 +25,23 @@ class Evidence:
     """What an evaluation is made from. margin: the quality one may lose and still call a budget not worse.
 
     held_out: its quality is the judge's. seen: the job's own scorer on the same pictures, by which a second try is
-    chosen. variants: held-out tables of the same prompts under another solver or guidance, by name. labels: for groups,
-    such as {"category": [...]}.
+    chosen. learned: what rivals that read text may learn from; None: there are none. allowed: the budgets (K,) that the
+    policy may choose at a price. variants: held-out tables of the same prompts under another solver or guidance, by
+    name. labels: for groups, such as {"category": [...]}.
     """
 
-    learned: RewardTable  # P' prompts
+    learned: RewardTable | None  # P' prompts
     held_out: RewardTable  # P prompts
     seen: np.ndarray  # (P, K, S)
-    scores: np.ndarray  # (P, K): the policy's
-    estimate: np.ndarray  # (P, K): its quality head's
-    learned_features: np.ndarray  # (P', F): pooled embeddings
+    scores: np.ndarray  # (P, K): the policy's, in rises
+    estimate: np.ndarray  # (P, K): its quality head's, in the job's scorer's units
+    learned_features: np.ndarray | None  # (P', F): pooled embeddings
     features: np.ndarray  # (P, F)
     prices: Sequence[float]
     margin: float
     variants: Mapping[str, RewardTable] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    allowed: Callable[[float], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
     fixed = rivals.fixed(table)
     variants = [rivals.fixed(other, name, table.seconds[-1]) for name, other in evidence.variants.items()]
     curve = FixedCurve([point for rule in (fixed, *variants) for point in rule.points], bootstrap)
-    policy = rivals.sweep("policy", table, evidence.scores, prices)
+    policy = rivals.sweep("policy", table, evidence.scores, prices, evidence.allowed)
     others = (*variants, *_others(evidence, policy, prices))
     rival = smallest_not_worse(fixed.points, evidence.margin, bootstrap)
     alone, largest = Rule("rival", (rival,)), fixed.points[-1]
@@ -124,14 +127,8 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
 
 
 def _others(evidence: Evidence, policy: Rule, prices: Sequence[float]) -> tuple[Rule, ...]:
-    table, learned = evidence.held_out, evidence.learned
-    words = rivals.word_features(learned.prompts), rivals.word_features(table.prompts)
-    estimates = {
-        "words, fitted": rivals.linear(words[0], learned, words[1]),
-        "nearest prompts": rivals.nearest(evidence.learned_features, learned, evidence.features),
-        "linear": rivals.linear(evidence.learned_features, learned, evidence.features),
-        "regression head": evidence.estimate,
-    }
+    table = evidence.held_out
+    estimates = {**_read_text(evidence), "regression head": in_rises(evidence.estimate, evidence.seen)}
     return (
         rivals.shuffled(policy, table),
         rivals.words(table),
@@ -140,6 +137,20 @@ def _others(evidence: Evidence, policy: Rule, prices: Sequence[float]) -> tuple[
         rivals.second_try(table, evidence.seen),
         rivals.oracle(table, prices),
     )
+
+
+def _read_text(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Estimates of quality (P, K), in rises, by what reads prompts without a network."""
+    learned, features = evidence.learned, evidence.learned_features
+    if learned is None or features is None:
+        return {}
+    words = rivals.word_features(learned.prompts), rivals.word_features(evidence.held_out.prompts)
+    estimates = {
+        "words, fitted": rivals.linear(words[0], learned, words[1]),
+        "nearest prompts": rivals.nearest(features, learned, evidence.features),
+        "linear": rivals.linear(features, learned, evidence.features),
+    }
+    return {name: in_rises(estimate, learned.quality) for name, estimate in estimates.items()}
 
 
 def _recommended(policy: Rule, largest: Point, margin: float, bootstrap: Bootstrap) -> Point:
@@ -180,13 +191,18 @@ def _refuse_strangers(evidence: Evidence) -> None:
     for name, other in evidence.variants.items():
         if other.prompt_ids != table.prompt_ids:
             raise ValueError(f"the table of {name} is not of the held-out prompts: roll out the same ones")
-    if evidence.learned.choices != table.choices:
-        raise ValueError(f"the learned table's budgets are {evidence.learned.choices}, the held-out {table.choices}")
-    if shared := set(evidence.learned.prompts) & set(table.prompts):
-        raise ValueError(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")
+    if evidence.learned is not None:
+        _refuse_learned(evidence.learned, table)
     for name in ("seen", "scores", "estimate", "features"):
         if len(getattr(evidence, name)) != count:
             raise ValueError(f"{name} has {len(getattr(evidence, name))} rows for {count} held-out prompts")
     for name, labels in evidence.labels.items():
         if len(labels) != count:
             raise ValueError(f"label {name} has {len(labels)} values for {count} held-out prompts")
+
+
+def _refuse_learned(learned: RewardTable, table: RewardTable) -> None:
+    if learned.choices != table.choices:
+        raise ValueError(f"the learned table's budgets are {learned.choices}, the held-out {table.choices}")
+    if shared := set(learned.prompts) & set(table.prompts):
+        raise ValueError(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")

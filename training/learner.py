@@ -29,7 +29,7 @@ from training.reinforce import (
     reinforce_loss,
     rewards_of,
 )
-from training.reward import paper_reward, priced_reward, sample_prices
+from training.reward import paper_reward, priced_reward, rise, sample_prices
 
 WARM_UP, VALIDATION_PRICES = 0.05, 8
 OverWorkers = Callable[[Tensor], Tensor]
@@ -39,15 +39,17 @@ OverWorkers = Callable[[Tensor], Tensor]
 class Units:
     """What the network's outputs are counted in while it learns: scores in temperatures, quality in spreads.
 
-    Rewards differ by hundredths; heads of unit scale let one learning rate fit every scorer. mean, spread: (K,).
+    Rewards differ by hundredths; heads of unit scale let one learning rate fit every scorer. mean, spread: (K,), in
+    the scorer's units. rise: what rewards, prices and the temperature are counted in (`training.reward.rise`).
     """
 
     temperature: float
+    rise: float
     mean: np.ndarray
     spread: np.ndarray
 
     def finished(self, policy: StepPolicy) -> StepPolicy:
-        """A copy in the scorer's own units: the scale goes into the last layer of each head."""
+        """A copy with scores in rises and quality in the scorer's units: the scale goes into each head's last layer."""
         scale = torch.from_numpy(self.spread).float()
         shift = torch.from_numpy(self.mean).float()
         done = StepPolicy(policy.network)
@@ -66,7 +68,7 @@ class Units:
 
 def units_of(quality: np.ndarray, temperature: float) -> Units:
     """Of a training table (P, K, S)."""
-    return Units(temperature, quality.mean(axis=(0, 2)), quality.std(axis=(0, 2)) + 1e-6)
+    return Units(temperature, rise(quality), quality.mean(axis=(0, 2)), quality.std(axis=(0, 2)) + 1e-6)
 
 
 def new_policy(network: Network, seed: int) -> StepPolicy:
@@ -152,7 +154,7 @@ class Learner:
         if self.learning.reward == "paper":
             return np.zeros(len(quality)), paper_reward(quality, self.choices)
         prices = sample_prices(numbers, *self.learning.prices)
-        return prices, priced_reward(quality, self.costs, prices)
+        return prices, priced_reward(quality / self.units.rise, self.costs, prices)
 
     def _sampled_loss(self, log_pi: Tensor, table: Tensor, numbers: Tensor) -> Tensor:
         """numbers (N, 2 M): M for the budgets, M for the seeds."""
@@ -200,10 +202,12 @@ def outputs(policy: StepPolicy, batches: Sequence[Batch]) -> tuple[np.ndarray, n
     )
 
 
-def validate(policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Learning) -> dict[str, float]:
+def validate(
+    policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Learning, rise: float
+) -> dict[str, float]:
     """How the policy does on held-out rows when it decides by argmax, means over prices of the trained range.
 
-    val_gain is quality - price * cost above the best fixed budget's at each price: what adaptivity is worth.
+    val_gain is quality, in rises, - price * cost above the best fixed budget's at each price: what adaptivity is worth.
     """
     scores, estimate = outputs(policy, batches)
     quality = np.concatenate([batch.quality for batch in batches]).mean(axis=2)  # (P, K)
@@ -212,7 +216,7 @@ def validate(policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, le
     gains, mean_costs = [], []
     for price in prices:
         index, _ = choose_steps(scores, costs, price, learning.temperature)
-        value = quality - price * costs
+        value = quality / rise - price * costs
         gains.append(value[np.arange(len(value)), index].mean() - value.mean(axis=0).max())
         mean_costs.append(costs[index].mean())
     error = float(np.sqrt(np.mean((estimate - quality) ** 2)))

@@ -97,7 +97,7 @@ class _Scribe:
         """The record with what held-out rows say; it is in the folder when this returns."""
         policy = learner.units.finished(learner.policy)
         record = {"step": learner.step, "rate": learner.rate()} | record
-        record |= validate(policy, self.held_out, self.loop.costs, self.loop.learning)
+        record |= validate(policy, self.held_out, self.loop.costs, self.loop.learning, self.loop.units.rise)
         if record["val_gain"] > self.best["val_gain"]:
             weights = {name: tensor.detach().cpu() for name, tensor in learner.policy.state_dict().items()}
             self.best = {"val_gain": record["val_gain"], "step": learner.step, "policy": copy.deepcopy(weights)}

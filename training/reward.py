@@ -50,12 +50,28 @@ def sample_prices(uniforms: np.ndarray, low: float, high: float) -> np.ndarray:
     return low * (high / low) ** np.asarray(uniforms, np.float64)
 
 
-def default_temperature(quality: np.ndarray) -> float:
-    """A softness of the policy that fits the scorer's scale: half the spread of mean quality between the budgets."""
-    spread = float(centred(quality).mean(axis=(0, 2)).std())
-    if not spread > 0:
+def rise(quality: np.ndarray) -> float:
+    """What steps buy in all: mean quality (P, K, S) of the best budget less that of the worst.
+
+    The unit of rewards and prices, whatever the scorer: at price 1 the largest budget's whole cost weighs as much as
+    the whole rise. ValueError where no budget differs.
+    """
+    found = float(np.ptp(quality.mean(axis=(0, 2))))
+    if not found > 0:
         raise ValueError("every budget has the same mean quality: there is nothing to choose")
-    return spread / 2
+    return found
+
+
+def in_rises(values: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Values of a scorer in rises of its quality (P, K, S), as prices are; those of a flat one as they are."""
+    spread = float(np.ptp(quality.mean(axis=(0, 2))))
+    return values / spread if spread > 0 else values
+
+
+def default_temperature(quality: np.ndarray) -> float:
+    """A softness of the policy that fits the quality's scale: half the spread of its mean between the budgets."""
+    rise(quality)
+    return float(centred(quality).mean(axis=(0, 2)).std()) / 2
 
 
 def default_prices(quality: np.ndarray, costs: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,7 @@ the oracle chooses by one seed and is judged by another; only a second try looks
 Shapes: P prompts, K budgets, S seeds, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from actors.policy import choose_steps
 from actors.selector import SelectorConfig, StepSelector
 from training.frontier import Point, Rule
-from training.reward import centred
+from training.reward import centred, in_rises
 from training.table import RewardTable
 
 NEIGHBOURS = (8, 16, 32, 64, 128)
@@ -40,9 +40,21 @@ def chosen(table: RewardTable, index: np.ndarray, setting: float) -> Point:
     )
 
 
-def sweep(name: str, table: RewardTable, scores: np.ndarray, prices: Sequence[float]) -> Rule:
-    """A policy's scores, or any estimate of quality, (P, K), as a rule: the best of score - price * cost."""
-    points = [chosen(table, choose_steps(scores, table.costs, price, 1.0)[0], price) for price in prices]
+def sweep(
+    name: str,
+    table: RewardTable,
+    scores: np.ndarray,
+    prices: Sequence[float],
+    allowed: Callable[[float], np.ndarray] | None = None,
+) -> Rule:
+    """A policy's scores, or any estimate of quality in rises, (P, K), as a rule: the best of score - price * cost.
+
+    `allowed`: the budgets (K,) there are at a price; None: all.
+    """
+    points = []
+    for price in prices:
+        usable = allowed(price) if allowed else None
+        points.append(chosen(table, choose_steps(scores, table.costs, price, 1.0, allowed=usable)[0], price))
     return Rule(name, tuple(points))
 
 
@@ -112,11 +124,11 @@ def oracle(table: RewardTable, prices: Sequence[float]) -> Rule:
 
     What knowing a prompt's own pictures is worth to its other pictures: if this gains nothing, no policy can.
     """
-    points = []
+    points, known = [], in_rises(table.quality, table.quality)
     for price in prices:
         parts = []
         for choose, judge in permutations(range(table.num_seeds), 2):
-            index, _ = choose_steps(table.quality[:, :, choose], table.costs, price, 1.0)
+            index, _ = choose_steps(known[:, :, choose], table.costs, price, 1.0)
             parts.append((table.quality[np.arange(len(index)), index, judge], table.costs[index], index))
         quality, cost, index = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
         steps = np.mean([np.array(table.choices)[part[2]] for part in parts], axis=0)

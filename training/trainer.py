@@ -180,7 +180,7 @@ def _publish(loop: Loop, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
 def calibration(
     policy: StepPolicy, held_out: list[Batch], card: PolicyCard, prices: tuple[float, float]
 ) -> tuple[dict[str, float], ...]:
-    """Mean cost, steps and quality on held-out prompts at some prices, decided by argmax: for forecasts."""
+    """What held-out prompts get at some prices, decided by argmax: for forecasts, and as bounds for others."""
     scores, _ = outputs(policy, held_out)
     quality = np.concatenate([batch.quality for batch in held_out]).mean(axis=2)  # (P, K)
     costs, steps = np.array(card.costs), np.array(card.choices)
@@ -193,6 +193,8 @@ def calibration(
                 "mean_cost": float(costs[index].mean()),
                 "mean_steps": float(steps[index].mean()),
                 "quality": float(np.take_along_axis(quality, index[:, None], axis=1).mean()),
+                "least_steps": float(steps[index].min()),
+                "most_steps": float(steps[index].max()),
             }
         )
     return tuple(points)
