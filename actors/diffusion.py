@@ -4,7 +4,11 @@ Not a pipeline: it knows no steps, no guidance and no batch but the one it is gi
 Legend: B batch, L tokens, D embedding, P pooled embedding, C latent channels, h w latent side, H W px.
 """
 
+import atexit
 import logging
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +65,7 @@ class Diffusion:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
         if compile_unet:
-            self.unet = torch.compile(self.unet, dynamic=False)
+            self.unet = _compiled(self.unet)
         if info.scheduler_class != "DDIMScheduler":
             log.info("%s ships a %s config; its noise schedule is read as DDIM's", root, info.scheduler_class)
 
@@ -93,15 +97,19 @@ class Diffusion:
         n, truncated = len(prompts), [False] * len(prompts)
         states, pooled = [], None
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            output = self._encoder_output(tokenizer, encoder, padded)
+            tokens = self._tokens(tokenizer, padded)
+            output = self._encoder_output(encoder, tokens)
             states.append(output.hidden_states[-2] if self.info.family == "sdxl" else output.last_hidden_state)
             pooled = getattr(output, "text_embeds", None)
-            truncated = [a or b for a, b in zip(truncated, _truncated(tokenizer, padded[:n]), strict=True)]
+            cut = _truncated(tokenizer, padded[:n], tokens.attention_mask)
+            truncated = [a or b for a, b in zip(truncated, cut, strict=True)]
         return TextEmbeds(torch.cat(states, -1)[:n], None if pooled is None else pooled[:n], truncated)
 
-    def _encoder_output(self, tokenizer: CLIPTokenizer, encoder: torch.nn.Module, prompts: list[str]) -> Any:
+    def _tokens(self, tokenizer: CLIPTokenizer, prompts: list[str]) -> Any:
         length = tokenizer.model_max_length
-        tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+    def _encoder_output(self, encoder: torch.nn.Module, tokens: Any) -> Any:
         use_mask = getattr(encoder.config, "use_attention_mask", False)
         return encoder(
             tokens.input_ids.to(self.device),
@@ -149,11 +157,29 @@ class Diffusion:
         return levels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().numpy()
 
 
+def _compiled(module: torch.nn.Module) -> torch.nn.Module:
+    """Compiled at its first call, for the one shape it sees; its files in a folder of this process alone.
+
+    A process that is killed while it compiles leaves a torn file, which would break every later one.
+    """
+    folder = tempfile.mkdtemp(prefix="stepthrift-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"] = folder, os.path.join(folder, "triton")
+    module.compile(dynamic=False)
+    return module
+
+
 def _readable(prompt: str) -> str:
     """A lone surrogate is no text to a tokenizer: it becomes a question mark."""
     return prompt.encode("utf-8", "replace").decode()
 
 
-def _truncated(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[bool]:
-    lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
-    return [length > tokenizer.model_max_length for length in lengths]
+def _truncated(tokenizer: CLIPTokenizer, prompts: list[str], attention_mask: torch.Tensor) -> list[bool]:
+    """Which prompts were cut: of those that fill their line, the ones that are longer."""
+    full = [i for i in range(len(prompts)) if bool(attention_mask[i, -1])]
+    found = [False] * len(prompts)
+    if full:
+        whole = tokenizer([prompts[i] for i in full], truncation=False, verbose=False).input_ids
+        for i, ids in zip(full, whole, strict=True):
+            found[i] = len(ids) > tokenizer.model_max_length
+    return found

@@ -32,16 +32,21 @@ class Flight:
     step: int = 0
     order: int = 0
     call_lanes: int = 0  # lanes of the calls it went through
-    left: np.ndarray = field(init=False)  # (K + 1,) lane-steps left before each step
+    widths: list[int] = field(init=False)  # K lanes of each step
+    left: list[int] = field(init=False)  # K + 1 lane-steps left before each step
+    times: list[int] = field(init=False)  # K
+    coefficients: np.ndarray = field(init=False)  # (K, 6) float32: alpha, sigma, a, b, c, guidance scale
 
     def __post_init__(self) -> None:
-        widths = 1 + self.table.guided.astype(int)
-        self.left = np.append(widths[::-1].cumsum()[::-1], 0)
+        table, scales = self.table, np.full(len(self.table), self.guidance_scale)
+        self.coefficients = np.stack([table.alpha, table.sigma, table.a, table.b, table.c, scales], 1, dtype=np.float32)
+        self.widths, self.times = (1 + table.guided.astype(int)).tolist(), table.t.tolist()
+        self.left = [*np.cumsum(self.widths[::-1])[::-1].tolist(), 0]
 
     @property
     def lanes_now(self) -> int:
         """Lanes at the next step."""
-        return 2 if self.table.guided[self.step] else 1
+        return self.widths[self.step]
 
 
 def pick(flights: Iterable[Flight], lanes: int) -> list[Flight]:
@@ -59,6 +64,19 @@ def pick(flights: Iterable[Flight], lanes: int) -> list[Flight]:
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor] | None], torch.Tensor]
 
 
+@dataclass
+class _Seats:
+    """Which row sits in which lane, as tensors: kept while it does not change, so that embeddings are copied once."""
+
+    key: list[tuple[int, int]]  # order and lanes of each row
+    slot: torch.Tensor  # (N,) of each lane
+    embeds: torch.Tensor  # (N, L, D)
+    added: dict[str, torch.Tensor]  # (N, ...)
+    row_slot: torch.Tensor  # (R,), as the two below
+    with_prompt: torch.Tensor
+    without: torch.Tensor
+
+
 class Lanes:
     """The rows in flight of one latent shape, as tensors on the device, and the one UNet call that moves them."""
 
@@ -70,6 +88,8 @@ class Lanes:
         self.calls = self.filled = 0
         self._free: list[int] = []
         self._admitted = 0
+        self._second_order = False
+        self._seats: _Seats | None = None
         self._x = torch.empty(0, *like.shape, device=device)  # (S, C, h, w), as x0 of the step before
         self._x0 = torch.empty_like(self._x)
         self._embeds = torch.empty(0, *like.embeds.shape, dtype=like.embeds.dtype, device=device)  # (S, 2, L, D)
@@ -78,7 +98,7 @@ class Lanes:
     @property
     def lane_steps_left(self) -> int:
         """Of all rows in flight."""
-        return sum(int(f.left[f.step]) for f in self.flights.values())
+        return sum([f.left[f.step] for f in self.flights.values()])
 
     def admit(self, flight: Flight) -> None:
         """The row starts from its noise."""
@@ -87,6 +107,7 @@ class Lanes:
         flight.slot, flight.step, flight.order = self._free.pop(), 0, self._admitted
         flight.call_lanes = self.num_lanes
         self._admitted += 1
+        self._second_order = self._second_order or bool(flight.table.c.any())
         self.flights[flight.slot] = flight
         self._x[flight.slot].copy_(flight.noise, non_blocking=True)
         self._x0[flight.slot].zero_()  # 0 * nan: what the slot held before must not reach this row
@@ -111,32 +132,40 @@ class Lanes:
 
         Where `predict` raises, no row has moved.
         """
-        n, r = self.num_lanes, len(chosen)
-        lanes, rows = self._layout(chosen)
-        where = self._to_device(np.concatenate([lanes.ravel(), rows.ravel()]))  # one copy for all indices
-        slot, side, t = where[: 3 * n].view(3, n)
-        row_slot, lane_with, lane_without = where[3 * n :].view(3, r)
-        added = {name: value[slot, side] for name, value in self._added.items()} or None
-        output = predict(self._x[slot], t, self._embeds[slot, side], added)
-        self._step(row_slot, output[lane_with], output[lane_without], self._to_device(_coefficients(chosen)))
+        seats = self._seated(chosen)
+        numbers = self._to_device(_numbers(chosen, self.num_lanes))
+        t = numbers[: self.num_lanes].view(torch.int32).long()
+        output = predict(self._x[seats.slot], t, seats.embeds, seats.added or None)
+        table = numbers[self.num_lanes :].view(len(chosen), 6).T[:, :, None, None, None]
+        self._step(seats.row_slot, output[seats.with_prompt], output[seats.without], table)
         self.calls += 1
-        self.filled += sum(f.lanes_now for f in chosen)
+        self.filled += sum([f.lanes_now for f in chosen])
         return self._finished(chosen)
 
-    def _layout(self, chosen: list[Flight]) -> tuple[np.ndarray, np.ndarray]:
-        """-> (3, N) slot, side, timestep of each lane; (3, R) slot and two lanes of a row. Spare lanes: lane 0."""
-        lanes: list[tuple[int, int, int]] = []
+    def _seated(self, chosen: list[Flight]) -> "_Seats":
+        """The seats of a call; those of the last one where the same rows sit in the same lanes."""
+        key = [(flight.order, flight.lanes_now) for flight in chosen]
+        if self._seats is None or self._seats.key != key:
+            self._seats = self._seat(chosen, key)
+        return self._seats
+
+    def _seat(self, chosen: list[Flight], key: list[tuple[int, int]]) -> "_Seats":
+        """Spare lanes repeat lane 0."""
+        lanes: list[tuple[int, int]] = []
         rows = []
         for flight in chosen:
             with_prompt = without = len(lanes)
-            t = int(flight.table.t[flight.step])
-            lanes.append((flight.slot, 1, t))
+            lanes.append((flight.slot, 1))
             if flight.lanes_now == 2:
                 without = len(lanes)
-                lanes.append((flight.slot, 0, t))
+                lanes.append((flight.slot, 0))
             rows.append((flight.slot, with_prompt, without))
         lanes += lanes[:1] * (self.num_lanes - len(lanes))
-        return np.array(lanes, np.int64).T, np.array(rows, np.int64).T
+        indices = [np.array(lanes, np.int64).T.ravel(), np.array(rows, np.int64).T.ravel()]
+        where = self._to_device(np.concatenate(indices))  # one copy for all indices
+        slot, side = where[: 2 * self.num_lanes].view(2, -1)
+        added = {name: value[slot, side] for name, value in self._added.items()}
+        return _Seats(key, slot, self._embeds[slot, side], added, *where[2 * self.num_lanes :].view(3, -1))
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -151,8 +180,11 @@ class Lanes:
         if self.schedule.clip is not None:  # diffusers clamps x0 and leaves the noise as predicted
             clamped = x0.clamp(-self.schedule.clip, self.schedule.clip)
             x, x0 = x + alpha * (clamped - x0), clamped
-        self._x[slot] = a * x + b * ((1 + c) * x0 - c * self._x0[slot])
-        self._x0[slot] = x0
+        if self._second_order:
+            self._x[slot] = a * x + b * ((1 + c) * x0 - c * self._x0[slot])
+            self._x0[slot] = x0
+        else:
+            self._x[slot] = a * x + b * x0
 
     def _finished(self, chosen: list[Flight]) -> list[tuple[Flight, torch.Tensor]]:
         ended = []
@@ -168,9 +200,11 @@ def _longer(tensor: torch.Tensor, more: int) -> torch.Tensor:
     return torch.cat([tensor, tensor.new_zeros(more, *tensor.shape[1:])])
 
 
-def _coefficients(chosen: list[Flight]) -> np.ndarray:
-    """(6, R, 1, 1, 1) float32: alpha, sigma, a, b, c, guidance scale."""
-    tables = [(f.table, f.step) for f in chosen]
-    rows = [(t.alpha[k], t.sigma[k], t.a[k], t.b[k], t.c[k]) for t, k in tables]
-    scales = [f.guidance_scale for f in chosen]
-    return np.column_stack([np.array(rows), scales]).T.astype(np.float32)[:, :, None, None, None]
+def _numbers(chosen: list[Flight], num_lanes: int) -> np.ndarray:
+    """(N + 6 R,) float32, one copy to the device: the bits of each lane's int32 timestep, the coefficients by row."""
+    times: list[int] = []
+    for flight in chosen:
+        times += [flight.times[flight.step]] * flight.lanes_now
+    times += times[:1] * (num_lanes - len(times))
+    table = [flight.coefficients[flight.step] for flight in chosen]
+    return np.concatenate([np.array(times, np.int32).view(np.float32), *table])
