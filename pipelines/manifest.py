@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.rows import Picture, SamplerConfig
 from pipelines.scoring import Scored
-from pipelines.sinks import FORMATS, Stored
+from pipelines.sinks import FORMATS, Stored, encoder_name
 from pipelines.store import Attempt
 
 _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
@@ -31,11 +31,16 @@ def ok_row(
         "format": image_format,
         "lane_steps": picture.lane_steps,
         "seconds": picture.seconds,
-        "render_class": picture.render_class,
+        "render_class": _with_encoder(picture.render_class, stored, image_format),
         "render_key": key,
         "truncated": picture.truncated,
         "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
     }
+
+
+def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
+    """Pixels are equal within the picture's class; bytes and sha256 where the encoder is the same, too."""
+    return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
 
 
 def failed_row(row: Mapping[str, Any], shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from actors.rows import Picture, SamplerConfig
 from pipelines.manifest import failed_row, ok_row, render_key, with_place
-from pipelines.sinks import Stored
+from pipelines.sinks import Stored, encoder_name
 from pipelines.store import Attempt, manifest_schema
 from tests.plans import CARRIED, planned_row
 
@@ -35,6 +35,13 @@ def test_rows_fit_the_one_schema_and_keep_what_is_carried():
     assert good["tries"] == [{"seed": 1001, "num_steps": 2, "scores": []}]
     assert good["note"] == bad["note"] == "note 1"
     assert (bad["status"], bad["error_type"], bad["error_message"], bad["uri"]) == ("failed", "ValueError", "no", None)
+
+
+def test_the_render_class_of_stored_bytes_names_their_encoder():
+    assert ok()["render_class"] == f"{RENDER_CLASS}/{encoder_name('png')}"
+    picture = Picture(np.zeros((16, 16, 3), np.uint8), 4, 0.25, RENDER_CLASS, truncated=True)
+    unstored = ok_row(full_row(), "0002-000007", ATTEMPT, picture, Stored(), "key", "png")
+    assert unstored["render_class"] == RENDER_CLASS
 
 
 def test_a_packed_row_gets_its_place():

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sinks import FORMATS, Sink, encode_image
+from pipelines import sinks
+from pipelines.sinks import FORMATS, Sink, encode_image, encoder_name
 from pipelines.store import Attempt, RunFolder
 
 ATTEMPT = Attempt("0001-000000", 2, "0badcafe")
@@ -28,6 +29,29 @@ def sink(tmp_path, layout: str, image_format: str = "png") -> Sink:
 def test_lossless_formats_keep_every_pixel(image_format):
     data = encode_image(picture(), image_format)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), picture())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 3), (5, 1, 3), (24, 16, 3), (65, 33, 3)])
+@pytest.mark.parametrize("kind", ["noise", "flat", "layers turned"])
+def test_the_fast_png_is_a_png_with_the_same_pixels(shape, kind):
+    assert sinks.isal_zlib is not None, "the tests install what the project names"
+    image = np.random.default_rng(shape[0]).integers(0, 256, shape, dtype=np.uint8)
+    image = {"noise": image, "flat": np.full(shape, 255, np.uint8), "layers turned": image[::-1, ::-1, ::-1]}[kind]
+    with Image.open(io.BytesIO(encode_image(image, "png"))) as opened:
+        assert (opened.format, opened.mode) == ("PNG", "RGB")
+        opened.verify()  # checksums of all chunks
+    with Image.open(io.BytesIO(encode_image(image, "png"))) as opened:
+        assert np.array_equal(np.asarray(opened), image)
+
+
+def test_without_isal_pillow_makes_the_png_and_the_render_class_says_so(monkeypatch):
+    fast, name = encode_image(picture(), "png"), encoder_name("png")
+    monkeypatch.setattr(sinks, "isal_zlib", None)
+    slow = encode_image(picture(), "png")
+    assert name.startswith("png-isal-")
+    assert encoder_name("png").startswith("png-pillow-")
+    assert fast != slow
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(data))) for data in (fast, slow)))
 
 
 def test_jpeg_is_close_on_what_is_smooth():
