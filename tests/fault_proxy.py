@@ -48,16 +48,25 @@ class Request:
 
 @dataclass
 class Rule:
-    """Breaks the next `times` requests of a kind whose key has this text in it."""
+    """Breaks `times` requests of a kind whose key has this text in it, after `skip` of them; `then` is called first.
+
+    fault: one of FAULTS, or "pass": the request goes its way once `then` has returned.
+    """
 
     fault: str
     kind: str
     text: str = ""
     times: int = 1
+    skip: int = 0
+    then: Callable[[], None] = lambda: None
 
     def matches(self, request: Request) -> bool:
-        """Whether it is one of those."""
-        return self.times > 0 and request.kind == self.kind and self.text in request.key
+        """Whether this one is to be broken; those that match are counted."""
+        if request.kind != self.kind or self.text not in request.key:
+            return False
+        self.skip -= 1
+        self.times -= self.skip < 0
+        return self.skip < 0 <= self.times
 
 
 @dataclass
@@ -99,8 +108,7 @@ class Injected:
 class FaultProxy:
     """`with FaultProxy(port) as proxy:` `proxy.endpoint_url` stands for the server at that port of this machine.
 
-    counts: requests by (kind, room), with those that were broken; injected: what was broken, in order. on_request:
-    called before a request is forwarded, e.g. to hold it. Thread-safe.
+    counts: requests by (kind, room), with those that were broken; injected: what was broken, in order. Thread-safe.
     """
 
     def __init__(self, upstream_port: int, chance: Chance | None = None, hang_s: float = 3.0) -> None:
@@ -108,7 +116,6 @@ class FaultProxy:
         self.rules: list[Rule] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.injected: list[Injected] = []
-        self.on_request: Callable[[Request], None] = lambda request: None
         self.closing = threading.Event()
         self._lock, self._started = threading.Lock(), time.monotonic()
         self._server = _Server(("127.0.0.1", 0), _Connection)
@@ -137,18 +144,20 @@ class FaultProxy:
         finally:
             self.chance = chance
 
-    def fault_of(self, request: Request) -> str | None:
-        """Counts a request and decides what becomes of it: the first rule that matches, else chance."""
+    def decide(self, request: Request) -> Rule | None:
+        """Counts a request and says what becomes of it: the first rule that matches, else chance, else nothing."""
         with self._lock:
             self.counts[request.kind, request.room] += 1
             for rule in self.rules:
                 if rule.matches(request):
-                    rule.times -= 1
-                    return rule.fault
-            return self.chance.draw(request) if self.chance else None
+                    return rule
+            fault = self.chance.draw(request) if self.chance else None
+            return Rule(fault, request.kind) if fault else None
 
-    def note(self, request: Request, fault: str, status: int = 0) -> None:
-        """Writes down a fault that happened."""
+    def note(self, request: Request, rule: Rule, status: int = 0) -> None:
+        """Writes down a fault that happened, and does what comes with it."""
+        rule.then()
+        fault = rule.fault
         with self._lock:
             seconds = round(time.monotonic() - self._started, 3)
             self.injected.append(Injected(seconds, fault, request.kind, request.key, status))
@@ -216,14 +225,15 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _serve(self, request: Request) -> bool:
         """Whether the connection goes on."""
-        fault = self.proxy.fault_of(request)
-        self.proxy.on_request(request)
-        if fault in BEFORE:
-            self.proxy.note(request, fault)
-            return self._instead(request, fault)
+        rule = self.proxy.decide(request)
+        fault = rule.fault if rule else None
+        if rule and fault not in AFTER:
+            self.proxy.note(request, rule)
+            if fault in BEFORE:
+                return self._instead(request, rule.fault)
         status, headers, body = self._ask(request)
-        if fault:
-            self.proxy.note(request, fault, status)
+        if rule and fault in AFTER:
+            self.proxy.note(request, rule, status)
         if fault == "lost":
             return self._reset()
         if fault == "lied":
