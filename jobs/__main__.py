@@ -19,6 +19,9 @@ VERBS = {
     "run": "Plan, then render: the whole job.",
     "verify": "Hold a run's plan, manifests and images against each other.",
     "rollout": "Render every prompt at every budget, scored: the table to train a policy on.",
+    "train": "Train the policy that chooses steps, from that table.",
+    "evaluate": "Judge a policy on held-out prompts against all that could be done instead.",
+    "pilot": "Say whether adaptive steps pay on a sample of your own prompts.",
     "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
 }
 

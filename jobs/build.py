@@ -45,6 +45,13 @@ def run_folder(job: Job) -> "RunFolder":
     return RunFolder(job.config.output.path, storage_options(job, "output"))
 
 
+def run_at(job: Job, path: str) -> "RunFolder":
+    """Another run folder in the output's store."""
+    from pipelines.store import RunFolder
+
+    return RunFolder(path, storage_options(job, "output"))
+
+
 def checkpoint(job: Job) -> "CheckpointInfo":
     """What the model's folder says of itself; its weights stay where they are. Raises ConfigError."""
     from actors.checkpoint import CheckpointError, inspect_checkpoint
@@ -121,7 +128,8 @@ def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
     except (PolicyError, StorageError) as error:
         raise job.fault("steps.policy", str(error)) from error
     size = (sampling.width or info.width, sampling.height or info.height)
-    return uncalibrated(card, Setting(None, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale, *size))
+    made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
+    return uncalibrated(card, Setting(*made_with, *size))
 
 
 def model_source(job: Job) -> "ModelSource":

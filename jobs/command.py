@@ -21,6 +21,8 @@ MESSAGES = {
     "pipelines.formats": "InputError",
     "pipelines.folder": "StorageError",
     "pipelines.render": "RenderError",
+    "training.table": "TableError",
+    "training.trainer": "TrainingError",
 }
 
 

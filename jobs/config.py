@@ -212,6 +212,86 @@ class Scorer(Section):
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+Prices = Annotated[
+    list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_interval),
+]
+
+
+class Train(Section):
+    """How a policy is learned from a rollout's table. Nothing here decides a picture."""
+
+    table: Place | None = execution(None, "run folder of the rollout to learn from; null: output.path")
+    path: Place | None = execution(None, "the policy goes to policy/ in this folder; null: the table's run folder")
+    quality: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = execution(
+        {}, "weights of the table's scorers, for example {clip: 1, fidelity: 0.2}; {}: as they were rolled out"
+    )
+    recipe: Literal["stepthrift", "adadiff"] = execution(
+        "stepthrift", "adadiff: the paper's own reward, plain gradient and optimizer; keys given below still win"
+    )
+    reward: Literal["priced", "paper"] = execution("priced", "priced: quality - price * cost; paper: AdaDiff's top 3")
+    gradient: Literal["sampled", "expected"] = execution("sampled", "sampled: REINFORCE; expected: over all budgets")
+    baseline: Literal["leave_one_out", "batch_mean", "none"] = execution(
+        "leave_one_out",
+        "what a drawn budget's reward is compared with: the row's other draws, the batch's mean, nothing",
+    )
+    samples: Annotated[int, Field(ge=1, le=1024)] = execution(4, "budgets drawn a row and step")
+    entropy: Amount = execution(4.0, "weight of the entropy bonus at the start, in temperatures; 0: no exploration")
+    entropy_end: Amount = execution(1.0, "and at the end; 1: scores become the expected quality")
+    prices: Prices | None = execution(
+        None, "[low, high] that it learns for, in rises of the table's mean quality; null: where prices change budgets"
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = execution(
+        None, "softness of the policy, in rises; null: half the spread of the budgets"
+    )
+    epochs: Count = execution(60, "passes over the prompts")
+    batch_size: Count = execution(256, "prompts a step, of all workers together")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = execution(1e-3, "of AdamW")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = execution(0, "of the weights and the draws")
+    width: Annotated[int, Field(ge=4, le=4096)] = execution(256, "of the network, a multiple of heads")
+    layers: Annotated[int, Field(ge=1, le=24)] = execution(3, "self-attention layers of the network")
+    heads: Annotated[int, Field(ge=1, le=64)] = execution(4, "attention heads a layer")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = execution(
+        0.1, "share of the prompts by which the best weights are kept"
+    )
+    workers: Count = execution(1, "Ray Train workers; their number does not change the result")
+    gpu: bool = execution(False, "true: one GPU a worker")
+    max_failures: Annotated[int, Field(ge=0)] = execution(3, "times that killed workers are replaced")
+
+
+class Variant(Section):
+    """Another way to render the held-out prompts. Not a leaf: the list of them is one."""
+
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim"
+    guidance_scale: Amount
+
+
+class Evaluate(Section):
+    """How a policy is judged. Nothing here decides a picture."""
+
+    table: Place | None = execution(
+        None, "run folder of a rollout of other prompts to judge on; null: the share of the table kept from training"
+    )
+    share: Annotated[float, Field(gt=0, lt=1)] = execution(
+        0.25, "share of the table's prompts kept from training for that; unused where evaluate.table is set"
+    )
+    judge: str | None = execution(
+        None, "name of a scorer that training does not count; null: the first of weight 0 that is none of ours, if any"
+    )
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = execution(
+        None, "quality one may lose and call it not worse, in the judge's units; null: 1 % of its range"
+    )
+    prices: Annotated[list[Amount], Field(min_length=1)] | None = execution(
+        None, "prices to judge at; null: those of the policy's calibration"
+    )
+    variants: list[Variant] = execution(
+        [],
+        "what a user could do instead: each {solver, guidance_scale} is rolled out on the held-out prompts, into "
+        "variants/ of the run folder",
+    )
+
+
 class Failures(Section):
     """When a job with failed rows counts as done."""
 
@@ -238,6 +318,8 @@ class JobConfig(Section):
     output: Output = Output()
     storage: Storage = Storage()
     failures: Failures = Failures()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
 
     def fingerprint(self) -> dict[str, Any]:
         """Every picture key, dotted, with its value: equal in all runs that share a run folder."""

@@ -13,6 +13,7 @@ def contradictions(config: JobConfig) -> Iterator[Contradiction]:
     yield from _selector(config)
     yield from _bounds(config)
     yield from _pools(config)
+    yield from _train(config)
     if known := known_choices(config):
         yield from unserved(config.pools, known)
 
@@ -68,6 +69,18 @@ def _bounds(config: JobConfig) -> Iterator[Contradiction]:
         yield [*keys, ("steps", "fixed")], f"steps.fixed {steps.fixed} lies outside steps.min {low} to steps.max {high}"
     elif steps.selector != "fixed" and steps.choices and not any(low <= n <= high for n in steps.choices):
         yield [*keys, ("steps", "choices")], f"none of steps.choices lies between steps.min {low} and steps.max {high}"
+
+
+def _train(config: JobConfig) -> Iterator[Contradiction]:
+    train = config.train
+    if train.width % train.heads:
+        keys: list[tuple[str | int, ...]] = [("train", "width"), ("train", "heads")]
+        yield keys, f"train.width {train.width} is no multiple of train.heads {train.heads}"
+    if train.recipe == "stepthrift" and train.baseline == "leave_one_out" and train.samples < 2:
+        yield (
+            [("train", "samples"), ("train", "baseline")],
+            "train.baseline: leave_one_out needs train.samples of 2 or more",
+        )
 
 
 def _pools(config: JobConfig) -> Iterator[Contradiction]:

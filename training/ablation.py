@@ -14,7 +14,7 @@ from actors.policy import Network
 from actors.policy_network import StepPolicy
 from training.batches import Rows, num_slots, rows_at
 from training.frontier import Bootstrap, FixedCurve, Rule
-from training.learner import Learner, new_policy, outputs, units_of
+from training.learner import Learner, new_policy, outputs, start_of, units_of
 from training.learning import Learning, as_in_the_paper
 from training.reward import in_rises
 from training.rivals import fixed, sweep
@@ -64,7 +64,7 @@ def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) 
     count = len(table.prompts)
     slots = num_slots(learning.batch_size, count, 1)
     units = units_of(table.quality, learning.temperature)
-    policy = new_policy(network, learning.seed)
+    policy = new_policy(network, learning.seed, start_of(learning, units))
     learner = Learner(policy, learning, units, table.choices, table.costs, learning.num_steps(count, slots))
     while learner.step < learner.num_steps:
         learner.learn(rows.batch(rows_at(learner.step, range(slots), slots, count, learning.seed)))

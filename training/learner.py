@@ -71,8 +71,12 @@ def units_of(quality: np.ndarray, temperature: float) -> Units:
     return Units(temperature, rise(quality), quality.mean(axis=(0, 2)), quality.std(axis=(0, 2)) + 1e-6)
 
 
-def new_policy(network: Network, seed: int) -> StepPolicy:
-    """An untrained network whose heads give 0: the policy knows the price alone, the quality head the table's mean."""
+def new_policy(network: Network, seed: int, units: Units | None = None) -> StepPolicy:
+    """An untrained network that says the same of every prompt: the quality head the table's mean.
+
+    The score head says with `units` what a budget gains on average, so that at every price it begins as the best fixed
+    budget and what is learned is how prompts differ; without, 0.
+    """
     torch.manual_seed(seed)
     policy = StepPolicy(network)
     for head in (policy.score_head, policy.quality_head):
@@ -80,7 +84,17 @@ def new_policy(network: Network, seed: int) -> StepPolicy:
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+    if units is not None:
+        last = policy.score_head[-1]
+        assert isinstance(last, nn.Linear)
+        gain = (units.mean - units.mean.mean()) / units.rise / units.temperature
+        last.bias.data.copy_(torch.from_numpy(gain))
     return policy
+
+
+def start_of(learning: Learning, units: Units) -> Units | None:
+    """What a new policy begins with: the paper's reward has no price, and begins with nothing."""
+    return units if learning.reward == "priced" else None
 
 
 class Learner:

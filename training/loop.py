@@ -19,7 +19,7 @@ from actors.policy import Network
 from pipelines.folder import Folder
 from training.batches import Rows, num_slots, own_slots, rows_at
 from training.journal import Journal, read_checkpoint
-from training.learner import Learner, Units, new_policy, validate
+from training.learner import Learner, Units, new_policy, start_of, validate
 from training.learning import Learning
 
 
@@ -68,7 +68,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _learner(loop: Loop, slots: int) -> Learner:
     """The same on every worker; its forward averages gradients over them."""
-    policy = new_policy(loop.network, loop.learning.seed).to(get_device())
+    policy = new_policy(loop.network, loop.learning.seed, start_of(loop.learning, loop.units)).to(get_device())
     wrapped = prepare_model(policy)
     return Learner(
         policy, loop.learning, loop.units, loop.choices, loop.costs, loop.num_steps(slots), wrapped, over_workers
@@ -96,7 +96,7 @@ class _Scribe:
     def write(self, learner: Learner, record: dict[str, float]) -> dict[str, float]:
         """The record with what held-out rows say; it is in the folder when this returns."""
         policy = learner.units.finished(learner.policy)
-        record = {"step": learner.step, "rate": learner.rate()} | record
+        record = {"step": learner.step, "progress": learner.progress, "rate": learner.rate()} | record
         record |= validate(policy, self.held_out, self.loop.costs, self.loop.learning, self.loop.units.rise)
         if record["val_gain"] > self.best["val_gain"]:
             weights = {name: tensor.detach().cpu() for name, tensor in learner.policy.state_dict().items()}

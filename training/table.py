@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class RewardTable:
     seconds: np.ndarray
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason: prompts
+    lane_steps: np.ndarray | None = None  # (K,) of one picture, where it is known
 
     @property
     def costs(self) -> np.ndarray:
@@ -52,27 +53,37 @@ class RewardTable:
     def take(self, rows: Sequence[int] | np.ndarray) -> "RewardTable":
         """The table of some of its prompts, in that order."""
         picked = [int(row) for row in rows]
-        return RewardTable(
-            tuple(self.prompt_ids[row] for row in picked),
-            tuple(self.prompts[row] for row in picked),
-            tuple(self.categories[row] for row in picked),
-            self.choices,
-            self.quality[picked],
-            self.seconds,
-            {name: values[picked] for name, values in self.scores.items()},
-            self.dropped,
+        return replace(
+            self,
+            prompt_ids=tuple(self.prompt_ids[row] for row in picked),
+            prompts=tuple(self.prompts[row] for row in picked),
+            categories=tuple(self.categories[row] for row in picked),
+            quality=self.quality[picked],
+            scores={name: values[picked] for name, values in self.scores.items()},
         )
 
     def judged_by(self, scorer: str) -> "RewardTable":
         """The table with one scorer's own score as its quality. TableError where it did not score every picture."""
-        values = self.scores.get(scorer)
-        if values is None or not np.isfinite(values).all():
-            raise TableError(
-                f"scorer {scorer!r} did not score every picture; there are {', '.join(sorted(self.scores))}"
-            )
-        names = ("prompt_ids", "prompts", "categories", "choices")
-        same = {name: getattr(self, name) for name in names}
-        return RewardTable(**same, quality=values, seconds=self.seconds, scores=self.scores, dropped=self.dropped)
+        return self.weighed({scorer: 1.0})
+
+    def weighed(self, weights: Mapping[str, float]) -> "RewardTable":
+        """The table with a weighted sum of scores as its quality. TableError where one did not score every picture."""
+        quality = np.zeros_like(self.quality)
+        for scorer, weight in weights.items():
+            values = self.scores.get(scorer)
+            if values is None or not np.isfinite(values).all():
+                raise TableError(
+                    f"scorer {scorer!r} did not score every picture; there are {', '.join(sorted(self.scores))}"
+                )
+            quality = quality + weight * values
+        return replace(self, quality=quality)
+
+    def costing_as(self, other: "RewardTable") -> "RewardTable":
+        """The table with seconds by another run's line over lane-steps: runs differ by the machine's load."""
+        if self.lane_steps is None or other.lane_steps is None or len(other.lane_steps) < 2:
+            return self
+        slope, offset = np.polyfit(other.lane_steps, other.seconds, 1)
+        return replace(self, seconds=np.maximum(offset, 0.0) + slope * self.lane_steps)
 
     def fingerprint(self) -> str:
         """16 hex digits of the prompts, the menu and the quality."""
@@ -111,7 +122,12 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
         seconds=measured_seconds(good, choices),
         scores={name: _array(cells, order, choices, samples, lambda row, n=name: _score(row, n)) for name in names},
         dropped={"failed": len(failed)} if failed else {},
+        lane_steps=_mean_lane_steps(good, choices),
     )
+
+
+def _mean_lane_steps(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
+    return np.array([np.mean([row["lane_steps"] for row in rows if row["num_steps"] == k]) for k in choices])
 
 
 def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
@@ -120,7 +136,7 @@ def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) 
     A line, since single measurements carry the noise of their machine, and the model is one: so much a lane-step, so
     much a picture. Lane-steps themselves where seconds were not measured or do not rise.
     """
-    lane_steps = np.array([np.mean([row["lane_steps"] for row in rows if row["num_steps"] == k]) for k in choices])
+    lane_steps = _mean_lane_steps(rows, choices)
     seconds = [np.mean([row.get("seconds") or np.nan for row in rows if row["num_steps"] == k]) for k in choices]
     if np.isfinite(seconds).all() and len(choices) > 1:
         slope, offset = np.polyfit(lane_steps, seconds, 1)
@@ -177,14 +193,18 @@ def _score(row: Mapping[str, Any], name: str) -> float:
     return np.nan if score is None else float(score)
 
 
-def split(table: RewardTable, held_out: float) -> tuple[RewardTable, RewardTable]:
-    """(training, held out): a prompt's side follows from its text alone, so that equal prompts are never on both."""
-    sides = np.array([_place(prompt) < held_out for prompt in table.prompts])
+def split(table: RewardTable, held_out: float, purpose: str = "held out") -> tuple[RewardTable, RewardTable]:
+    """(training, held out): a prompt's side follows from its text alone, so that equal prompts are never on both.
+
+    Splits for two purposes are independent.
+    """
+    sides = np.array([_place(prompt, purpose) < held_out for prompt in table.prompts])
     if sides.all() or not sides.any():
         raise TableError(f"{len(sides)} prompts cannot be split with {held_out:.0%} held out: both sides need one")
     return table.take(np.flatnonzero(~sides)), table.take(np.flatnonzero(sides))
 
 
-def _place(prompt: str) -> float:
-    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8, person=b"holdout").digest()
+def _place(prompt: str, purpose: str) -> float:
+    text = f"{purpose}\n{prompt}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8, person=b"holdout").digest()
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53

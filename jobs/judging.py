@@ -1,0 +1,117 @@
+"""Judge a policy on a table and say so: the text, evaluation.json, the picture and the page of `evaluate` and `pilot`.
+
+What is compared is `training.evaluate`'s, the words are `training.findings`'.
+"""
+
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs import build
+from jobs.cluster import ROOT
+from jobs.learning import EVALUATION
+from jobs.load import Job
+from jobs.page import STYLE
+
+if TYPE_CHECKING:
+    from pipelines.folder import Folder
+    from training.evaluate import Evaluation
+    from training.evidence import Setup
+    from training.table import RewardTable
+
+OWN = "the job's own scorer"
+
+
+def local_policy(job: Job, path: str) -> str:
+    """The policy's folder on this machine. Raises PolicyError, StorageError."""
+    from pipelines.models import ModelSource
+
+    return ModelSource(path, storage=build.storage_options(job, "output")).local() if "://" in path else path
+
+
+def policy_at_hand(job: Job) -> str:
+    """steps.policy, or the embedded one. Raises ConfigError where there is none."""
+    build.check_policy(job, build.checkpoint(job))
+    return job.config.steps.policy or str(ROOT / build.EMBEDDED_POLICY)
+
+
+def judged(
+    job: Job,
+    policy: str,
+    table: "RewardTable",
+    learned: "RewardTable | None",
+    variants: "Mapping[Setup, RewardTable]",
+) -> "dict[str, Evaluation]":
+    """By judge, the headline first: a scorer that training never counted, where there is one, and the job's own."""
+    from training.evaluate import evaluate
+    from training.evidence import evidence, read_prompts
+    from training.table import TableError
+
+    given = job.config.evaluate
+    try:
+        reading = read_prompts(local_policy(job, policy), build.model_source(job).local(), table, learned)
+        judge = given.judge or unseen_judge(job, table)
+        return {
+            name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))
+            for name in dict.fromkeys([judge, None])
+        }
+    except (TableError, ValueError) as error:
+        raise job.fault("evaluate", str(error)) from error
+
+
+def unseen_judge(job: Job, table: "RewardTable") -> str | None:
+    """The first scorer that is scored but not counted, is a function of one's own, and could judge every picture."""
+    for scorer in job.config.quality:
+        name = scorer.name or scorer.scorer.replace(":", ".")
+        counted = job.config.train.quality.get(name, scorer.weight)
+        if counted == 0 and ":" in scorer.scorer and np.isfinite(table.scores.get(name, np.array([np.nan]))).all():
+            return name
+    return None
+
+
+def report(folder: "Folder", title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]) -> str:
+    """Write evaluation/: report.html, evaluation.json and frontier.svg; the path of the page."""
+    from training.chart import frontier_svg
+    from training.findings import document
+
+    by_judge = {name: document(each) for name, each in found.items()}
+    whole = {**about, "headline": next(iter(found)), "judges": by_judge}
+    text = json.dumps(whole, indent=2, ensure_ascii=False)
+    folder.write(f"{EVALUATION}/evaluation.json", text.encode("utf-8", "replace"))
+    for number, (name, each) in enumerate(found.items()):
+        chart = frontier_svg(each, f"Quality against cost, judged by {name}")
+        folder.write(f"{EVALUATION}/frontier{'-own' if number else ''}.svg", chart.encode())
+    folder.write(f"{EVALUATION}/report.html", page(title, found, about).encode("utf-8", "replace"))
+    return f"{folder.url}/{EVALUATION}/report.html"
+
+
+def text(found: "Mapping[str, Evaluation]") -> str:
+    """The verdict of every judge, the headline's table and its groups before them."""
+    from training.findings import groups, table, verdict
+
+    first = next(iter(found.values()))
+    parts = [table(first)]
+    parts += [groups(first)] if first.groups else []
+    parts += [f"Judged by {name}:\n{verdict(each)}" for name, each in found.items()]
+    return "\n\n".join(parts)
+
+
+def page(title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]) -> str:
+    """One self-contained page: of each judge the verdict, the picture, the table and the groups."""
+    from training.chart import frontier_svg
+    from training.findings import groups, table, verdict
+
+    parts = [f"<h1>{escape(title)}</h1>"]
+    parts.append(f"<p class=grey>{escape(' · '.join(f'{key} {value}' for key, value in about.items()))}</p>")
+    for name, each in found.items():
+        parts.append(f"<h2>Judged by {escape(name)}</h2>")
+        parts += [f"<p>{escape(line)}</p>" for line in verdict(each).splitlines()]
+        parts.append(frontier_svg(each, "Quality against cost"))
+        parts += [f"<h2>By group</h2><pre>{escape(groups(each))}</pre>"] if each.groups else []
+        parts.append(f"<h2>All figures</h2><pre>{escape(table(each))}</pre>")
+    style = STYLE + "pre { font-size: 12px; overflow-x: auto } svg { max-width: 100%; height: auto }"
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"

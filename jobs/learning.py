@@ -1,0 +1,129 @@
+"""What training and judging get from a job file: tables of rollouts, how to learn, where a policy goes.
+
+The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from jobs import build
+from jobs.config import Train
+from jobs.load import Job
+
+if TYPE_CHECKING:
+    from actors.checkpoint import CheckpointInfo
+    from actors.policy import Setting
+    from pipelines.folder import Folder
+    from pipelines.store import RunFolder
+    from training.learning import Learning
+    from training.table import RewardTable
+    from training.trainer import TrainConfig
+
+EVALUATION = "evaluation"
+DRAWS = ("reward", "gradient", "baseline", "samples", "entropy", "entropy_end")
+KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Learning
+
+
+def table_run(job: Job) -> "RunFolder":
+    """The rollout that is learned from. Raises ConfigError where there is none."""
+    return rollout_run(job, "train.table" if job.config.train.table else "output.path")
+
+
+def rollout_run(job: Job, key: str) -> "RunFolder":
+    """The run folder that a key of the job file names. Raises ConfigError where it is no rollout."""
+    from pipelines.store import RunFolder
+
+    section, _, name = key.partition(".")
+    run = RunFolder(getattr(getattr(job.config, section), name), build.storage_options(job, "output"))
+    generations = run.generations()
+    if not generations:
+        raise job.fault(key, f"{run.url} holds no rollout yet: roll it out first")
+    if run.read_plan(generations[-1])["selector"] != "rollout":
+        raise job.fault(key, f"{run.url} is no rollout: its rows have one budget each; give the rollout its own folder")
+    return run
+
+
+def whole_table(job: Job, key: str, run: "RunFolder") -> "RewardTable":
+    """A rollout's table, its quality as `train.quality` weighs it. Raises ConfigError."""
+    from training.table import TableError, read_table
+
+    try:
+        table = read_table(run.manifests())
+        return table.weighed(job.config.train.quality) if job.config.train.quality else table
+    except TableError as error:
+        raise job.fault(key, f"{run.url}: {error}") from error
+
+
+def reward_table(job: Job) -> "tuple[RewardTable, RewardTable | None]":
+    """(what is learned from, what is kept to judge by; None where evaluate.table names that). Raises ConfigError."""
+    from training.table import TableError, split
+
+    key = "train.table" if job.config.train.table else "output.path"
+    table = whole_table(job, key, table_run(job))
+    if job.config.evaluate.table:
+        return table, None
+    try:
+        return split(table, job.config.evaluate.share, EVALUATION)
+    except TableError as error:
+        raise job.fault("evaluate.share", str(error)) from error
+
+
+def policy_folder(job: Job) -> "Folder":
+    """Where a training keeps its journal and its policy."""
+    from pipelines.folder import Folder
+
+    train = job.config.train
+    return Folder(train.path or train.table or str(job.config.output.path), build.storage_options(job, "output"))
+
+
+def setting_of(run: "RunFolder", info: "CheckpointInfo") -> "Setting":
+    """What a rollout was rendered with, from its plan. Raises KeyError for a plan without a fingerprint."""
+    from actors.policy import Setting
+
+    made = run.read_plan(run.generations()[-1])["fingerprint"]
+    return Setting(
+        unet=made["model.weights"],
+        solver=made["sampling.solver"],
+        timestep_spacing=made["sampling.timestep_spacing"],
+        guidance_scale=made["sampling.guidance_scale"],
+        width=made["sampling.width"] or info.width,
+        height=made["sampling.height"] or info.height,
+    )
+
+
+def train_config(job: Job, info: "CheckpointInfo", table: "RewardTable") -> "TrainConfig":
+    """All that `training.trainer.train` is told. Raises ConfigError where the table cannot be learned from."""
+    from training.trainer import TrainConfig
+
+    given = job.config.train
+    try:
+        return TrainConfig(
+            model=build.model_source(job),
+            learning=learning_of(given, table),
+            setting=setting_of(table_run(job), info),
+            width=given.width,
+            num_layers=given.layers,
+            num_heads=given.heads,
+            held_out=given.held_out,
+            num_workers=given.workers,
+            use_gpu=given.gpu,
+            max_failures=given.max_failures,
+        )
+    except ValueError as error:
+        raise job.fault("train", str(error)) from error
+
+
+def learning_of(given: Train, table: "RewardTable") -> "Learning":
+    """How to learn; prices and temperature, where not given, from the table. ValueError where no budget pays."""
+    from dataclasses import replace
+
+    from training.learning import Learning, as_in_the_paper
+    from training.reward import default_prices, default_temperature, in_rises
+
+    quality = in_rises(table.quality, table.quality)
+    low, high = given.prices or default_prices(quality, table.costs)
+    values: dict[str, Any] = {name: getattr(given, name) for name in KNOBS}
+    learning = Learning((low, high), given.temperature or default_temperature(quality), **values)
+    if given.recipe == "stepthrift":
+        return learning
+    wanted = {name: value for name, value in values.items() if name in given.model_fields_set}
+    return replace(as_in_the_paper(learning), **wanted)

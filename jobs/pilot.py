@@ -1,0 +1,91 @@
+"""`pilot`: does it pay here? A sample of one's own prompts at every budget, judged as `evaluate` does."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs import build
+from jobs.cluster import start_ray
+from jobs.command import DONE, address_option, console_options, job_argument, set_option
+from jobs.config import Scorer
+from jobs.console import Console
+from jobs.judging import judged, local_policy, policy_at_hand, report, text
+from jobs.learning import whole_table
+from jobs.load import Job, load_job
+from jobs.rollouts import roll_out
+from jobs.validate import read_input
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EMBEDDED_QUALITY = [
+    Scorer(scorer="clip", path="training/scenes/scorer"),
+    Scorer(scorer="training.scenes.checker:agreement", name="truth", weight=0.0),
+]
+
+
+@click.command("pilot")
+@job_argument
+@set_option
+@address_option
+@console_options
+@click.option("--rows", type=click.IntRange(20), default=200, show_default=True, help="Prompts of the sample.")
+@click.option("--seeds", type=click.IntRange(2), default=2, show_default=True, help="Noises of each prompt.")
+def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | None, rows: int, seeds: int) -> int:
+    """Say whether adaptive steps pay on your prompts, before you pay for all of them.
+
+    A sample of the job's prompts, each category in its share, is rendered at
+    every budget of the policy and scored by the job's `quality`; no pictures
+    are kept. The verdict names what is saved at equal quality with its
+    interval, the best fixed budget, the price to use and the categories that
+    need most steps, or says that the sample is too small. Nothing of the job's
+    own run folder is touched; the sample's is <output.path>-pilot.
+
+    \b
+    Example:
+      python -m jobs pilot spring.yaml --rows 400
+    """
+    job = with_quality(load_job(job_path, sets))
+    policy = policy_at_hand(job)
+    start_ray(address, console.debug)
+    path = f"{str(job.config.output.path).rstrip('/')}-pilot"
+    code = roll_out(console, job, path, sample(console, job, rows), menu(job, policy), seeds)
+    if code != DONE:
+        return code
+    run = build.run_at(job, path)
+    table = whole_table(job, "quality", run)
+    found = judged(job, policy, table, None, {})
+    about = {"prompts": len(table.prompts), "of": job.config.input.path, "policy": policy, "seeds": table.num_seeds}
+    where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about)
+    from training.findings import document
+
+    documents = {name: document(each) for name, each in found.items()}
+    console.result({"run": path, "status": "done", "report": where, "judges": documents}, f"{text(found)}\n{where}")
+    return DONE
+
+
+def with_quality(job: Job) -> Job:
+    """The job with scorers. Raises ConfigError where it has none and its model is not the embedded one."""
+    if job.config.quality:
+        return job
+    if job.config.model.path is not None:
+        raise job.fault("quality", "a pilot needs scorers: set quality, for example [{scorer: clip, path: ...}]")
+    return Job(job.config.model_copy(update={"quality": EMBEDDED_QUALITY}), job.source)
+
+
+def menu(job: Job, policy: str) -> tuple[int, ...]:
+    """The policy's budgets."""
+    from actors.policy import read_card
+
+    return read_card(local_policy(job, policy)).choices
+
+
+def sample(console: Console, job: Job, count: int) -> "pa.Table":
+    """Some of the job's prompts. Raises ConfigError for all that is wrong with the input."""
+    from pipelines.prompts import raise_aborted, rows
+    from pipelines.sample import stratified
+
+    console.draw(f"reading {job.config.input.path}")
+    inspection = read_input(job, build.prompt_source(job, build.checkpoint(job)))
+    tables = rows(inspection).iter_batches(batch_size=None, batch_format="pyarrow")
+    return stratified((raise_aborted(table) for table in tables), count)
