@@ -1,6 +1,6 @@
 """What the first pass over the prompts found, put together from the chunks that the tasks report. Pure, no Ray.
 
-The driver holds 16 bytes a prompt (28 while it sorts) and what is said of equal ones; nothing else grows with rows.
+The driver holds 17 bytes a prompt and what is said of equal ones; nothing else grows with rows.
 """
 
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ def assemble(
         carried=carried,
         notes=notes,
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
-        occurrences=_occurrences(source, pieces, scanned, num_rows),
+        occurrences=_occurrences(source, pieces, scanned),
     )
 
 
@@ -161,19 +161,13 @@ def _bad_samples(pieces: list[Piece], scanned: list[list[Chunk]]) -> tuple[str, 
 
 
 def _occurrences(
-    source: PromptSource, pieces: list[Piece], scanned: list[list[Chunk]], num_rows: int
+    source: PromptSource, pieces: list[Piece], scanned: list[list[Chunk]]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By piece; InputError where an id was given twice. Empties the chunks as it goes, so that no row is held twice."""
-    keys = np.empty(num_rows, f"S{KEY_BYTES}")
-    given = np.empty(num_rows, bool)
-    at = 0
-    for chunks in scanned:
-        for chunk in chunks:
-            keys[at : at + chunk.rows] = np.frombuffer(chunk.keys, keys.dtype)
-            given[at : at + chunk.rows] = chunk.given
-            at += chunk.rows
-            chunk.keys, chunk.given = b"", given[:0]
-    found = count_occurrences(keys, given)
+    """By piece; InputError where an id was given twice. The keys are looked at where they are, and let go."""
+    chunks = [chunk for of_piece in scanned for chunk in of_piece if chunk.rows]
+    found = count_occurrences([(np.frombuffer(chunk.keys, f"S{KEY_BYTES}"), chunk.given) for chunk in chunks])
+    for chunk in chunks:
+        chunk.keys, chunk.given = b"", chunk.given[:0]
     starts = np.cumsum([0] + [piece.rows or 0 for piece in pieces])
     if found.given_twice:
         raise InputError(_given_twice(source, pieces, found, starts))

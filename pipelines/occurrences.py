@@ -1,14 +1,18 @@
-"""Equal rows, found by sorting 16 bytes a row: which ids were given twice, and the how-manieth of its kind each row is.
+"""Equal rows, found by 16 bytes a row: which ids were given twice, and the how-manieth of its kind each row is.
 
-Pure numpy. Beside the keys it needs 12 bytes a row for a moment, and more only for the rows that are equal to others.
+Pure numpy. The keys stay where they lie, in parts; a share of them at a time is gathered and sorted, those that begin
+alike, so that beside the keys it needs memory for that share and for the rows that are equal to others.
 """
 
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-COMPARED_ROWS = 1 << 16
+SHARE_ROWS, MOST_SHARES = 1 << 16, 64  # rows sorted at once, about; passes over the keys at most
 MAX_PAIRS = 3
+Part = tuple[np.ndarray, np.ndarray]  # keys (r,) S16 of a run of rows, which of their ids were given (r,) bool
 
 
 @dataclass(frozen=True)
@@ -24,37 +28,52 @@ class Occurrences:
     given_twice: tuple[tuple[int, int], ...]
 
 
-def count_occurrences(keys: np.ndarray, given: np.ndarray) -> Occurrences:
-    """keys (R,) S16, of the id a row was given (`given` (R,) bool) or would get as the first of its kind."""
+def count_occurrences(parts: Sequence[Part]) -> Occurrences:
+    """parts: all rows in their order; a key is of the id a row was given, or would get as the first of its kind."""
+    counted = [_count(*share) for share in _shares(parts)]
+    rows = np.concatenate([np.empty(0, np.int64), *(found.rows for found in counted)])
+    numbers = np.concatenate([np.empty(0, np.int32), *(found.numbers for found in counted)])
+    rising = np.argsort(rows)
+    twice = heapq.nsmallest(MAX_PAIRS, (pair for found in counted for pair in found.given_twice), key=_second)
+    return Occurrences(rows[rising], numbers[rising], sum(found.num_given_twice for found in counted), tuple(twice))
+
+
+def _shares(parts: Sequence[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows, keys and given of the rows whose keys begin alike; each row is in one share, equal keys are in the same."""
+    num_shares = min(MOST_SHARES, -(-sum(len(keys) for keys, _ in parts) // SHARE_ROWS))
+    starts = np.cumsum([0, *(len(keys) for keys, _ in parts)])
+    for share in range(num_shares):
+        inside = [np.flatnonzero(_share_of(keys, num_shares) == share) for keys, _ in parts]
+        rows = np.concatenate([start + at for start, at in zip(starts, inside, strict=False)])
+        keys, given = ([part[i][at] for part, at in zip(parts, inside, strict=True)] for i in (0, 1))
+        yield rows, np.concatenate(keys), np.concatenate(given)
+
+
+def _share_of(keys: np.ndarray, num_shares: int) -> np.ndarray:
+    """(r,) by the first two bytes, which are as good as drawn: keys are hashes."""
+    first = keys.view(np.dtype((">u2", keys.dtype.itemsize // 2)))[:, 0]
+    return (first.astype(np.uint32) * num_shares) >> 16
+
+
+def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> Occurrences:
+    """share: the rows' places among all, rising."""
     order = np.argsort(keys, kind="stable")  # equal rows stay in the order of the input
-    equal = _equal_to_next(keys, order)
+    keys, share, given = keys[order], share[order], given[order]
+    equal = keys[1:] == keys[:-1]
     member, later = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
     member[:-1] = later[1:] = equal
     member |= later
-    starts, rows = ~later[member], order[member]
+    starts, rows, was_given = ~later[member], share[member], given[member]
     kind = np.cumsum(starts) - 1
-    was_given = given[rows]
     derived = ~was_given
     count = np.cumsum(derived)
     before = (count - derived)[starts]  # derived rows ahead of each kind
     givens = np.bincount(kind[was_given], minlength=len(before))
     numbers = count - 1 - before[kind] + (givens[kind] > 0)
     counted = derived & (numbers > 0)
-    found, found_numbers = rows[counted], numbers[counted]
-    rising = np.argsort(found)
     twice = _pairs(rows[was_given], kind[was_given])
-    return Occurrences(
-        found[rising], found_numbers[rising].astype(np.int32), len(twice), tuple(sorted(twice, key=_second)[:MAX_PAIRS])
-    )
-
-
-def _equal_to_next(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """(R - 1,) bool along the sorted order, without a sorted copy."""
-    equal = np.empty(max(0, len(order) - 1), bool)
-    for start in range(0, len(equal), COMPARED_ROWS):
-        part = keys[order[start : start + COMPARED_ROWS + 1]]
-        equal[start : start + COMPARED_ROWS] = part[1:] == part[:-1]
-    return equal
+    shown = heapq.nsmallest(MAX_PAIRS, twice, key=_second)
+    return Occurrences(rows[counted], numbers[counted].astype(np.int32), len(twice), tuple(shown))
 
 
 def _pairs(rows: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:

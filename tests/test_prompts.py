@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import occurrences
 from pipelines.canonical import MAX_SEED, RowDefaults, derived_seed, id_key
 from pipelines.columns import json_type, resolve
 from pipelines.folder import Folder, StorageOptions
@@ -314,14 +316,16 @@ def test_a_given_id_that_equals_a_derived_one_is_told_apart(tmp_path: Path) -> N
     assert found[1]["id"] == derived != found[0]["id"]
 
 
-def test_occurrences_against_a_plain_loop() -> None:
+def test_occurrences_against_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         size = int(random.integers(1, 60))
         names = random.integers(0, int(random.integers(1, 40)), size)
         given = random.random(size) < 0.3
         keys = np.array([id_key(str(name)) for name in names], "S16")
-        found = count_occurrences(keys, given)
+        cuts = [0, *sorted(random.integers(0, size + 1, 3).tolist()), size]
+        monkeypatch.setattr(occurrences, "SHARE_ROWS", int(random.integers(1, 60)))
+        found = count_occurrences([(keys[a:b], given[a:b]) for a, b in pairwise(cuts)])
         numbers: dict[int, int] = {}
         for row, name in enumerate(names):
             if not given[row]:
