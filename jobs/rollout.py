@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import click
 
-from jobs.command import address_option, console_options, job_argument, limit_option, set_option
+from jobs import build
+from jobs.command import DONE, address_option, console_options, job_argument, limit_option, set_option
 from jobs.console import Console
 from jobs.driver import take_over_option
-from jobs.load import load_job
+from jobs.judging import OWN, unseen_judge
+from jobs.learning import table_run, whole_table
+from jobs.load import Job, load_job
 from jobs.run import run_job
 
 
@@ -32,7 +35,8 @@ def verb(
 
     All budgets of a prompt and seed share one noise. The manifest of the run
     folder, with its scores, is the table; typed again, it goes on where it
-    stopped. With output.layout: none no pictures are kept.
+    stopped. With output.layout: none no pictures are kept. It ends with what
+    steps buy on these prompts, and what a policy could gain at most.
 
     \b
     Example:
@@ -41,4 +45,23 @@ def verb(
     job = load_job(job_path, (f"input.images_per_prompt={seeds}", "steps.selector=words", *sets), limit)
     if not job.config.quality:
         raise job.fault("quality", "a reward table needs scorers: set quality, for example [{scorer: clip, path: ...}]")
-    return run_job(console, replace(job, rollout=True), address, take_over)
+    code = run_job(console, replace(job, rollout=True), address, take_over)
+    if code == DONE:
+        show_curve(console, job)
+    return code
+
+
+def show_curve(console: Console, job: Job) -> None:
+    """What steps buy on these prompts, by judge and group, to be read before anything is trained; into curve.txt."""
+    from training.curve import curve, text
+    from training.evaluate import quality_margin
+    from training.evidence import labels
+
+    table = whole_table(job, "output.path", table_run(job))
+    judge = job.config.evaluate.judge or unseen_judge(job, table)
+    tables = {OWN: table} | ({judge: table.judged_by(judge)} if judge else {})
+    words = "\n\n".join(
+        text(curve(each, labels(each), quality_margin(each)), name) for name, each in reversed(tables.items())
+    )
+    build.run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
+    console.say(words)
