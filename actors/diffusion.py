@@ -48,9 +48,17 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class Diffusion:
     """The weights of one checkpoint. One thread uses it at a time."""
 
-    def __init__(self, info: CheckpointInfo, dtype: str = "auto", device: str = "auto", compile_unet: bool = False):
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        dtype: str = "auto",
+        device: str = "auto",
+        compile_unet: bool = False,
+        channels_last: bool | None = None,
+    ):
         self.info = info
         self.device = resolve_device(device)
+        self.channels_last = self.device.type == "cuda" if channels_last is None else channels_last
         self.dtype = resolve_dtype(dtype, self.device)
         root, weights = info.path, {"variant": info.variant, "use_safetensors": True, "local_files_only": True}
         self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", torch_dtype=self.dtype, **weights)
@@ -61,7 +69,7 @@ class Diffusion:
         self.vae = self._frozen(self.vae)
         self.tokenizers, self.text_encoders = self._load_text(root, weights)
         self._unconditional: dict[str | None, TextEmbeds] = {}
-        if self.device.type == "cuda":
+        if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
         if compile_unet:

@@ -33,6 +33,7 @@ class SamplerConfig:
     lanes: int | None = None
     num_threads: int | None = None
     compile: bool = False
+    channels_last: bool | None = None  # None: on CUDA
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ class DDIMSampler:
         precision = str(model.dtype).removeprefix("torch.") + ("-compiled" if self.config.compile else "")
         shape = f"{width}x{height}-{lanes}lanes-{self._decode_batch(width, height)}decode"
         parts = (model.info.fingerprint, where, precision, shape, self.config.solver, f"torch-{torch.__version__}")
+        if model.channels_last != (model.device.type == "cuda"):
+            precision += "-nhwc" if model.channels_last else "-nchw"
         return "/".join(parts)
 
     def stats(self) -> dict[str, float]:
@@ -149,7 +151,7 @@ class DDIMSampler:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         info = inspect_checkpoint(config.model_path, config.variant)
-        self.model = Diffusion(info, config.dtype, config.device, config.compile)
+        self.model = Diffusion(info, config.dtype, config.device, config.compile, config.channels_last)
         self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing)
         self.clocks = {name: DeviceClock(self.model.device) for name in ("unet", "vae", "text")}
         self.denoiser = Denoiser(

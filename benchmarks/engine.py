@@ -208,7 +208,7 @@ def cases(given: argparse.Namespace, path: str) -> list[list[Any]]:
     found = _case("even", even, {"ours": ours, "diffusers": theirs}, given.repeats, given.batch)
     if given.rows:
         mixed = make_rows(given.rows, mixed_steps(given.rows), size)
-        sides = {"ours": ours, "longest": theirs, "grouped": functools.partial(theirs, cut=by_budget)}
+        sides: dict[str, Side] = {"ours": ours, "longest": theirs, "grouped": functools.partial(theirs, cut=by_budget)}
         found += _case("mixed", mixed, sides, given.mixed_repeats, given.batch)
     return found
 

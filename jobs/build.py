@@ -254,6 +254,8 @@ def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
         dtype=model.dtype,
         device=model.device,
         solver=sampling.solver,
+        compile=sampling.compile,
+        channels_last=sampling.channels_last,
         timestep_spacing=sampling.timestep_spacing,
         guidance_interval=(interval[0], interval[1]) if interval else None,
     )

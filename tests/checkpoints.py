@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -84,6 +85,7 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
     """kind: sd1 (epsilon), sd2 (v-prediction, zero terminal SNR) or sdxl; 16 x 16 px, random weights."""
     torch.manual_seed(0)
     scheduler = DDIMScheduler(**SCHEDULERS[kind])
+    pipeline: Any
     if kind == "sdxl":
         pipeline = StableDiffusionXLPipeline(
             _vae(),

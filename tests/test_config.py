@@ -65,6 +65,8 @@ def test_the_contracts_defaults() -> None:
             "width": None,
             "height": None,
             "timestep_spacing": None,
+            "compile": False,
+            "channels_last": None,
         },
         "quality": [],
         "pools": [

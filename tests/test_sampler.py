@@ -182,3 +182,22 @@ def test_fingerprint_follows_the_weights(sd1, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert inspect_checkpoint(str(folder)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("config", "mark"),
+    [
+        pytest.param({"compile": True}, "float32-compiled", marks=pytest.mark.slow),  # minutes on a busy machine
+        ({"channels_last": True}, "float32-nhwc"),
+    ],
+)
+def test_a_compiled_or_channels_last_model_gives_the_picture_and_its_class_says_so(sd1, config, mark):
+    plain, sampler = (
+        DDIMSampler(SamplerConfig(str(sd1), lanes=4)),
+        DDIMSampler(SamplerConfig(str(sd1), lanes=4, **config)),
+    )
+    expected, found = plain.submit(row()).result(), sampler.submit(row()).result()
+    assert np.abs(found.image.astype(int) - expected.image).max() <= 1
+    assert found.render_class.split("/")[2] == mark
+    sampler.close()
+    plain.close()
