@@ -113,17 +113,15 @@ def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
     from actors.policy import PolicyError, Setting, read_card, uncalibrated
     from actors.policy import check_policy as check_card
     from pipelines.folder import StorageError
-    from pipelines.models import ModelSource
 
     steps, sampling = job.config.steps, job.config.sampling
     if steps.selector != "policy":
         return []
-    if steps.policy is None and not (ROOT / EMBEDDED_POLICY).exists():
-        remedy = "set steps.selector: words, or fixed with steps.fixed"
-        raise job.fault("steps.selector", f"no trained policy is shipped yet: {remedy}")
+    if steps.policy is None and job.config.model.path is not None:
+        remedy = "name one in steps.policy (rollout, then train), or set steps.selector: words, or fixed"
+        raise job.fault("steps.selector", f"the shipped policy reads the embedded model's text encoder alone: {remedy}")
     try:
-        path = steps.policy or str(ROOT / EMBEDDED_POLICY)
-        card = read_card(ModelSource(path, storage=storage_options(job)).local() if "://" in path else path)
+        card = read_card(local_policy(job))
         check_card(card, choices=tuple(steps.choices) if steps.choices else None)
     except (PolicyError, StorageError) as error:
         raise job.fault("steps.policy", str(error)) from error
@@ -254,10 +252,10 @@ def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
         dtype=model.dtype,
         device=model.device,
         solver=sampling.solver,
-        compile=sampling.compile,
-        channels_last=sampling.channels_last,
         timestep_spacing=sampling.timestep_spacing,
         guidance_interval=(interval[0], interval[1]) if interval else None,
+        compile=sampling.compile,
+        channels_last=sampling.channels_last,
     )
 
 
@@ -272,8 +270,21 @@ def pool_actors(pool: Pool) -> int | tuple[int, int]:
 
 
 def largest_budget(job: Job) -> int:
-    """What savings are counted against, where no plan says it better: the top of the menu."""
-    return max(job.config.steps.choices or PAPER_CHOICES)
+    """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
+    from actors.policy import read_card
+
+    steps = job.config.steps
+    if steps.choices is None and steps.selector == "policy":
+        return read_card(local_policy(job)).choices[-1]
+    return max(steps.choices or PAPER_CHOICES)
+
+
+def local_policy(job: Job) -> str:
+    """The folder of the job's policy, the embedded one where it names none, on this machine. Raises StorageError."""
+    from pipelines.models import ModelSource
+
+    path = job.config.steps.policy or str(ROOT / EMBEDDED_POLICY)
+    return ModelSource(path, storage=storage_options(job)).local() if "://" in path else path
 
 
 def _allowed_steps(job: Job, info: "CheckpointInfo") -> frozenset[int]:

@@ -7,7 +7,7 @@ from jobs.command import DONE, address_option, console_options, job_argument, se
 from jobs.console import Console
 from jobs.judging import judged, report, text
 from jobs.learning import policy_folder, reward_table, rollout_run, table_run, whole_table
-from jobs.load import load_job
+from jobs.load import Job, load_job
 from jobs.rollouts import prompts_of, roll_out, variant_job, variant_path
 
 
@@ -39,7 +39,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     learned, kept = reward_table(job)
     run = rollout_run(job, "evaluate.table") if given.table else table_run(job)
     table = whole_table(job, "evaluate.table", run) if kept is None else kept
-    policy = job.config.steps.policy or f"{policy_folder(job).url}/policy"
+    policy = trained_policy(job)
     variants = {}
     for variant in given.variants:
         path = variant_path(run, variant)
@@ -61,3 +61,11 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     documents = {name: document(each) for name, each in found.items()}
     console.result({"run": run.url, "status": "done", "report": where, "judges": documents}, f"{text(found)}\n{where}")
     return DONE
+
+
+def trained_policy(job: Job) -> str:
+    """The policy's folder on this machine: steps.policy, else what `train` made of the table. Raises StorageError."""
+    steps = job.config.steps.model_copy(
+        update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
+    )
+    return build.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs import build
-from jobs.cluster import ROOT
 from jobs.learning import EVALUATION
 from jobs.load import Job
 from jobs.page import STYLE
@@ -23,19 +22,6 @@ if TYPE_CHECKING:
     from training.table import RewardTable
 
 OWN = "the job's own scorer"
-
-
-def local_policy(job: Job, path: str) -> str:
-    """The policy's folder on this machine. Raises PolicyError, StorageError."""
-    from pipelines.models import ModelSource
-
-    return ModelSource(path, storage=build.storage_options(job, "output")).local() if "://" in path else path
-
-
-def policy_at_hand(job: Job) -> str:
-    """steps.policy, or the embedded one. Raises ConfigError where there is none."""
-    build.check_policy(job, build.checkpoint(job))
-    return job.config.steps.policy or str(ROOT / build.EMBEDDED_POLICY)
 
 
 def judged(
@@ -52,7 +38,7 @@ def judged(
 
     given = job.config.evaluate
     try:
-        reading = read_prompts(local_policy(job, policy), build.model_source(job).local(), table, learned)
+        reading = read_prompts(policy, build.model_source(job).local(), table, learned)
         judge = given.judge or unseen_judge(job, table)
         return {
             name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))

@@ -9,7 +9,7 @@ from jobs.cluster import start_ray
 from jobs.command import DONE, address_option, console_options, job_argument, set_option
 from jobs.config import Scorer
 from jobs.console import Console
-from jobs.judging import judged, local_policy, policy_at_hand, report, text
+from jobs.judging import judged, report, text
 from jobs.learning import whole_table
 from jobs.load import Job, load_job
 from jobs.rollouts import roll_out
@@ -45,17 +45,25 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     Example:
       python -m jobs pilot spring.yaml --rows 400
     """
+    from actors.policy import read_card
+
     job = with_quality(load_job(job_path, sets))
-    policy = policy_at_hand(job)
+    build.check_policy(job, build.checkpoint(job))
+    policy = build.local_policy(job)
     start_ray(address, console.debug)
     path = f"{str(job.config.output.path).rstrip('/')}-pilot"
-    code = roll_out(console, job, path, sample(console, job, rows), menu(job, policy), seeds)
+    code = roll_out(console, job, path, sample(console, job, rows), read_card(policy).choices, seeds)
     if code != DONE:
         return code
     run = build.run_at(job, path)
     table = whole_table(job, "quality", run)
     found = judged(job, policy, table, None, {})
-    about = {"prompts": len(table.prompts), "of": job.config.input.path, "policy": policy, "seeds": table.num_seeds}
+    about = {
+        "prompts": len(table.prompts),
+        "of": job.config.input.path,
+        "policy": job.config.steps.policy or "embedded",
+        "seeds": table.num_seeds,
+    }
     where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about)
     from training.findings import document
 
@@ -71,13 +79,6 @@ def with_quality(job: Job) -> Job:
     if job.config.model.path is not None:
         raise job.fault("quality", "a pilot needs scorers: set quality, for example [{scorer: clip, path: ...}]")
     return Job(job.config.model_copy(update={"quality": EMBEDDED_QUALITY}), job.source)
-
-
-def menu(job: Job, policy: str) -> tuple[int, ...]:
-    """The policy's budgets."""
-    from actors.policy import read_card
-
-    return read_card(local_policy(job, policy)).choices
 
 
 def sample(console: Console, job: Job, count: int) -> "pa.Table":

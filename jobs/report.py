@@ -19,16 +19,20 @@ MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 6, 14, 26, 18, 20
 
 @dataclass(frozen=True)
 class Grid:
-    """The sheet's measures in px: cards of a picture and its text, in columns. lines: of each row's longest text."""
+    """The sheet's measures in px: cards of pictures and their text, in columns. lines: of each row's longest text.
+
+    picture: the room of one; a card has `abreast` of them.
+    """
 
     columns: int
     picture: int
+    abreast: int
     lines: tuple[int, ...]
 
     @property
     def width(self) -> int:
         """Of a card."""
-        return self.picture + 2 * PAD_PX
+        return self.abreast * (self.picture + PAD_PX) + PAD_PX
 
     def height(self, row: int) -> int:
         """Of the cards of a row."""
@@ -51,25 +55,31 @@ class Grid:
 
 
 def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "", columns: int | None = None) -> bytes:
-    """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps."""
-    pictures = [_enlarged(row["image"]) for row in rows]
-    columns = columns or max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows))))))
-    side = max((max(picture.size) for picture in pictures), default=128)
-    font = _font(PROMPT_SIZE_PX)
-    prompts = [wrapped(str(row["prompt"]), lambda text: font.getlength(text) <= side, MOST_LINES) for row in rows]
+    """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps.
+
+    A row with `beside`, another row, shows that one's picture and steps to the right of its own.
+    """
+    groups = [[row, row["beside"]] if row.get("beside") else [row] for row in rows]
+    pictures = [[_enlarged(shown["image"]) for shown in group] for group in groups]
+    abreast = max(map(len, groups), default=1)
+    columns = columns or max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows)) / abreast))))
+    side = max((max(picture.size) for group in pictures for picture in group), default=128)
+    font, room = _font(PROMPT_SIZE_PX), abreast * (side + PAD_PX) - PAD_PX
+    prompts = [wrapped(str(row["prompt"]), lambda text: font.getlength(text) <= room, MOST_LINES) for row in rows]
     longest = [max(map(len, prompts[at : at + columns])) for at in range(0, len(prompts), columns)]
-    grid = Grid(columns, side, tuple(longest))
+    grid = Grid(columns, side, abreast, tuple(longest))
     sheet = Image.new("RGB", grid.size, PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX - 6), title, INK, _font(TITLE_SIZE_PX))
     draw.text((MARGIN_PX, MARGIN_PX + 32), subtitle, GREY, _font(PROMPT_SIZE_PX + 1))
-    budgets = [row["num_steps"] for row in rows if row.get("num_steps")]
+    budgets = [shown["num_steps"] for group in groups for shown in group if shown.get("num_steps")]
     bounds = (min(budgets, default=1), max(budgets, default=1))
-    for index, (row, picture, lines) in enumerate(zip(rows, pictures, prompts, strict=True)):
-        text_top = _card(sheet, draw, grid, index, picture)
+    for index, (group, some, lines) in enumerate(zip(groups, pictures, prompts, strict=True)):
+        text_top = _card(sheet, draw, grid, index, some)
         left = grid.corner(index)[0] + PAD_PX
-        if row.get("num_steps"):
-            _badge(draw, (left, text_top), row["num_steps"], bounds)
+        for at, shown in enumerate(group):
+            if shown.get("num_steps"):
+                _badge(draw, (left + at * (side + PAD_PX), text_top), shown["num_steps"], bounds)
         draw.text((left, text_top + BADGE_PX + 6), "\n".join(lines), INK, font, spacing=4)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
@@ -89,13 +99,16 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size_px)
 
 
-def _card(sheet: Image.Image, draw: ImageDraw.ImageDraw, grid: Grid, index: int, picture: Image.Image) -> int:
-    """Draws frame and picture; where the text begins, in px from above."""
+def _card(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, grid: Grid, index: int, pictures: Sequence[Image.Image]
+) -> int:
+    """Draws frame and pictures; where the text begins, in px from above."""
     left, top = grid.corner(index)
     width, height = grid.width, grid.height(index // grid.columns)
     draw.rounded_rectangle((left, top, left + width - 1, top + height - 1), 8, CARD, EDGE)
-    x, y = left + PAD_PX + (grid.picture - picture.width) // 2, top + PAD_PX + (grid.picture - picture.height) // 2
-    sheet.paste(picture, (x, y))
+    for at, picture in enumerate(pictures):
+        x = left + PAD_PX + at * (grid.picture + PAD_PX) + (grid.picture - picture.width) // 2
+        sheet.paste(picture, (x, top + PAD_PX + (grid.picture - picture.height) // 2))
     return top + 2 * PAD_PX + grid.picture - 2
 
 

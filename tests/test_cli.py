@@ -21,6 +21,7 @@ from jobs.load import Job, load_job, read_job
 from jobs.source import ConfigError
 
 ROOT = Path(__file__).parent.parent
+LEARNING = ("train", "evaluate", "pilot")
 MODEL = ROOT / "training/scenes/model"
 has_model = pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
 
@@ -70,7 +71,7 @@ def test_every_verb_has_help_and_the_common_options(verb: str, capsys: pytest.Ca
     assert "--json" in shown
     assert "--debug" in shown
     assert ("--set" in shown) == (verb not in ("init", "schema"))
-    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout"))
+    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout", *LEARNING))
     assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run", "rollout"))
 
 
@@ -181,12 +182,11 @@ def test_render_without_a_plan_names_the_verb_that_makes_one(capsys: pytest.Capt
 
 
 @has_model
-def test_no_policy_is_shipped_yet_and_the_refusal_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    if (ROOT / build.EMBEDDED_POLICY).exists():
-        pytest.skip("a policy is shipped")
-    code, err = failing(capsys, "plan", "job.yaml", "-s", "steps.selector=policy")
+def test_the_shipped_policy_is_for_the_embedded_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(ROOT / build.EMBEDDED_MODEL)  # named, it may be any checkpoint
+    code, err = failing(capsys, "plan", "job.yaml", "-s", "steps.selector=policy", "-s", f"model.path={other}")
     assert code == 2
-    assert err.startswith("error: --set steps.selector=policy: ")
+    assert err.startswith("error: --set steps.selector=policy: the shipped policy reads the embedded model's text")
     assert "steps.selector: words" in err
 
 
