@@ -21,7 +21,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """model_path: a local diffusers folder. lanes: of a UNet call; None: by device and size. num_threads: CPU only."""
+    """model_path: a local diffusers folder. lanes: of a call; None: calibrated, or by size. num_threads: CPU only."""
 
     model_path: str
     variant: str | None = None
@@ -34,6 +34,7 @@ class SamplerConfig:
     num_threads: int | None = None
     compile: bool = False
     channels_last: bool | None = None  # None: on CUDA
+    calibrated: tuple[tuple[str, int], ...] = ()  # places and their lanes, where `lanes` is None
 
 
 @dataclass(frozen=True)

@@ -111,17 +111,24 @@ class DDIMSampler:
         """All that decides a picture beside its row: within a class the bytes are equal, whatever the neighbours."""
         model = self.model
         lanes = lanes or self.denoiser.num_lanes(model.latent_shape(width, height))
+        lanes = lanes or self.denoiser.num_lanes(self.model.latent_shape(width, height))
+        shape = f"{width}x{height}-{lanes}lanes-{self.decode_batch(width, height)}decode"
+        return "/".join((*self._where(), shape, self.config.solver, f"torch-{torch.__version__}"))
+
+    def place(self, width: int, height: int) -> str:
+        """What a number of lanes is right for: model, device, precision and size."""
+        return "/".join((*self._where(), f"{width}x{height}"))
+
+    def _where(self) -> tuple[str, str, str]:
         where = model.device.type
         if where == "cpu":
             where = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{torch.get_num_threads()}t"
         elif where == "cuda":
             where = torch.cuda.get_device_name(model.device).replace(" ", "-").lower()
         precision = str(model.dtype).removeprefix("torch.") + ("-compiled" if self.config.compile else "")
-        shape = f"{width}x{height}-{lanes}lanes-{self._decode_batch(width, height)}decode"
-        parts = (model.info.fingerprint, where, precision, shape, self.config.solver, f"torch-{torch.__version__}")
         if model.channels_last != (model.device.type == "cuda"):
             precision += "-nhwc" if model.channels_last else "-nchw"
-        return "/".join(parts)
+        return model.info.fingerprint, where, precision
 
     def stats(self) -> dict[str, float]:
         """Since the model was loaded: images, unet_calls, lanes_filled, lanes_offered; unet_, vae_ and text_seconds."""
@@ -159,15 +166,20 @@ class DDIMSampler:
         )
 
     def _num_lanes(self, shape: tuple[int, int, int]) -> int:
-        """Where not configured: enough to fill the device at this latent size, before anything was measured."""
+        """As configured, else as calibrated, else enough to fill the device at this latent size."""
         if self.config.lanes:
             return self.config.lanes
         area = shape[1] * shape[2]
+        factor = self.model.info.vae_scale_factor
+        calibrated = dict(self.config.calibrated).get(self.place(shape[2] * factor, shape[1] * factor))
+        if calibrated:
+            return calibrated
         if self.model.device.type == "cuda":
             return 32 if area <= 64 * 64 else 16
         return 16 if area <= 32 * 32 else 4
 
-    def _decode_batch(self, width: int, height: int) -> int:
+    def decode_batch(self, width: int, height: int) -> int:
+        """Pictures of a decoder call."""
         return max(1, min(8, 2**18 // (width * height)) >> self._decode_halvings)
 
     def _predict(self, *args: Any) -> torch.Tensor:
@@ -207,7 +219,7 @@ class DDIMSampler:
         """Decodes as soon as there is a whole batch of this size; the rest waits for more, or for `_flush`."""
         self._ended.append((flight, latent))
         same = [e for e in self._ended if e[0].shape == flight.shape]
-        if len(same) == self._decode_batch(flight.row.row.width, flight.row.row.height):
+        if len(same) == self.decode_batch(flight.row.row.width, flight.row.row.height):
             self._decode(same)
 
     def _flush(self) -> None:
@@ -220,7 +232,7 @@ class DDIMSampler:
         taken = {id(flight) for flight, _ in ended}
         self._ended = [e for e in self._ended if id(e[0]) not in taken]
         while ended:
-            batch = self._decode_batch(ended[0][0].row.row.width, ended[0][0].row.row.height)
+            batch = self.decode_batch(ended[0][0].row.row.width, ended[0][0].row.row.height)
             first, fits = ended[:batch], True
             try:
                 each_alone(self._decode_slice, first, lambda e, error: _fail(e[0].row, error))
@@ -237,7 +249,7 @@ class DDIMSampler:
         """One decoder call, padded to the batch of its size."""
         row = ended[0][0].row.row
         latents = torch.stack([latent for _, latent in ended])
-        spare = self._decode_batch(row.width, row.height) - len(ended)
+        spare = self.decode_batch(row.width, row.height) - len(ended)
         with self.clocks["vae"]:
             images, finite = self.model.decode(torch.cat([latents, latents[:1].expand(spare, *latents.shape[1:])]))
         self.images += len(ended)

@@ -14,6 +14,7 @@ VERBS = {
     "demo": "Render the shipped prompts with the embedded model; look at the pictures.",
     "init": "Write a job file to begin with.",
     "validate": "Check a job file, its model, its input and its output; render nothing.",
+    "calibrate": "Measure how many lanes this machine's device wants, and what a step and a picture cost.",
     "plan": "Choose the steps of every prompt; show the budgets and the cost.",
     "render": "Render what is planned and not yet done.",
     "run": "Plan, then render: the whole job.",

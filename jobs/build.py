@@ -4,6 +4,8 @@ The rooms are imported inside the functions: a `--help` pays for none of them.
 """
 
 import importlib
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import ROOT
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.scoring import ScorerSource
     from pipelines.store import RunFolder
 
+CALIBRATION = "calibration.json"  # in the run folder
 EMBEDDED_MODEL = "training/scenes/model"
 EMBEDDED_POLICY = "training/scenes/policy"
 
@@ -156,8 +159,26 @@ def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
     )
     output = job.config.output
     return RenderConfig(
-        model_source(job), sampler_config(job, info), pools, output.layout, output.format, scorer_sources(job)
+        model_source(job),
+        replace(sampler_config(job, info), calibrated=calibrated_lanes(run_folder(job))),
+        pools,
+        output.layout,
+        output.format,
+        scorer_sources(job),
     )
+
+
+def calibrations(run: "RunFolder") -> dict[str, Any]:
+    """What `calibrate` measured for this run: by model, device, precision and size."""
+    try:
+        return json.loads(run.read(CALIBRATION))
+    except FileNotFoundError:
+        return {}
+
+
+def calibrated_lanes(run: "RunFolder") -> tuple[tuple[str, int], ...]:
+    """Those places with their lanes, for `lanes: auto`."""
+    return tuple((place, found["lanes"]) for place, found in calibrations(run).items())
 
 
 def scorer_sources(job: Job) -> "tuple[ScorerSource, ...]":
