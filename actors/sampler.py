@@ -109,8 +109,6 @@ class DDIMSampler:
 
     def render_class(self, width: int, height: int, lanes: int | None = None) -> str:
         """All that decides a picture beside its row: within a class the bytes are equal, whatever the neighbours."""
-        model = self.model
-        lanes = lanes or self.denoiser.num_lanes(model.latent_shape(width, height))
         lanes = lanes or self.denoiser.num_lanes(self.model.latent_shape(width, height))
         shape = f"{width}x{height}-{lanes}lanes-{self.decode_batch(width, height)}decode"
         return "/".join((*self._where(), shape, self.config.solver, f"torch-{torch.__version__}"))
@@ -122,6 +120,7 @@ class DDIMSampler:
     def _where(self) -> tuple[str, str, str]:
         where = model.device.type
         if where == "cpu":
+        model = self.model
             where = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{torch.get_num_threads()}t"
         elif where == "cuda":
             where = torch.cuda.get_device_name(model.device).replace(" ", "-").lower()
@@ -169,13 +168,13 @@ class DDIMSampler:
         """As configured, else as calibrated, else enough to fill the device at this latent size."""
         if self.config.lanes:
             return self.config.lanes
-        area = shape[1] * shape[2]
         factor = self.model.info.vae_scale_factor
         calibrated = dict(self.config.calibrated).get(self.place(shape[2] * factor, shape[1] * factor))
         if calibrated:
             return calibrated
         if self.model.device.type == "cuda":
             return 32 if area <= 64 * 64 else 16
+        area = shape[1] * shape[2]
         return 16 if area <= 32 * 32 else 4
 
     def decode_batch(self, width: int, height: int) -> int:
