@@ -50,10 +50,11 @@ MIB = 1 << 20
 
 @dataclass
 class Peaks:
-    """Samples memory until `stop`: peak bytes of this process and of all its workers together."""
+    """Samples memory until `stop`: peak bytes of this process, of all its workers together, of the ledger."""
 
     driver: int = 0
     workers: int = 0
+    ledger: int = 0
 
     def __post_init__(self) -> None:
         self._stopped = threading.Event()
@@ -65,11 +66,19 @@ class Peaks:
         self._stopped.set()
         self._thread.join()
 
+    @staticmethod
+    def now() -> int:
+        """Private bytes of this process."""
+        return _private(psutil.Process())
+
     def _watch(self) -> None:
         me = psutil.Process()
         while not self._stopped.wait(0.25):
             self.driver = max(self.driver, _private(me))
-            self.workers = max(self.workers, sum(map(_private, _workers(me))))
+            sizes = {worker: _private(worker) for worker in _workers(me)}
+            self.workers = max(self.workers, sum(sizes.values()))
+            ledgers = [size for worker, size in sizes.items() if "Ledger" in _name(worker)]
+            self.ledger = max(self.ledger, *ledgers, 0)
 
 
 def _workers(me: psutil.Process) -> list[psutil.Process]:

@@ -1,0 +1,175 @@
+"""Planning and rendering at sizes that no network could be run at: a fake engine that sleeps in each UNet call.
+
+    python -m benchmarks.scale [--rows 2000 10000] [--shards 20] [--actors 2 8] [--call-s 0.01] [--write]
+
+For each size a plan is made and rendered by real workers in real pools, one table line for each number of actors. `fit`
+is a straight line through the sizes: what a billion rows would need. Resume is a second run that finds all of it done.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.rows import SamplerConfig
+from actors.selector import SelectorConfig
+from benchmarks.fake_engine import CALL_ENV, FakeWorker
+from benchmarks.measure import arguments, machine, markdown, report
+from benchmarks.plan import MIB, Peaks, write_prompts
+from pipelines import pools
+from pipelines.canonical import RowDefaults
+from pipelines.inspection import PromptSource
+from pipelines.models import ModelSource
+from pipelines.plan import PlanConfig, PoolBudgets, make_plan
+from pipelines.pools import PoolSpec, RenderConfig, planned_shards
+from pipelines.render import render
+from pipelines.store import RunFolder
+
+MENU = (3, 4, 5, 6, 8)
+BILLION = 1_000_000_000
+COLUMNS = (
+    *("rows", "shards", "actors", "plan s", "plan MiB", "render s", "actors busy", "overhead ms a shard"),
+    *("lanes used", "driver MiB", "ledger MiB", "resume s"),
+)
+
+
+@dataclass
+class Line:
+    """One run. Memory is the growth of private memory, by its peak; busy: in the engine, of first to last row."""
+
+    rows: int
+    shards: int
+    actors: int
+    plan_s: float
+    plan_mib: float
+    render_s: float
+    busy: float
+    overhead_ms: float
+    lanes_used: float
+    driver_mib: float
+    ledger_mib: float
+    resume_s: float
+
+    @property
+    def cells(self) -> list[Any]:
+        """As the table shows it."""
+        shares = {"busy": f"{self.busy:.1%}", "lanes_used": f"{self.lanes_used:.1%}"}
+        return [shares.get(name, value) for name, value in vars(self).items()]
+
+
+def plan(folder: Path, rows: int, shards: int) -> tuple[RunFolder, float, float, int]:
+    """-> the run, seconds, MiB, shards."""
+    (folder / "prompts").mkdir(parents=True)
+    write_prompts(folder / "prompts", rows)
+    source = PromptSource(str(folder / "prompts"), defaults=RowDefaults(7.5, 8, 8, frozenset(range(1, 1000))))
+    each = max(1, rows // shards)
+    config = PlanConfig(
+        source,
+        SelectorConfig("words", MENU),
+        (PoolBudgets("default"),),
+        shard_rows=each,
+        shard_lane_steps=2 * MENU[-1] * each,
+    )
+    run, peaks, started = RunFolder(str(folder / "run")), Peaks(), time.monotonic()
+    before = peaks.now()
+    summary = make_plan(run, config)
+    peaks.stop()
+    return run, time.monotonic() - started, (peaks.driver - before) / MIB, summary.shards
+
+
+def rendered(run: RunFolder, actors: int, layout: str) -> tuple[Any, Peaks, float]:
+    """-> the result, memory, MiB that the driver had before."""
+    config = RenderConfig(
+        ModelSource(""), SamplerConfig("", dtype="float32"), (PoolSpec(actors=actors, num_cpus=0.01),), layout
+    )
+    peaks = Peaks()
+    before = peaks.now()
+    result = render(run, config)
+    peaks.stop()
+    return result, peaks, before / MIB
+
+
+def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
+    """Plan, render, resume."""
+    with tempfile.TemporaryDirectory(prefix="scale-") as name:
+        run, plan_s, plan_mib, shards = plan(Path(name), rows, max(given.shards, actors * given.shards_an_actor))
+        result, peaks, before = rendered(run, actors, given.layout)
+        assert len(run.done_shards()) == shards
+        assert sum(table.num_rows for table in run.manifests()) == rows
+        started = time.monotonic()
+        specs = (PoolSpec(actors=actors),)
+        assert {shard.id for shard in planned_shards(run, specs)} == run.done_shards()
+        resume_s = time.monotonic() - started
+    spans = result.unet_calls * given.call_s / result.unet_share  # seconds of all actors, first to last row
+    overhead = 1000 * (1 - result.unet_share) * spans / shards
+    memory = (peaks.driver / MIB - before, peaks.ledger / MIB)
+    shares = (result.unet_share, overhead, result.lane_fill)
+    return Line(rows, shards, actors, plan_s, plan_mib, result.seconds, *shares, *memory, resume_s)
+
+
+def fit(lines: list[Line]) -> str:
+    """Memory by rows, overhead and resume by shards, as straight lines, and where they are at a billion rows."""
+    sizes = sorted({line.rows for line in lines})
+    if len(sizes) < 2:
+        return "One size: no line can be fitted."
+    rows, shards = ([getattr(line, name) for line in lines] for name in ("rows", "shards"))
+    words = []
+    for name, by, unit in (
+        ("plan_mib", rows, "MiB"),
+        ("driver_mib", rows, "MiB"),
+        ("ledger_mib", shards, "MiB"),
+        ("resume_s", shards, "s"),
+    ):
+        slope, start = np.polyfit(by, [getattr(line, name) for line in lines], 1)
+        ratio = BILLION if by is rows else BILLION / lines[-1].rows * lines[-1].shards
+        what = "row" if by is rows else "shard"
+        size = f"{slope * MIB:.0f} bytes" if unit == "MiB" else f"{1e6 * slope:.0f} us"
+        words.append(f"{name}: {start:.3g} {unit} + {size} a {what}, {start + slope * ratio:,.0f} {unit} at 1e9 rows")
+    return "Straight lines: " + "; ".join(words) + "."
+
+
+def main() -> None:
+    """Print the table."""
+    parser = arguments(__doc__, repeats=1)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2000])
+    parser.add_argument("--shards", type=int, default=20, help="of a plan, about")
+    parser.add_argument("--shards-an-actor", type=int, default=0, help="and no fewer than so many an actor")
+    parser.add_argument("--rows-an-actor", type=int, help="weak scaling: rows are so many an actor, not --rows")
+    parser.add_argument("--actors", type=int, nargs="+", default=[2])
+    parser.add_argument("--call-s", type=float, default=0.01, help="seconds of a UNet call")
+    parser.add_argument("--layout", default="none", choices=("none", "webdataset", "files", "parquet"))
+    given = parser.parse_args()
+    os.environ[CALL_ENV] = str(given.call_s)
+    pools.RenderWorker = FakeWorker  # type: ignore[misc]
+    where, lines = machine(), []
+    ray.init(address="local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    sizes = [(rows, actors) for rows in given.rows for actors in given.actors]
+    if given.rows_an_actor:
+        sizes = [(given.rows_an_actor * actors, actors) for actors in given.actors]
+    for rows, actors in sizes:
+        lines.append(measure(rows, actors, given))
+    table = markdown(COLUMNS, [line.cells for line in lines])
+    if given.rows_an_actor:
+        first = lines[0]
+        shares = (f"{line.actors} actors {first.render_s / line.render_s:.1%}" for line in lines)
+        words = f"Weak scaling, {given.rows_an_actor:,} rows an actor, wall time with the start of actors: "
+        table += f"\n\n{words}{', '.join(shares)}; busy share against the first: " + ", ".join(
+            f"{line.busy / first.busy:.1%}" for line in lines
+        )
+    else:
+        table += f"\n\n{fit(lines)}"
+    what = f"Fake engine, {given.call_s} s a call of 8 guided rows, budgets {MENU}, layout {given.layout}."
+    document = {"options": vars(given), "rows": [vars(line) for line in lines]}
+    report("scale", f"{what}\n\n{table}", document, where, given.write)
+
+
+if __name__ == "__main__":
+    main()
