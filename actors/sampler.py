@@ -32,19 +32,21 @@ class NotFinite(RuntimeError):
 
 
 class _Requests:
-    """The source of submitted rows: (row, future) in the order of submission."""
+    """The source of submitted rows: (row, future) in the order of submission, without those that were cancelled."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def take(self, wait: bool) -> "_Request | None":
-        try:
-            item = self.queue.get(block=wait)
-        except queue.Empty:
-            return None
-        if item is _STOP:
-            raise EndOfRows
-        return item
+        while True:
+            try:
+                item = self.queue.get(block=wait)
+            except queue.Empty:
+                return None
+            if item is _STOP:
+                raise EndOfRows
+            if item.future.set_running_or_notify_cancel():  # else it was taken back
+                return item
 
 
 @dataclass(eq=False)
@@ -118,9 +120,9 @@ class DDIMSampler:
         return "/".join((*self._where(), f"{width}x{height}"))
 
     def _where(self) -> tuple[str, str, str]:
+        model = self.model
         where = model.device.type
         if where == "cpu":
-        model = self.model
             where = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}-{torch.get_num_threads()}t"
         elif where == "cuda":
             where = torch.cuda.get_device_name(model.device).replace(" ", "-").lower()
@@ -172,9 +174,9 @@ class DDIMSampler:
         calibrated = dict(self.config.calibrated).get(self.place(shape[2] * factor, shape[1] * factor))
         if calibrated:
             return calibrated
+        area = shape[1] * shape[2]
         if self.model.device.type == "cuda":
             return 32 if area <= 64 * 64 else 16
-        area = shape[1] * shape[2]
         return 16 if area <= 32 * 32 else 4
 
     def decode_batch(self, width: int, height: int) -> int:
