@@ -4,6 +4,7 @@ The last resort for a shard whose workers keep dying: slow, but it ends, and eve
 Run as `python -m pipelines.isolation FD`, it is the child: rows and settings from stdin, results to the descriptor.
 """
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -22,45 +24,62 @@ from actors.sampler import DDIMSampler
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
-SILENCE_S = 600.0  # a child without a result for so long hangs, and is killed
+SILENCE_S = 900.0  # a child without a step or a result for so long hangs, and is killed
+TICK_S = 1.0
+_CHILDREN: set[subprocess.Popen] = set()
 
 
 class WorkerDied(RuntimeError):
-    """The process that rendered the row ended, or hung, each time."""
+    """The process that rendered the row ended each time."""
+
+
+class RowTimeout(WorkerDied):
+    """The process that rendered the row hung each time."""
 
 
 def render_isolated(
-    config: SamplerConfig, rows: Sequence[Row], silence_s: float = SILENCE_S
+    config: SamplerConfig,
+    rows: Sequence[Row],
+    silence_s: float = SILENCE_S,
+    on_move: Callable[[], None] = lambda: None,
 ) -> dict[str, Picture | Exception]:
-    """{id: picture, or what the row raised}; WorkerDied for a row that ends its process."""
+    """{id: picture, or what the row raised}; WorkerDied for a row that ends its process. on_move: it goes on."""
     if not rows:
         return {}
-    results, death = _in_child(config, rows, silence_s)
+    results, death = _in_child(config, rows, silence_s, on_move)
+    on_move()
     left = [row for row in rows if row.id not in results]
     if not left:
         return results
     log.warning("the child process %s with %d rows left", death, len(left))
     if len(left) == 1:
-        return results | {left[0].id: WorkerDied(f"worker died: its process {death}")}
+        return results | {left[0].id: death}
     middle = len(left) // 2
     for half in (left[:middle], left[middle:]):
-        results |= render_isolated(config, half, silence_s)
+        results |= render_isolated(config, half, silence_s, on_move)
     return results
 
 
+def end_children() -> None:
+    """For a process that is about to leave."""
+    for child in list(_CHILDREN):
+        child.kill()
+
+
 def _in_child(
-    config: SamplerConfig, rows: Sequence[Row], silence_s: float
-) -> tuple[dict[str, Picture | Exception], str]:
+    config: SamplerConfig, rows: Sequence[Row], silence_s: float, on_move: Callable[[], None]
+) -> tuple[dict[str, Picture | Exception], WorkerDied]:
     """-> what the child gave before it ended, and how it ended."""
     reading, writing = os.pipe()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.isolation", str(writing)],
+        [sys.executable, "-m", "pipelines.isolation", str(writing), str(silence_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         pass_fds=(writing,),
         env=environment,
     )
+    _CHILDREN.add(child)
     os.close(writing)
     assert child.stdin is not None
     with os.fdopen(reading, "rb") as results:
@@ -69,13 +88,16 @@ def _in_child(
             child.stdin.close()
         except BrokenPipeError:
             log.warning("the child process ended before it had its rows")
-        found, hung = _collect(child, results, silence_s)
+        found, hung = _collect(child, results, silence_s, on_move)
     code = child.wait()
-    return found, f"hung for {silence_s:.0f} s" if hung else _ending(code)
+    _CHILDREN.discard(child)
+    if hung:
+        return found, RowTimeout(f"timeout: its process hung for {silence_s:.0f} s")
+    return found, WorkerDied(f"worker died: its process {_ending(code)}")
 
 
 def _collect(
-    child: subprocess.Popen, results: BinaryIO, silence_s: float
+    child: subprocess.Popen, results: BinaryIO, silence_s: float, on_move: Callable[[], None]
 ) -> tuple[dict[str, Picture | Exception], bool]:
     found: dict[str, Picture | Exception] = {}
     hung = threading.Event()
@@ -93,7 +115,9 @@ def _collect(
             return found, hung.is_set()
         finally:
             timer.cancel()
-        found[id] = result
+        if id is not None:
+            found[id] = result
+        on_move()
 
 
 def _ending(code: int) -> str:
@@ -102,22 +126,45 @@ def _ending(code: int) -> str:
     return f"exited with code {code}"
 
 
-def _serve(config: SamplerConfig, rows: Sequence[Row], results: BinaryIO) -> None:
-    lock = threading.Lock()
+class _Child:
+    """Results to the parent, and a sign of life for every second with a step."""
 
-    def give(id: str, future: "Future[Picture]") -> None:
-        error: Any = future.exception()
-        with lock:
-            pickle.dump((id, error or future.result()), results)
-            results.flush()
+    def __init__(self, results: BinaryIO, silence_s: float) -> None:
+        self.results, self.silence_s = results, silence_s
+        self.lock = threading.Lock()
 
-    sampler = DDIMSampler(config)
-    for row in rows:
-        sampler.submit(row).add_done_callback(partial(give, row.id))
-    sampler.close()
+    def give(self, id: str | None, result: Any) -> None:
+        """id None: a sign of life."""
+        with self.lock:
+            pickle.dump((id, result), self.results)
+            self.results.flush()
+
+    def serve(self, config: SamplerConfig, rows: Sequence[Row]) -> None:
+        """Renders all rows."""
+        sampler = DDIMSampler(config)
+        threading.Thread(target=self._tick, args=(sampler,), daemon=True).start()
+        for row in rows:
+            sampler.submit(row).add_done_callback(partial(self._settled, row.id))
+        sampler.close()
+
+    def _settled(self, id: str, future: "Future[Picture]") -> None:
+        self.give(id, future.exception() or future.result())
+
+    def _tick(self, sampler: DDIMSampler) -> None:
+        """A child that hangs and whose parent is gone ends itself."""
+        seen: Any = None
+        while True:
+            if (stats := sampler.stats()) != seen:
+                seen = stats
+                faulthandler.dump_traceback_later(2 * self.silence_s, exit=True)
+                try:
+                    self.give(None, None)
+                except BrokenPipeError:  # the parent is gone
+                    os._exit(1)
+            time.sleep(TICK_S)
 
 
 if __name__ == "__main__":
     with os.fdopen(int(sys.argv[1]), "wb") as descriptor:
         sampler_config, planned = pickle.load(sys.stdin.buffer)
-        _serve(sampler_config, planned, descriptor)
+        _Child(descriptor, float(sys.argv[2])).serve(sampler_config, planned)

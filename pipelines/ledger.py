@@ -7,11 +7,15 @@ ledger that died is built again from the run folder and from its workers' heartb
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.repair import Order
 
 DONE, WAIT = "done", "wait"
 HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 60.0
 MAX_ATTEMPTS = 3
+MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Worker:
     actor: str
     incarnation: str
     pool: str
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class Lease:
-    """failures: attempts at the shard that ended without a manifest, in this run and before."""
+    """failures: attempts at the shard that ended without a manifest, in this run and before. order: what to repair."""
 
     shard: Shard
     failures: int
+    order: "Order | None" = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,14 @@ class Beat:
     worker: Worker
     images: Mapping[str, int]
     stats: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To a heartbeat. leave: the worker's node is being drained; done: shards in its hands that another committed."""
+
+    leave: bool = False
+    done: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Snapshot:
     ok: int
     steps: int  # sum of num_steps over the ok rows
     leased: int
+    deaths: int  # leases that ended with their worker
     workers: int
     pools: frozenset[str]  # with a live worker
     errors: tuple[str, ...]  # what shards failed with in this run, latest last
@@ -87,10 +102,18 @@ class Snapshot:
 class _State:
     shard: Shard
     failures: int = 0  # attempts before this ledger, deaths and failures since
+    order: "Order | None" = None
     raised: int = 0  # failures reported to this ledger
+    deaths: int = 0
+    found: bool = False  # its manifest was seen, written by nobody here as far as is known
     slot: Slot | None = None
     beaten_at: float = 0.0
     images: int = 0
+
+    @property
+    def rows(self) -> int:
+        """What is to be rendered."""
+        return len(self.order.ids) if self.order else self.shard.rows
 
 
 @dataclass
@@ -107,6 +130,7 @@ class Ledger:
     """Leases shards to slots, longest first. Never blocks; every call is cheap.
 
     done: shards with a manifest. attempts: counted in the run folder, so that no driver's death makes one forgotten.
+    orders: of shards that are repaired, whose manifests are there already.
     """
 
     def __init__(
@@ -115,18 +139,21 @@ class Ledger:
         done: Iterable[str] = (),
         attempts: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        orders: "Mapping[str, Order] | None" = None,
     ):
         self._clock, self._stopping = clock, False
         self._fatal: str | None = None
+        self._draining: frozenset[str] = frozenset()
+        self._deaths = 0
         everything = list(shards)
         self._shards, self._rows = len(everything), sum(s.rows for s in everything)
         finished = set(done)
         self._open = {
-            s.id: _State(s, (attempts or {}).get(s.id, 0))
+            s.id: _state(s, (attempts or {}).get(s.id, 0), (orders or {}).get(s.id))
             for s in sorted(everything, key=lambda s: (-s.lane_steps, s.id))
             if s.id not in finished
         }
-        self._rows_done = self._rows - sum(state.shard.rows for state in self._open.values())
+        self._rows_done = self._rows - sum(state.rows for state in self._open.values())
         self._counts = _Counts()
         self._seen: dict[Worker, float] = {}
         self._stats: dict[Worker, Mapping[str, float]] = {}
@@ -141,19 +168,19 @@ class Ledger:
         held = [state for state in self._open.values() if state.slot and state.slot.worker == slot.worker]
         for state in held:
             if state.slot == slot:
-                return Lease(state.shard, state.failures)
+                return Lease(state.shard, state.failures, state.order)
         mine = [state for state in self._open.values() if slot.worker.pool in state.shard.pools]
         if self._stopping or self._fatal or not mine:
             return DONE
-        if any(state.failures for state in held):
+        if any(state.failures for state in held) or slot.worker.node in self._draining:
             return WAIT
         self._expire()
-        free = [state for state in mine if state.slot is None and not (state.failures and held)]
+        free = [state for state in mine if state.slot is None and not state.found and not (state.failures and held)]
         chosen = min(free, key=lambda state: state.failures > 0, default=None)
         if chosen is None:
             return WAIT
         chosen.slot, chosen.beaten_at, chosen.images = slot, self._clock(), 0
-        return Lease(chosen.shard, chosen.failures)
+        return Lease(chosen.shard, chosen.failures, chosen.order)
 
     def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
         """The shard has a manifest, whoever wrote it. counts: ok, failed, filtered, steps of its rows."""
@@ -161,7 +188,7 @@ class Ledger:
         state = self._open.pop(shard_id, None)
         if state is None:
             return
-        self._rows_done += state.shard.rows
+        self._rows_done += state.rows
         for name in ("ok", "failed", "filtered", "steps"):
             setattr(self._counts, name, getattr(self._counts, name) + int(counts[name]))
 
@@ -169,7 +196,7 @@ class Ledger:
         """A shard raised. It is leased again; after MAX_ATTEMPTS the run ends, since no row is to blame for it."""
         self._see(slot.worker)
         state = self._open.get(shard_id)
-        if state is None or state.slot != slot:
+        if state is None or not _holds(slot, state):
             return
         state.slot, state.failures, state.raised = None, state.failures + 1, state.raised + 1
         self._counts.errors.append(f"shard {shard_id}: {reason}")
@@ -179,11 +206,24 @@ class Ledger:
     def release(self, slot: Slot, shard_id: str) -> None:
         """The shard goes back unworked; this counts as no failure."""
         state = self._open.get(shard_id)
-        if state and state.slot == slot:
+        if state and _holds(slot, state):
             state.slot = None
+            self._drop_found()
 
-    def beat(self, beat: Beat) -> bool:
-        """Renews the worker's leases, and adopts those that an earlier ledger gave. -> whether the run goes on."""
+    def found(self, done: Iterable[str]) -> None:
+        """Shards whose manifests are there, whoever wrote them. One that is in work here is left to its worker."""
+        for shard_id in done:
+            state = self._open.get(shard_id)
+            if state is not None and state.order is None:
+                state.found = True
+        self._drop_found()
+
+    def drain(self, nodes: Iterable[str]) -> None:
+        """Nodes that are about to go: their workers get no lease, and are told to leave."""
+        self._draining = frozenset(nodes)
+
+    def beat(self, beat: Beat) -> Answer:
+        """Renews the worker's leases, and adopts those that an earlier ledger gave."""
         self._see(beat.worker)
         self._stats[beat.worker] = beat.stats
         for number, (shard_id, images) in enumerate(beat.images.items()):
@@ -194,7 +234,8 @@ class Ledger:
                 state.slot = Slot(beat.worker, -1 - number)
             if state.slot.worker == beat.worker:
                 state.beaten_at, state.images = self._clock(), images
-        return not self._stopping and self._fatal is None
+        done = [id for id in beat.images if id not in self._open or self._open[id].found]
+        return Answer(beat.worker.node in self._draining, tuple(done))
 
     def stop(self) -> None:
         """No more leases: what is in work is finished and committed, then the run is over."""
@@ -217,6 +258,7 @@ class Ledger:
             ok=counts.ok,
             steps=counts.steps,
             leased=len(leased),
+            deaths=self._deaths,
             workers=len(alive),
             pools=frozenset(w.pool for w in alive),
             errors=tuple(counts.errors[-5:]),
@@ -247,4 +289,23 @@ class Ledger:
         """A lease whose worker died or fell silent counts as a failure of its shard."""
         for state in self._open.values():
             if state.slot and gone(state):
-                state.slot, state.failures = None, state.failures + 1
+                state.slot, state.failures, state.deaths = None, state.failures + 1, state.deaths + 1
+                self._deaths += 1
+                if state.deaths >= MAX_DEATHS:
+                    self._fatal = f"shard {state.shard.id}: {state.deaths} workers died over it, even in isolation"
+        self._drop_found()
+
+    def _drop_found(self) -> None:
+        """Shards that another committed and nobody here works at; what became of their rows is not counted."""
+        for shard_id in [id for id, state in self._open.items() if state.found and state.slot is None]:
+            self._rows_done += self._open.pop(shard_id).rows
+
+
+def _state(shard: Shard, attempts: int, order: "Order | None") -> _State:
+    """The attempts that led to the manifest that is repaired were no failures."""
+    return _State(shard, max(0, attempts - order.attempts) if order else attempts, order)
+
+
+def _holds(slot: Slot, state: _State) -> bool:
+    """By its worker: a lease that a new ledger adopted has another number."""
+    return state.slot is not None and state.slot.worker == slot.worker

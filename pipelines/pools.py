@@ -13,6 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from actors.rows import SamplerConfig
+from pipelines.epochs import Term
 from pipelines.ledger import Shard
 from pipelines.models import ModelSource
 from pipelines.scoring import ScorerSource
@@ -39,7 +40,11 @@ class PoolSpec:
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """sampler.model_path is not used here: `model` says where each node fetches the checkpoint from."""
+    """sampler.model_path is not used here: `model` says where each node fetches the checkpoint from.
+
+    no_progress_s: of the whole run, until it ends. row_timeout_s: of one engine with rows in hand, until its process
+    is ended.
+    """
 
     model: ModelSource
     sampler: SamplerConfig
@@ -47,7 +52,8 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
-    no_progress_timeout_s: float = 1800.0
+    no_progress_s: float = 3600.0
+    row_timeout_s: float | None = 900.0
 
 
 def planned_shards(run: RunFolder, pools: tuple[PoolSpec, ...]) -> list[Shard]:
@@ -82,12 +88,22 @@ class Pool:
         schemas: Mapping[int, str],
         ledger: Any,
         undone: list[Shard],
+        term: Term | None = None,
     ):
         self.spec, self.ledger, self.starts = spec, ledger, 0
         self.error: Exception | None = None
         sampler = replace(config.sampler, lanes=spec.lanes, num_threads=max(1, int(spec.num_cpus)))
         self.job = WorkerJob(
-            run, config.model, sampler, spec.name, config.layout, config.image_format, schemas, config.scorers
+            run=run,
+            model=config.model,
+            sampler=sampler,
+            pool=spec.name,
+            layout=config.layout,
+            image_format=config.image_format,
+            schemas=schemas,
+            scorers=config.scorers,
+            row_timeout_s=config.row_timeout_s,
+            term=term,
         )
         self.num_gpus = self._num_gpus()
         servable = sum(spec.name in shard.pools for shard in undone)

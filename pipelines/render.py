@@ -5,21 +5,27 @@ places, restarts and scales the actors; which shard goes where is the ledger's. 
 """
 
 import logging
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from ray._private.state import state as cluster  # the only place that tells of a drain
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.ledger import Ledger, Snapshot
+from pipelines.epochs import Term
+from pipelines.folder import StorageError
+from pipelines.ledger import Ledger, Shard, Snapshot
 from pipelines.pools import Pool, PoolSpec, RenderConfig, RenderError, planned_shards
+from pipelines.repair import Order
 from pipelines.store import RunFolder
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
 RESTARTS = 5  # of a dataset that ended with shards undone
+LOOK_S, DRAIN_S = 30.0, 5.0  # between two looks at the manifests of others, and at nodes that are drained
 
 
 class StopSignal(Protocol):
@@ -63,11 +69,41 @@ class RenderResult:
     interrupted: bool
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What is to be rendered again, by shard, by the driver of `term`. alone: nothing else is rendered."""
+
+    orders: Mapping[str, Order]
+    term: Term | None = None
+    alone: bool = True
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A call of `render`, as far as its ledger has to know it."""
+
+    run: RunFolder
+    pools: tuple[PoolSpec, ...]
+    repair: Repair = field(default_factory=lambda: Repair({}, alone=False))
+
+    def shards(self) -> list[Shard]:
+        """All that the task is about, done or not."""
+        shards = planned_shards(self.run, self.pools)
+        return [shard for shard in shards if shard.id in self.repair.orders] if self.repair.alone else shards
+
+    def done(self, again: bool = False) -> set[str]:
+        """By their manifests. again: it began before, so that some of what it repairs may be done."""
+        orders = self.repair.orders
+        repaired = {shard for shard, order in orders.items() if again and order.is_done(self.run)}
+        return self.run.done_shards() - orders.keys() | repaired
+
+
 class _LedgerActor(Ledger):
     """The ledger in its process: it reads its state from the run folder, so that a restart needs nobody's help."""
 
-    def __init__(self, run: RunFolder, pools: tuple[PoolSpec, ...]):
-        super().__init__(planned_shards(run, pools), run.done_shards(), run.attempts())
+    def __init__(self, task: _Task):
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        super().__init__(task.shards(), task.done(again), task.run.attempts(), orders=task.repair.orders)
 
 
 def render(
@@ -75,31 +111,67 @@ def render(
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
+    repair: Repair | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
     Where `stop` is set, what is in work is finished and committed. Raises RenderError, resumable.
     """
-    shards, done = planned_shards(run, config.pools), run.done_shards()
-    undone = [shard for shard in shards if shard.id not in done]
+    task = _Task(run, config.pools, repair) if repair else _Task(run, config.pools)
+    done = task.done()
+    undone = [shard for shard in task.shards() if shard.id not in done]
     if not undone:
         return _result(None, 0.0, False)
-    ledger = _start_ledger(run, config.pools)
+    ledger = _start_ledger(task)
     schemas = {generation: run.read_plan(generation)["manifest_schema"] for generation in run.generations()}
-    pools = [Pool(spec, run, config, schemas, ledger, undone) for spec in config.pools]
+    pools = [Pool(spec, run, config, schemas, ledger, undone, task.repair.term) for spec in config.pools]
+    lookout = _Lookout(ledger, run, {shard.id for shard in undone} - task.repair.orders.keys())
     try:
-        return _Watch(ledger, [pool for pool in pools if pool.tickets], config, on_progress, stop).until_over()
+        with lookout:
+            return _Watch(ledger, [pool for pool in pools if pool.tickets], config, on_progress, stop).until_over()
     finally:
         ray.kill(ledger)
 
 
-def _start_ledger(run: RunFolder, pools: tuple[PoolSpec, ...]) -> Any:
+def _start_ledger(task: _Task) -> Any:
     """On this node, with no CPU of its own; alive before any worker asks."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    ledger: Any = ray.remote(_LedgerActor).options(**options).remote(run, pools)
+    ledger: Any = ray.remote(_LedgerActor).options(**options).remote(task)
     ray.get(ledger.snapshot.remote())
     return ledger
+
+
+class _Lookout:
+    """Tells the ledger, while the body runs, what it cannot see: shards that other drivers commit, nodes that go."""
+
+    def __init__(self, ledger: Any, run: RunFolder, undone: Collection[str]):
+        self.ledger, self.run, self.undone = ledger, run, set(undone)
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        for look, every_s in ((self._manifests, LOOK_S), (self._drains, DRAIN_S)):
+            threading.Thread(target=self._keep, args=(look, every_s), daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _keep(self, look: Callable[[], None], every_s: float) -> None:
+        while not self._over.wait(every_s):
+            try:
+                look()
+            except (StorageError, ray.exceptions.RayError) as error:
+                log.warning("%s", error)
+
+    def _manifests(self) -> None:
+        found = self.undone & self.run.done_shards()
+        if found:
+            ray.get(self.ledger.found.remote(found))
+        self.undone -= found
+
+    def _drains(self) -> None:
+        if nodes := cluster.get_draining_nodes():
+            ray.get(self.ledger.drain.remote(list(nodes)))
 
 
 class _Watch:
@@ -116,7 +188,7 @@ class _Watch:
         self.ledger, self.pools, self.config, self.on_progress, self.stop = ledger, pools, config, on_progress, stop
         self.started = self.moved = time.monotonic()
         self.stopping = False
-        self._best = -1
+        self._seen: object = None
         self._rate = _Rate()
 
     def until_over(self) -> RenderResult:
@@ -126,13 +198,19 @@ class _Watch:
         while True:
             if self.stop is not None and self.stop.is_set() and not self.stopping:
                 self.stopping = True
-                ray.get(self.ledger.stop.remote())
-            snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+                self._ask("stop")
+            snapshot: Snapshot = self._ask("snapshot")
             self.on_progress(self._progress(snapshot))
             if snapshot.finished:
                 return self._over(snapshot)
             self._keep_going(snapshot)
             time.sleep(POLL_S)
+
+    def _ask(self, method: str) -> Any:
+        try:
+            return ray.get(getattr(self.ledger, method).remote(), timeout=self.config.no_progress_s)
+        except ray.exceptions.GetTimeoutError:
+            raise RenderError(f"the ledger did not answer for {self.config.no_progress_s:.0f} s") from None
 
     def _over(self, snapshot: Snapshot) -> RenderResult:
         if snapshot.fatal:
@@ -140,12 +218,12 @@ class _Watch:
         return _result(snapshot, time.monotonic() - self.started, snapshot.shards_done < snapshot.shards)
 
     def _keep_going(self, snapshot: Snapshot) -> None:
-        moved = snapshot.rows_done + snapshot.images_in_work
-        if moved != self._best or not snapshot.workers:
-            self._best, self.moved = moved, time.monotonic()  # waiting for capacity is not being stuck
-        if time.monotonic() - self.moved > self.config.no_progress_timeout_s:
+        if self._moves(snapshot) != self._seen or self._lacks_capacity(snapshot):
+            self._seen, self.moved = self._moves(snapshot), time.monotonic()
+        if time.monotonic() - self.moved > self.config.no_progress_s:
             raise RenderError(
-                f"no image in {self.config.no_progress_timeout_s:.0f} s while {snapshot.leased} shards were in work; "
+                f"no progress in {self.config.no_progress_s:.0f} s: {snapshot.leased} shards in work at "
+                f"{snapshot.workers} workers, {snapshot.deaths} workers died; "
                 + (snapshot.errors[-1] if snapshot.errors else "no error was reported")
             )
         for pool in self.pools:
@@ -156,6 +234,16 @@ class _Watch:
             if pool.error:
                 log.warning("pool %s is started again: %s", pool.spec.name, pool.error)
             pool.start()
+
+    @staticmethod
+    def _moves(snapshot: Snapshot) -> object:
+        """Equal while nothing goes on. A worker's death is a move: how many there can be is the ledger's to bound."""
+        stats = [snapshot.stats.get(name, 0) for name in ("unet_calls", "images", "isolated_moves")]
+        return snapshot.rows_done, snapshot.images_in_work, snapshot.deaths, stats
+
+    def _lacks_capacity(self, snapshot: Snapshot) -> bool:
+        """Whether nothing is in work because a pool waits for the cluster: that is no reason to end."""
+        return not snapshot.workers or (not snapshot.leased and self._waiting(snapshot) is not None)
 
     def _progress(self, snapshot: Snapshot) -> Progress:
         done = min(snapshot.rows, snapshot.rows_done + snapshot.images_in_work)

@@ -1,10 +1,11 @@
 """What a damaged shard needs, and the one overwrite there is: its manifest, replaced whole, one revision on.
 
 Pure over a run folder: which rows stay and which are rendered again. Rendering them, under a new attempt's keys, is a
-worker's. Only the driver of the latest epoch may replace or delete.
+worker's. Only the driver of the latest epoch may replace or delete. An Order is what travels to the worker, small; the
+worker makes the Mending of it, from the folder.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,39 @@ class Mending:
         return pa.Table.from_pylist(ordered, schema=self.schema)
 
 
+@dataclass(frozen=True)
+class Order:
+    """One shard's repair, in short. ids: planned rows to render again; replanned: those of them whose manifest row
+    is not to be trusted. attempts: that led to the manifest there is; revision: of the one to come.
+    """
+
+    shard: str
+    revision: int
+    ids: tuple[str, ...]
+    replanned: frozenset[str]
+    attempts: int
+
+    def is_done(self, run: RunFolder) -> bool:
+        """Whether the manifest of that revision stands, whoever wrote it."""
+        return max((row["revision"] or 0 for row in written_rows(run, self.shard)), default=-1) >= self.revision
+
+    def mending(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> Mending:
+        """All that is needed to carry it out. part, row_group: where the plan has the shard."""
+        planned = {row["id"]: row for row in run.read_shard(part, row_group).to_pylist()}
+        found = _first_of_each(written_rows(run, self.shard), planned)
+        ill = set(self.ids)
+        trusted = {id: row for id, row in found.items() if id not in self.replanned}
+        return Mending(
+            shard=self.shard,
+            revision=self.revision,
+            schema=schema,
+            ids=tuple(planned),
+            kept={id: row for id, row in found.items() if id not in ill},
+            again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
+            seeds={id: planned[id]["seed"] for id in self.ids},
+        )
+
+
 class Repairs:
     """The planned shards of a run, and what each needs. StorageError and FileNotFoundError as the folder's."""
 
@@ -65,13 +99,22 @@ class Repairs:
         self.run = run
         self._places: dict[str, tuple[str, int]] = {}
         self._schemas: dict[str, pa.Schema] = {}
+        self._grouped: set[str] = set()  # shards of rollouts: the rows of one noise are scored together
         for generation in run.generations():
-            schema = schema_from_json(run.read_plan(generation)["manifest_schema"])
+            plan = run.read_plan(generation)
+            schema = schema_from_json(plan["manifest_schema"])
             for entry in run.shard_index(generation).select(["shard", "part", "row_group"]).to_pylist():
                 self._places[entry["shard"]] = (entry["part"], entry["row_group"])
                 self._schemas[entry["shard"]] = schema
+                if plan.get("fingerprint", {}).get("rollout"):
+                    self._grouped.add(entry["shard"])
 
     def mending(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> Mending | None:
+        """What `order` says, with its rows."""
+        order = self.order(shard, findings, retry_failed)
+        return order.mending(self.run, *self._places[shard], self._schemas[shard]) if order else None
+
+    def order(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> Order | None:
         """None where the manifest is as it should be, or there is none: a shard that is not done is resumed.
 
         retry_failed: rows that failed while they were rendered are rendered again, too.
@@ -80,33 +123,28 @@ class Repairs:
         if "manifest_missing" in kinds or not (retry_failed or kinds & REWRITE):
             return None
         planned = {row["id"]: row for row in self.run.read_shard(*self._places[shard]).to_pylist()}
-        written = [] if "manifest_damaged" in kinds else self._rows(shard)
-        found = {row["id"]: row for row in reversed(written) if row["id"] in planned}  # the first of each
+        written = written_rows(self.run, shard)
+        found = {} if "manifest_damaged" in kinds else _first_of_each(written, planned)
         changed = {finding.id for finding in findings if finding.kind == "row_changed"}
         ill = self._ill(found, findings) | (planned.keys() - found.keys())
         if retry_failed:
             ill |= {id for id, row in found.items() if row["status"] == "failed" and not planned[id]["error_type"]}
         if not ill and len(written) == len(planned):
             return None
-        return Mending(
+        ids = tuple(self._with_their_groups(shard, planned, ill))
+        return Order(
             shard=shard,
             revision=1 + max((row["revision"] or 0 for row in written), default=0),
-            schema=self._schemas[shard],
-            ids=tuple(planned),
-            kept={id: row for id, row in found.items() if id not in ill},
-            again=tuple(
-                _final(row, None if id in changed else found.get(id)) for id, row in planned.items() if id in ill
-            ),
-            seeds={id: row["seed"] for id, row in planned.items() if id in ill},
+            ids=ids,
+            replanned=frozenset(id for id in ids if id in changed or id not in found),
+            attempts=max((row["attempts"] or 0 for row in found.values()), default=self.run.num_attempts(shard)),
         )
 
-    def _rows(self, shard: str) -> list[dict[str, Any]]:
-        try:
-            return self.run.read_manifest(shard).to_pylist()
-        except FileNotFoundError:
-            raise
-        except UNREADABLE:
-            return []
+    def _with_their_groups(self, shard: str, planned: Mapping[str, dict[str, Any]], ill: set[str]) -> list[str]:
+        if shard not in self._grouped:
+            return [id for id in planned if id in ill]
+        groups = {(planned[id]["prompt_id"], planned[id]["sample"]) for id in ill}
+        return [id for id, row in planned.items() if (row["prompt_id"], row["sample"]) in groups]
 
     @staticmethod
     def _ill(found: dict[str, dict[str, Any]], findings: Sequence[Finding]) -> set[str]:
@@ -115,6 +153,21 @@ class Repairs:
         objects = {finding.key for finding in findings if finding.kind in AGAIN and finding.id is None}
         inside = {id for id, row in found.items() if str(row["uri"]).partition("#")[0] in objects}
         return (named & found.keys()) | inside
+
+
+def written_rows(run: RunFolder, shard: str) -> list[dict[str, Any]]:
+    """The rows of a shard's manifest; none where it cannot be read. FileNotFoundError where there is none."""
+    try:
+        table = run.read_manifest(shard)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE:
+        return []
+    return table.to_pylist() if {"id", "revision", "attempts"} <= set(table.column_names) else []
+
+
+def _first_of_each(written: list[dict[str, Any]], planned: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in reversed(written) if row["id"] in planned}
 
 
 def replace_manifest(run: RunFolder, term: Term, shard: str, table: pa.Table) -> None:

@@ -141,12 +141,8 @@ class RunFolder(Folder):
         self.write(key, parquet_bytes([shards] if isinstance(shards, pa.Table) else shards))
         return key
 
-    def write_shard_index(self, generation: int, table: pa.Table) -> None:
-        """Put shards.parquet: one row a shard, with the part and the row group that hold its rows."""
-        self.write(f"{_plan(generation)}/shards.parquet", parquet_bytes([table]))
-
     def shard_index(self, generation: int) -> pa.Table:
-        """shards.parquet of a generation."""
+        """shards.parquet of a generation: one row a shard, with the part and the row group that hold its rows."""
         return _table(self.read(f"{_plan(generation)}/shards.parquet"))
 
     def commit_plan(self, generation: int, plan: dict[str, Any]) -> bool:
@@ -187,8 +183,7 @@ class RunFolder(Folder):
 
     def begin_attempt(self, shard: str) -> Attempt:
         """Write down that work on a shard starts, before it does: a worker that dies is counted."""
-        started = _counted(self.names(f"attempts/{shard}"))
-        attempt = Attempt(shard, started + 1, secrets.token_hex(4))
+        attempt = Attempt(shard, self.num_attempts(shard) + 1, secrets.token_hex(4))
         note = {"host": socket.gethostname(), "started_at": datetime.now(UTC).isoformat()}
         self.write(f"attempts/{shard}/{attempt.name}", json.dumps(note).encode("utf-8"))
         return attempt
@@ -196,6 +191,10 @@ class RunFolder(Folder):
     def release_attempt(self, attempt: Attempt) -> None:
         """Say that an attempt was given up cleanly; it no longer counts."""
         self.write(f"attempts/{attempt.shard}/{attempt.name}.released", b"{}")
+
+    def num_attempts(self, shard: str) -> int:
+        """Attempts of one shard that were started and not released."""
+        return _counted(self.names(f"attempts/{shard}"))
 
     def attempts(self) -> dict[str, int]:
         """Attempts of each shard that were started and not released, by one listing; shards with none are left out."""

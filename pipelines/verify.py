@@ -5,7 +5,7 @@ image is looked at in `pipelines.verify_images`. What is done about it is not de
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -65,14 +65,19 @@ class _Shard:
     generation: _Generation
 
 
-def verify(run: RunFolder, sample: float = 0.01, salt: str = "") -> Iterator[Checked]:
+def verify(
+    run: RunFolder, sample: float = 0.01, salt: str = "", only: Collection[str] | None = None
+) -> Iterator[Checked]:
     """Everything about a run folder, as it is found: the folder first, then each planned shard, then what is doubled.
 
     Every row of every manifest is held against the plan. sample: the share of images that are read, drawn by their ids
     and `salt`, at least one a shard (in the Parquet layout: that share of the data files). From 1 on all are read, and
-    all images are listed. StorageError where a store cannot be asked.
+    all images are listed. only: these shards, and nothing around them. StorageError where a store cannot be asked.
     """
     check = _Verification(run, sample, salt)
+    if only is not None:
+        yield from _ahead(check.shard, check.planned(only))
+        return
     yield Checked(None, findings=tuple(check.around()))
     yield from _ahead(check.shard, check.planned())
     yield Checked(None, findings=tuple(check.planned_twice()))
@@ -142,12 +147,14 @@ class _Verification:
                 if used and part.startswith("part-") and part not in used:
                     yield Finding("plan_orphan", f"plan/{name}/{part}", "the plan does not name it", rows=0)
 
-    def planned(self) -> Iterator[_Shard]:
-        """Every planned shard with its rows, a part of a plan at a time."""
+    def planned(self, only: Collection[str] | None = None) -> Iterator[_Shard]:
+        """Every planned shard (or those) with its rows, a part of a plan at a time."""
         number = 0
         for generation in self.generations:
             part, file = "", None
             for entry in generation.index:
+                if only is not None and entry["shard"] not in only:
+                    continue
                 if entry["part"] != part:
                     part, file = entry["part"], self._part(entry["part"])
                 rows = _row_group(file, entry["row_group"])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.store import RunFolder, manifest_schema, schema_to_json
+from pipelines.store import RunFolder, manifest_schema, parquet_bytes, schema_to_json
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -78,7 +78,8 @@ def write_plan(run: RunFolder, rows: list[dict[str, Any]], rows_a_shard: int, ge
             }
         )
     part = run.write_part(generation, 0, tables)
-    run.write_shard_index(generation, pa.Table.from_pylist([row | {"part": part} for row in index]))
+    table = pa.Table.from_pylist([row | {"part": part} for row in index])
+    run.write(f"plan/{generation:04d}/shards.parquet", parquet_bytes([table]))
     run.commit_plan(generation, {"manifest_schema": schema_to_json(manifest_schema(CARRIED))})
 
 

@@ -4,7 +4,21 @@ import random
 
 import pytest
 
-from pipelines.ledger import DONE, LEASE_TIMEOUT_S, MAX_ATTEMPTS, WAIT, Beat, Lease, Ledger, Shard, Slot, Worker
+from pipelines.ledger import (
+    DONE,
+    LEASE_TIMEOUT_S,
+    MAX_ATTEMPTS,
+    MAX_DEATHS,
+    WAIT,
+    Answer,
+    Beat,
+    Lease,
+    Ledger,
+    Shard,
+    Slot,
+    Worker,
+)
+from pipelines.repair import Order
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
 
@@ -113,7 +127,7 @@ def test_stop_lets_what_is_in_work_finish():
     ledger.stop()
     assert not ledger.snapshot().finished
     assert ledger.lease(slot("b")) == DONE
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) is False
+    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer()
     ledger.finish(slot(), "s1", OK)
     assert ledger.snapshot().finished
     assert ledger.snapshot().shards_done == 1
@@ -142,6 +156,78 @@ def test_stats_are_summed_over_workers():
         ledger.beat(Beat(slot(actor).worker, {}, {"unet_calls": 7}))
     assert ledger.snapshot().stats == {"unet_calls": 14}
     assert ledger.snapshot().workers == 2
+
+
+def test_workers_that_die_over_one_shard_for_ever_end_the_run():
+    ledger = Ledger([shard("s1"), shard("s2", 1)])
+    for life in range(MAX_DEATHS):
+        assert ledger.lease(slot(incarnation=str(life), actor="a")) != DONE
+        ledger.finish(slot(incarnation=str(life)), "s2", OK)
+    assert ledger.lease(slot(incarnation="last")) == DONE
+    assert f"s1: {MAX_DEATHS} workers died" in ledger.snapshot().fatal
+    assert ledger.snapshot().deaths == MAX_DEATHS
+
+
+def test_a_shard_that_another_driver_committed_is_not_leased():
+    ledger = Ledger([shard("s1", 9), shard("s2", 5)])
+    ledger.found(["s1", "unknown"])
+    assert ledger.lease(slot()).shard.id == "s2"
+    assert (ledger.snapshot().shards_done, ledger.snapshot().rows_done, ledger.snapshot().ok) == (1, 10, 0)
+
+
+def test_a_worker_hears_that_its_shard_was_committed_by_another():
+    ledger = Ledger([shard("s1")])
+    ledger.lease(slot())
+    ledger.found(["s1"])
+    assert ledger.snapshot().shards_done == 0  # it may be this worker's own commit, not yet told
+    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(done=("s1",))
+    ledger.release(slot(), "s1")
+    assert ledger.snapshot().finished
+    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(done=("s1",))
+
+
+def test_a_worker_whose_own_commit_was_found_is_counted():
+    ledger = Ledger([shard("s1")])
+    ledger.lease(slot())
+    ledger.found(["s1"])
+    ledger.finish(slot(), "s1", OK)
+    assert (ledger.snapshot().ok, ledger.snapshot().shards_done) == (10, 1)
+
+
+def test_a_found_shard_whose_worker_dies_is_done():
+    ledger = Ledger([shard("s1")])
+    ledger.lease(slot())
+    ledger.found(["s1"])
+    assert ledger.lease(slot(incarnation="2")) == DONE
+
+
+def test_workers_of_a_drained_node_are_told_to_leave_and_get_nothing():
+    ledger = Ledger([shard("s1"), shard("s2")])
+    here, there = Slot(Worker("a", "1", "default", "n1"), 0), Slot(Worker("b", "1", "default", "n2"), 0)
+    ledger.lease(here)
+    ledger.drain(["n1"])
+    assert ledger.beat(Beat(here.worker, {"s1": 1}, {})).leave
+    ledger.release(here, "s1")
+    assert ledger.lease(here) == WAIT
+    assert not ledger.beat(Beat(there.worker, {}, {})).leave
+    assert ledger.lease(there) == Lease(shard("s1"), 0)
+
+
+def test_a_shard_that_fails_under_an_adopted_lease_is_leased_again():
+    reborn = Ledger([shard("s1")])
+    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    reborn.fail(slot(), "s1", "no")
+    assert reborn.lease(slot("b")) == Lease(shard("s1"), 1)
+
+
+def test_what_is_repaired_counts_the_rows_that_are_rendered_again():
+    order = Order("s1", 1, ("r1", "r2"), frozenset(), attempts=2)
+    ledger = Ledger([shard("s1"), shard("s2")], ["s2"], {"s1": 2}, orders={"s1": order})
+    ledger.found(["s1"])  # its manifest is the one that is repaired
+    assert (ledger.snapshot().rows, ledger.snapshot().rows_done) == (20, 18)
+    assert ledger.lease(slot()) == Lease(shard("s1"), 0, order)
+    ledger.finish(slot(), "s1", OK | {"ok": 2})
+    assert (ledger.snapshot().rows_done, ledger.snapshot().ok) == (20, 2)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -16,7 +16,14 @@ import pytest
 
 from pipelines import local
 from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.store import MANIFEST_FIELDS, RunFolder, manifest_schema, schema_from_json, schema_to_json
+from pipelines.store import (
+    MANIFEST_FIELDS,
+    RunFolder,
+    manifest_schema,
+    parquet_bytes,
+    schema_from_json,
+    schema_to_json,
+)
 
 SHARD = "0001-000042"
 
@@ -152,7 +159,8 @@ def test_a_pickle_works_elsewhere(run: RunFolder) -> None:
 def test_a_plan_exists_once_committed(run: RunFolder) -> None:
     key = run.write_part(1, 0, [table("a", "b"), table("c")])
     assert re.fullmatch(r"plan/0001/part-00000-[0-9a-f]{8}\.parquet", key)
-    run.write_shard_index(1, pa.table({"shard": [SHARD], "part": [key], "row_group": [1]}))
+    index = pa.table({"shard": [SHARD], "part": [key], "row_group": [1]})
+    run.write("plan/0001/shards.parquet", parquet_bytes([index]))
     assert run.generations() == []
     assert run.commit_plan(1, {"rows": 3}) is True
     assert run.commit_plan(1, {"rows": 4}) is False

@@ -1,16 +1,30 @@
 """RenderWorker without Ray: what it does with one lease."""
 
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from actors.rows import SamplerConfig
+from pipelines.epochs import claim
 from pipelines.folder import StorageError
-from pipelines.ledger import Lease, Shard
+from pipelines.ledger import Answer, Lease, Shard
 from pipelines.models import ModelSource
+from pipelines.repair import Repairs, SupersededError
 from pipelines.store import RunFolder
+from pipelines.verify import verify
+from pipelines.work import Dropped
 from pipelines.worker import RenderWorker, WorkerJob
 from tests.checkpoints import make_checkpoint
+from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
+
+ROOT = Path(__file__).parent.parent
+SHARD = "0001-000000"
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +39,128 @@ def run(tmp_path):
     return folder
 
 
-def worker(run, model):
+def worker(run, model, term=None):
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
     schemas = {1: run.read_plan(1)["manifest_schema"]}
-    return RenderWorker(WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schemas), None)
+    return RenderWorker(
+        WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schemas, term=term), None
+    )
 
 
-def lease(run, failures=0):
+def lease(run, failures=0, order=None):
     row = run.shard_index(1).to_pylist()[0]
     shard = Shard(row["shard"], row["part"], row["row_group"], row["rows"], row["good_rows"], row["lane_steps"], ("p",))
-    return Lease(shard, failures)
+    return Lease(shard, failures, order)
+
+
+def findings(run):
+    return [finding for checked in verify(run, 1) for finding in checked.findings]
+
+
+def in_work(run, model):
+    """A worker in the middle of a shard of 200 long rows, and what comes of it."""
+    write_plan(run, [planned_row(i, num_steps=40) for i in range(200)], 200)
+    busy, came = worker(run, model), []
+
+    def serve():
+        try:
+            came.append(busy._render(lease(run)))
+        except Dropped as dropped:
+            came.append(dropped)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    while not ((work := busy._works.get(SHARD)) and work.images):
+        time.sleep(0.01)
+    return busy, work, thread, came
+
+
+def test_a_shard_that_another_committed_meanwhile_is_not_rendered_to_the_end(tmp_path, model):
+    run = RunFolder(str(tmp_path / "run"))
+    busy, _, thread, came = in_work(run, model)
+    assert render_shard(run, SHARD)
+    busy._heed(Answer(done=(SHARD,)))
+    thread.join(60)
+    assert came == [{"ok": 200, "failed": 0, "filtered": 0, "steps": 8000}]  # the other's
+    busy._sampler.close()  # what is left in the engine is rendered
+    assert busy._sampler.images < 150
+    assert run.attempts() == {SHARD: 1}
+    assert findings(run) == []
+
+
+def test_a_shard_that_is_dropped_and_that_nobody_committed_goes_back(tmp_path, model):
+    run = RunFolder(str(tmp_path / "run"))
+    _, work, thread, came = in_work(run, model)
+    assert work.drop()
+    thread.join(60)
+    assert [type(outcome) for outcome in came] == [Dropped]
+    assert run.attempts() == {}
+    assert run.done_shards() == set()
+
+
+def test_what_is_committed_cannot_be_dropped(run, model):
+    busy = worker(run, model)
+    busy._render(lease(run))
+    assert not busy._works[SHARD].drop()
+    assert findings(run) == []
+
+
+def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, model):
+    worker(run, model)._render(lease(run))
+    before = run.read_manifest(SHARD).to_pylist()
+    run.delete([before[2]["uri"], before[4]["uri"]])
+    order = Repairs(run).order(SHARD, findings(run))
+    mender = worker(run, model, claim(run).term)
+    assert mender._render(lease(run, order=order))["ok"] == 2
+    assert mender._sampler.images == 2
+    after = run.read_manifest(SHARD).to_pylist()
+    assert [row["sha256"] for row in after] == [row["sha256"] for row in before]
+    assert [row["uri"] == old["uri"] for row, old in zip(after, before, strict=True)] == [
+        index not in (2, 4) for index in range(6)
+    ]
+    assert [row["attempts"] for row in after] == [2 if index in (2, 4) else 1 for index in range(6)]
+    assert {row["revision"] for row in after} == {1}
+    assert findings(run) == []
+
+    whole = sorted(run.walk("images")), run.stat(f"manifest/{SHARD}.parquet")
+    late = worker(run, model, claim(run, take_over=True).term)
+    assert late._render(lease(run, order=order))["ok"] == 2  # a zombie of the same repair: the first one's stands
+    assert (sorted(run.walk("images")), run.stat(f"manifest/{SHARD}.parquet")) == whole
+
+
+def test_a_repair_needs_the_last_epoch(run, model):
+    worker(run, model)._render(lease(run))
+    run.delete([run.read_manifest(SHARD)["uri"][0].as_py()])
+    order = Repairs(run).order(SHARD, findings(run))
+    term = claim(run).term
+    claim(run, take_over=True)
+    with pytest.raises(SupersededError):
+        worker(run, model, term)._render(lease(run, order=order))
+    assert set(run.read_manifest(SHARD)["revision"].to_pylist()) == {0}
+
+
+HUNG = """
+import threading
+from pipelines.watchdog import Watchdog
+Watchdog(2.0, dict).watched(lambda row: threading.Event().wait())(None)
+"""
+
+
+def test_an_engine_that_hangs_ends_its_process_and_says_where():
+    ended = subprocess.run([sys.executable, "-c", HUNG], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert "watchdog.py" in ended.stderr
+
+
+def test_an_engine_that_moves_or_has_nothing_to_do_is_left_alone():
+    moving = (
+        HUNG.replace("import threading", "import threading, time, concurrent.futures as f")
+        .replace("dict)", "lambda: {'calls': time.monotonic() // 1 if busy else 0})")
+        .replace("Watchdog(", "busy, future = [1], f.Future()\ndog = Watchdog(")
+        .replace(".watched(lambda row: threading.Event().wait())(None)", "")
+    )
+    moving += "dog.watched(lambda row: future)(None); time.sleep(5); busy.clear(); future.set_result(0); time.sleep(5)"
+    subprocess.run([sys.executable, "-c", moving], cwd=ROOT, check=True, timeout=100)
 
 
 COUNTS = {"ok": 6, "failed": 0, "filtered": 0, "steps": 13}

@@ -1,0 +1,66 @@
+"""Watchdog: ends this process where its engine has rows in hand and does not move, as if the process had died.
+
+A hung engine cannot be told to stop, and one that hangs in C may hold every Python thread: so the end comes from a
+thread that needs no lock (`faulthandler`), and it leaves every thread's traceback in the worker's log.
+"""
+
+import faulthandler
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+
+from actors.rows import Picture, Row
+
+LOOK_S = 1.0
+Submit = Callable[[Row], "Future[Picture]"]
+
+
+class Watchdog:
+    """timeout_s: without a step or a settled row, while rows are in hand; None: never ends anything.
+
+    stats: of the engine; whatever changes there is a move.
+    """
+
+    def __init__(self, timeout_s: float | None, stats: Callable[[], Mapping[str, float]]) -> None:
+        self.timeout_s, self._stats = timeout_s, stats
+        self._lock = threading.Lock()
+        self._in_hand = self._settled = 0
+        self._thread: threading.Thread | None = None
+
+    def watched(self, submit: Submit) -> Submit:
+        """The same submit; a row counts from before its call to its result."""
+        return lambda row: self._submit(submit, row)
+
+    def _submit(self, submit: Submit, row: Row) -> "Future[Picture]":
+        future: Future[Picture] | None = None
+        self._count(1)
+        try:
+            future = submit(row)
+            return future
+        finally:
+            if future is None:
+                self._count(-1)
+            else:
+                future.add_done_callback(lambda _: self._count(-1))
+
+    def _count(self, rows: int) -> None:
+        with self._lock:
+            self._in_hand += rows
+            self._settled += rows < 0
+            if self._thread is None and self.timeout_s is not None:
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+
+    def _watch(self) -> None:
+        assert self.timeout_s is not None
+        seen: object = None
+        while True:
+            moves = (self._settled, dict(self._stats()))
+            if not self._in_hand:
+                faulthandler.cancel_dump_traceback_later()
+                seen = None
+            elif moves != seen:
+                seen = moves
+                faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=2)
+            time.sleep(LOOK_S)
