@@ -134,7 +134,8 @@ class _Reader:
     def scalar(self, loader: _Loader, node: yaml.Node) -> Any:
         try:
             return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
+        except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError):
+            # the last three: PyYAML's own, for a tag on text that it does not fit (`!!bool x`, `!!timestamp x`)
             self.fault(node, f"cannot be read as YAML: {node.value!r:.60}")
             return None
 

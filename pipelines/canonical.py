@@ -14,6 +14,7 @@ import pyarrow as pa
 
 KEY_BYTES = 16
 MAX_SEED = 2**63 - 1
+MAX_CHARACTERS = 100_000  # of a text; no encoder reads more than a hundred words, and a tokenizer reads them all
 NUMBERS = ("seed", "guidance_scale", "width", "height", "num_inference_steps")
 
 CANONICAL_FIELDS: tuple[pa.Field, ...] = (
@@ -188,8 +189,12 @@ def _values(column: Any) -> list[Any]:
 
 
 def _text(value: Any, name: str, row: int, faults: dict[int, Fault]) -> str | None:
-    if value is None or isinstance(value, str):
+    if value is None or (isinstance(value, str) and len(value) <= MAX_CHARACTERS):
         return value
+    if isinstance(value, str):
+        rule = f"at most {MAX_CHARACTERS:,} characters long, not {len(value):,}"
+        faults.setdefault(row, Fault(f"Invalid{_TITLES[name]}", f"{name} must be {rule}"))
+        return None
     if name in ("id", "category") and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     faults.setdefault(row, Fault(f"Invalid{_TITLES[name]}", f"{name} must be text, not {_shown(value)}"))

@@ -155,6 +155,8 @@ def _merged(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType |
 
 
 def _storable(kind: pa.DataType | None) -> pa.DataType:
+    if kind is not None and pa.types.is_dictionary(kind):
+        return _storable(kind.value_type)
     return pa.string() if kind is None or pa.types.is_null(kind) else kind
 
 
@@ -169,16 +171,40 @@ def json_type(values: list[Any]) -> pa.DataType | None:
 
 
 def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
-    """A carried column of one batch in its final type; None (the file has no such column) gives nulls."""
+    """A carried column of one batch in its final type; None (the file has no such column) gives nulls.
+
+    InputError where it holds what a worker, which takes rows as Python values, could not give back.
+    """
     if column is None:
         return pa.nulls(rows, carried.type)
     if isinstance(column, pa.Array):
-        return column if column.type == carried.type else column.cast(carried.type)
+        try:
+            return _sound(column if column.type == carried.type else column.cast(carried.type))
+        except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError) as error:
+            raise InputError(
+                f"column {carried.theirs!r} ({column.type}) holds a value that cannot be carried: {error}. "
+                "Convert the column to text, or leave it out"
+            ) from error
     if carried.as_json:
         return pa.array([None if value is None else _json_text(value) for value in column], pa.string())
     if pa.types.is_floating(carried.type):
         column = [None if value is None else float(value) for value in column]
     return pa.array(column, carried.type)
+
+
+def _sound(column: pa.Array) -> pa.Array:
+    """The column with text that is UTF-8, once it is known that its values survive a turn through Python."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:  # Parquet's writer did not check its text
+            values = column.cast(pa.binary()).to_pylist()
+            column = pa.array([None if value is None else value.decode("utf-8", "replace") for value in values], kind)
+    elif not pa.types.is_integer(kind) and not pa.types.is_floating(kind) and not pa.types.is_boolean(kind):
+        column.validate(full=True)
+        pa.array(column.to_pylist(), kind)
+    return column
 
 
 def _json_text(value: Any) -> str:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ Batch = dict[str, Any]  # column -> list or pyarrow array, all of one length
 BATCH_ROWS = 4096
 HEAD_ROWS = 1000  # of a JSONL file, to learn its columns
 BUFFER_BYTES = 4 << 20
-LONGEST_FIELD = 1 << 24
+LONGEST_LINE = LONGEST_FIELD = 1 << 24  # characters; a packed file of a megabyte may hold a line of gigabytes
+MOST_COLUMNS = 10_000
 _LONE = re.compile("[\ud800-\udfff]")
 
 
@@ -84,7 +86,9 @@ def _opened_parquet(file: TableFile) -> TableFile:
 def _head(file: TableFile, text: TextIO) -> tuple[str, ...]:
     if file.format == "jsonl":
         rows = (row for row, _ in zip(_json_rows(file, text), range(HEAD_ROWS), strict=False))
-        return tuple(dict.fromkeys(name for row in rows for name in row))
+        names = tuple(dict.fromkeys(name for row in rows for name in row))
+        _not_too_many(file, names)
+        return names
     header = next(_records(file, text), None)
     if header is None:
         raise InputError(f"{file.place}: the file is empty, it has no header line")
@@ -98,11 +102,17 @@ def _header(file: TableFile, fields: list[str]) -> tuple[str, ...]:
 
 
 def _unique(file: TableFile, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    _not_too_many(file, names)
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise InputError(
             f"{file.place}: column {', '.join(map(repr, twice))} is there more than once. Rename one of them"
         )
+
+
+def _not_too_many(file: TableFile, names: Collection[str]) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise InputError(f"{file.place}: {len(names):,} columns, more than {MOST_COLUMNS:,}. Is it a table of prompts?")
 
 
 @contextmanager
@@ -114,7 +124,7 @@ def _readable(file: TableFile) -> Iterator[None]:
         raise InputError(f"{file.place}: there is no such file any more. Run again") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file.place}: not UTF-8 ({error.reason}). Save the file as UTF-8") from error
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, zlib.error) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{file.place}: not a complete {file.format} file ({reason}). It is torn or of another kind: write it again"
@@ -154,12 +164,22 @@ def _checked(file: TableFile, records: Iterator[tuple[int, list[str]]], width: i
 
 def _records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of each row that is not blank."""
-    return _tsv_records(text) if file.format == "tsv" else _csv_records(file, text)
+    return _tsv_records(file, text) if file.format == "tsv" else _csv_records(file, text)
+
+
+def _lines(file: TableFile, text: TextIO) -> Iterator[str]:
+    """The lines with their ends. InputError where one is longer than any row of prompts."""
+    number = 0
+    while line := text.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise InputError(f"{file.place}:{number}: a line of more than {LONGEST_LINE:,} characters. Is it a table?")
+        yield line
 
 
 def _csv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader(_lines(file, text), strict=True)
     line = 1
     try:
         for fields in reader:
@@ -170,9 +190,9 @@ def _csv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]
         raise InputError(f"{file.place}:{line}: {error}. Its quotes do not match, or the file is torn") from error
 
 
-def _tsv_records(text: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _tsv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
     """One row a line. Quotes are text, save around a field whose inner quotes are doubled, as spreadsheets write."""
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(_lines(file, text), 1):
         line = line.rstrip("\r\n")
         if line:
             yield number, [_unquoted(field) if '"' in field else field for field in line.split("\t")]
@@ -188,11 +208,12 @@ def _unquoted(field: str) -> str:
 def _jsonl_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
     for rows in _chunks(_json_rows(file, text)):
         names = dict.fromkeys(name for row in rows for name in row)
+        _not_too_many(file, names)
         yield {name: [row.get(name) for row in rows] for name in names}
 
 
 def _json_rows(file: TableFile, text: TextIO) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(_lines(file, text), 1):
         if line.isspace():
             continue
         try:

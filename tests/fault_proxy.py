@@ -108,7 +108,8 @@ class Injected:
 class FaultProxy:
     """`with FaultProxy(port) as proxy:` `proxy.endpoint_url` stands for the server at that port of this machine.
 
-    counts: requests by (kind, room), with those that were broken; injected: what was broken, in order. Thread-safe.
+    counts: requests by (kind, room), with those that were broken; injected: what was broken, in order. moments: what is
+    done at the n-th request from the start, before it goes on. Thread-safe.
     """
 
     def __init__(self, upstream_port: int, chance: Chance | None = None, hang_s: float = 3.0) -> None:
@@ -116,6 +117,7 @@ class FaultProxy:
         self.rules: list[Rule] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.injected: list[Injected] = []
+        self.moments: dict[int, Callable[[], None]] = {}
         self.closing = threading.Event()
         self._lock, self._started = threading.Lock(), time.monotonic()
         self._server = _Server(("127.0.0.1", 0), _Connection)
@@ -148,11 +150,13 @@ class FaultProxy:
         """Counts a request and says what becomes of it: the first rule that matches, else chance, else nothing."""
         with self._lock:
             self.counts[request.kind, request.room] += 1
-            for rule in self.rules:
-                if rule.matches(request):
-                    return rule
-            fault = self.chance.draw(request) if self.chance else None
-            return Rule(fault, request.kind) if fault else None
+            moment = self.moments.pop(self.counts.total(), None)
+            rule = next((rule for rule in self.rules if rule.matches(request)), None)
+            if rule is None and self.chance and (fault := self.chance.draw(request)):
+                rule = Rule(fault, request.kind)
+        if moment:
+            moment()
+        return rule
 
     def note(self, request: Request, rule: Rule, status: int = 0) -> None:
         """Writes down a fault that happened, and does what comes with it."""
