@@ -19,6 +19,7 @@ VERBS = {
     "render": "Render what is planned and not yet done.",
     "run": "Plan, then render: the whole job.",
     "verify": "Hold a run's plan, manifests and images against each other.",
+    "repair": "Render again what a run has lost or damaged; delete what belongs to no row.",
     "rollout": "Render every prompt at every budget, scored: the table to train a policy on.",
     "train": "Train the policy that chooses steps, from that table.",
     "evaluate": "Judge a policy on held-out prompts against all that could be done instead.",

@@ -297,10 +297,18 @@ class Evaluate(Section):
 
 
 class Failures(Section):
-    """When a job with failed rows counts as done."""
+    """When a job with failed rows counts as done, and how long nothing may happen."""
 
     max_fraction: Annotated[float, Field(ge=0, le=1)] = execution(
         0.01, "share of rows that may fail, 0: none, 1: all; above it the exit code is 3"
+    )
+    row_timeout_s: Annotated[float, Field(ge=1)] = execution(
+        900.0,
+        "seconds that an engine with rows in hand may take without a UNet call or a picture; then its process is ended, "
+        "and after three times each row is tried alone and the one at fault fails",
+    )
+    no_progress_s: Annotated[float, Field(ge=1)] = execution(
+        3600.0, "seconds without any progress until the run ends with exit code 1; waiting for actors does not count"
     )
 
 

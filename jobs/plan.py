@@ -40,10 +40,10 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
       python -m jobs plan spring.yaml -s steps.price=0.5 --json
     """
     job = load_job(job_path, sets, limit)
-    run, info = prepare(job)
+    run, info, warnings = prepare(job)
     start_ray(address, console.debug)
     with Interrupts(console, this_command()):
-        make(console, job, run, info)
+        make(console, job, run, info, warnings)
     found = planned(run)
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, table(str(job.config.output.path), found))
@@ -55,16 +55,18 @@ def this_command() -> str:
     return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
 
 
-def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo]":
-    """Everything that can be refused without Ray: the run folder, the model, what must not change, the policy."""
+def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo, list[str]]":
+    """Everything that can be refused without Ray: the run folder, the model, what must not change, the policy.
+
+    -> the folder, the model, and warnings of what the policy was not calibrated with.
+    """
     check_output(job)
     run, info = build.run_folder(job), build.checkpoint(job)
     build.refuse_changed(job, run, build.fingerprint(job, info))
-    build.check_policy(job, info)
-    return run, info
+    return run, info, build.check_policy(job, info)
 
 
-def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -> None:
+def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", warnings: list[str]) -> None:
     """Write the resolved job file and one new generation of the plan, where there is something new."""
     from pipelines.plan import make_plan
 
@@ -72,7 +74,7 @@ def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo") -
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, config.source)
     run.write_job(job.config.dump())
-    for note in [*build.check_policy(job, info), *inspection.notes]:
+    for note in [*warnings, *inspection.notes]:
         console.say(note)
     make_plan(run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection)
     console.clear()

@@ -1,7 +1,8 @@
 """`render`: what is planned and not yet done becomes pictures and manifests."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,8 @@ from jobs.summary import Totals, totals, with_images
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
-    from pipelines.render import RenderResult
+    from pipelines.pools import RenderConfig
+    from pipelines.render import RenderResult, Repair
     from pipelines.store import RunFolder
 
 
@@ -41,7 +43,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
       python -m jobs render spring.yaml -s pools.0.actors=8 --address auto
     """
     job = load_job(job_path, sets)
-    run, info = prepare(job)
+    run, info, _ = prepare(job)
     if not run.generations():
         raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
     with sole_driver(console, job, run, take_over) as epoch:
@@ -50,19 +52,38 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
             return render_job(console, job, run, info, Stop(interrupts, epoch))
 
 
-def render_job(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", stop: Stop) -> int:
-    """Render, sum up, write summary.json and report.html; the exit code."""
-    from pipelines.render import render
+def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
+    """All that `pipelines.render.render` is told, with the times after which nothing is waited for."""
+    failures = job.config.failures
+    config = build.render_config(job, info)
+    return replace(config, no_progress_s=failures.no_progress_s, row_timeout_s=failures.row_timeout_s)
 
-    plan = planned(run)
-    line = ProgressLine(console, plan["largest"])
+
+def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
+    """The progress line; with its first state pictures are being made."""
+    line = ProgressLine(console, largest)
 
     def on_progress(progress: Any) -> None:
         console.started = True
         line(progress)
 
+    return on_progress
+
+
+def render_job(
+    console: Console,
+    job: Job,
+    run: "RunFolder",
+    info: "CheckpointInfo",
+    stop: Stop,
+    repair: "Repair | None" = None,
+) -> int:
+    """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
+    from pipelines.render import render
+
+    plan = planned(run)
     stop.interrupts.graceful = True
-    result = render(run, build.render_config(job, info), on_progress, stop)
+    result = render(run, render_config(job, info), shown(console, plan["largest"]), stop, repair)
     console.clear()
     found = totals(run)
     summary = summarize(job, plan, result, found)

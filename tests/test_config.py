@@ -82,7 +82,7 @@ def test_the_contracts_defaults() -> None:
         ],
         "output": {"path": "runs/spring", "layout": "files", "format": "png", "storage": None},
         "storage": {"endpoint_url": None, "region": None, "put_options": {}},
-        "failures": {"max_fraction": 0.01},
+        "failures": {"max_fraction": 0.01, "row_timeout_s": 900.0, "no_progress_s": 3600.0},
     }
 
 

@@ -1,0 +1,166 @@
+"""`repair` and `run --retry-failed` as one types them, on a real Ray."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.__main__ import main
+from jobs.repair import Outcome
+from pipelines.epochs import claim
+from pipelines.store import RunFolder, manifest_key, parquet_bytes
+from tests.checkpoints import make_checkpoint
+
+JOB = """\
+model: {path: MODEL, device: cpu}
+input: {path: prompts.csv}
+steps: {selector: fixed, fixed: 2}
+pools: [{name: default, lanes: 4}]
+output: {path: run, layout: LAYOUT}
+"""
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_checkpoint("sd1", tmp_path_factory.mktemp("model") / "sd1"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(layout: str = "files") -> RunFolder:
+        Path("prompts.csv").write_text("prompt\n" + "".join(f"a fox number {i}\n" for i in range(12)) + '""\n')
+        Path("job.yaml").write_text(JOB.replace("MODEL", model).replace("LAYOUT", layout))
+        return RunFolder("run")
+
+    return write
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
+    code = main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def rows(run: RunFolder) -> dict[str, dict]:
+    return {row["id"]: row for table in run.manifests() for row in table.to_pylist()}
+
+
+def change(run: RunFolder, id: str, **values: object) -> None:
+    (shard,) = [shard for shard in run.done_shards() if id in run.read_manifest(shard)["id"].to_pylist()]
+    table = run.read_manifest(shard)
+    new = [row | (values if row["id"] == id else {}) for row in table.to_pylist()]
+    run.write(manifest_key(shard), parquet_bytes([pa.Table.from_pylist(new, schema=table.schema)]))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("layout", ["files", "webdataset"])
+def test_what_is_damaged_is_rendered_again_and_verified(ray_cluster, job, layout: str, capsys) -> None:
+    run = job(layout)
+    assert typed(capsys, "run", "job.yaml", "-s", "failures.max_fraction=0.5")[0] == 0
+    before = rows(run)
+    damaged = [row for row in before.values() if row["status"] == "ok"][:2]
+    if layout == "files":
+        run.delete([damaged[0]["uri"]])
+        data = run.read(damaged[1]["uri"])
+        run.write(damaged[1]["uri"], data[:-1] + bytes([data[-1] ^ 1]))
+        again = 2
+    else:
+        run.delete([damaged[0]["uri"].partition("#")[0]])
+        again = 12
+    assert typed(capsys, "verify", "run", "--full")[0] == 1
+
+    code, told = typed(capsys, "repair", "run", "--full", "--delete-orphans")
+    assert (code, told["status"], told["left"]) == (0, "repaired", {})
+    assert told["repaired"] == {
+        "shards": 1,
+        "rows": again,
+        "ok": again,
+        "failed": 0,
+        "same_bytes": again,
+        "other_bytes": 0,
+        "render_classes": [],
+    }
+    assert told["orphans_deleted"] == (1 if layout == "files" else 0)
+    after = rows(run)
+    assert {id: row["sha256"] for id, row in after.items()} == {id: row["sha256"] for id, row in before.items()}
+    assert [row["uri"] for row in after.values()] != [row["uri"] for row in before.values()]
+    assert typed(capsys, "verify", "run", "--full")[0] == 0
+
+    code, told = typed(capsys, "repair", "run", "--full")  # nothing is left to do, and nothing is done
+    assert (code, told["status"], told["repaired"]["rows"]) == (0, "clean", 0)
+    assert rows(run) == after
+
+
+@pytest.mark.ray
+def test_rows_that_failed_are_rendered_again_with_their_seed(ray_cluster, job, capsys) -> None:
+    run = job()
+    assert typed(capsys, "run", "job.yaml")[0] == 3  # the empty prompt
+    before = rows(run)
+    ok = next(row for row in before.values() if row["status"] == "ok")
+    gone = dict.fromkeys(("uri", "sha256", "bytes", "render_class"))
+    change(run, ok["id"], status="failed", error_type="OutOfMemoryError", error_message="no", **gone)
+    run.delete([ok["uri"]])
+    code, told = typed(capsys, "run", "job.yaml", "-s", "failures.max_fraction=0.5")
+    assert (code, told["failed"], told["rendered_now"]) == (0, 2, 0)
+    code, told = typed(capsys, "run", "job.yaml", "-s", "failures.max_fraction=0.5", "--retry-failed")
+    assert (code, told["failed"], told["rendered_now"]) == (0, 1, 1)
+    after = rows(run)
+    assert after[ok["id"]]["sha256"] == ok["sha256"]
+    assert {row["revision"] for row in after.values()} == {1}
+    assert typed(capsys, "verify", "run", "--full")[0] == 0
+
+
+def planned_only(run: RunFolder) -> None:
+    from jobs import build
+    from jobs.load import load_job
+
+    loaded = load_job("job.yaml")
+    run.write_job(loaded.config.dump())
+    run.commit_plan(1, {"fingerprint": build.fingerprint(loaded, build.checkpoint(loaded)), "price": None})
+
+
+def test_a_second_driver_is_refused(job, capsys) -> None:
+    run = job()
+    planned_only(run)
+    claim(run)
+    assert main(["repair", "run"]) == 2
+    assert "another run is active in" in capsys.readouterr().err
+
+
+def test_another_model_is_refused(job, capsys, tmp_path: Path) -> None:
+    run = job()
+    planned_only(run)
+    other = make_checkpoint("sd2", tmp_path / "other")
+    assert main(["repair", "run", "-s", f"model.path={other}"]) == 2
+    assert "model.path was" in capsys.readouterr().err
+
+
+def test_other_bytes_are_told_with_the_class_that_made_them() -> None:
+    outcome = Outcome()
+    row = {"status": "ok", "sha256": "a", "render_class": "one"}
+    outcome.add(row, row)
+    outcome.add(row, row | {"sha256": "b", "render_class": "two"})
+    outcome.add({}, row)
+    outcome.add(row, row | {"status": "failed", "sha256": None, "render_class": None})
+    assert outcome.document() == {
+        "shards": 0,
+        "rows": 4,
+        "ok": 3,
+        "failed": 1,
+        "same_bytes": 1,
+        "other_bytes": 1,
+        "render_classes": [{"before": "one", "now": "two", "rows": 1}],
+    }
