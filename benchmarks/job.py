@@ -4,8 +4,8 @@
 
 a: Ray Data's map_batches over a class with a diffusers pipeline, 50 steps for every row. b: the same at the job's mean
 steps. c: diffusers in a loop, no Ray, at those steps. none: the job with its sink off (layout none). All write PNG
-files to the same disk; ten budgets, 5 to 50, chosen by the number of words. images/s is between the first and the last file;
-`wall` is the whole process, with its imports and its Ray.
+files to the same disk; ten budgets, 5 to 50, chosen by the number of words. images/s is between the first and the last
+file; `wall` is the whole process, with its imports and its Ray.
 """
 
 import argparse

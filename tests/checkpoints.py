@@ -28,12 +28,13 @@ SCHEDULERS = {
 }
 
 
-def _tokenizer() -> CLIPTokenizer:
+def make_tokenizer(length: int = 24) -> CLIPTokenizer:
+    """One token a letter."""
     letters = [chr(c) for c in range(33, 127)]
     pieces = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     return CLIPTokenizer(
-        vocab=vocab, merges=[], model_max_length=24, pad_token="<|endoftext|>", unk_token="<|endoftext|>"
+        vocab=vocab, merges=[], model_max_length=length, pad_token="<|endoftext|>", unk_token="<|endoftext|>"
     )
 
 
@@ -91,8 +92,8 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
             _vae(),
             CLIPTextModel(_text_config(16, 16)),
             CLIPTextModelWithProjection(_text_config(24, 16)),
-            _tokenizer(),
-            _tokenizer(),
+            make_tokenizer(),
+            make_tokenizer(),
             _unet(40, xl=True),
             scheduler,
         )
@@ -100,7 +101,7 @@ def make_checkpoint(kind: str, folder: Path) -> Path:
         pipeline = StableDiffusionPipeline(
             _vae(),
             CLIPTextModel(_text_config(32, 32)),
-            _tokenizer(),
+            make_tokenizer(),
             _unet(32, xl=False),
             scheduler,
             safety_checker=None,
