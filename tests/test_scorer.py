@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import _tokenizer
+from checkpoints import make_tokenizer
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -32,7 +32,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     vision = layers | {"image_size": 16, "patch_size": 4}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     model.half().save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     side = {"height": 16, "width": 16}
     CLIPImageProcessor(size=side, crop_size=side).save_pretrained(folder)
     return str(folder)
