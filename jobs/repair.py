@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,7 +89,7 @@ def verb(
 def find_job(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
     """The run folder, and the job that it was last run by. Raises ConfigError where its pictures would be others."""
     run = find_run(path, sets)
-    if path.endswith((".yaml", ".yml")):
+    if Path(path).is_file() or path.endswith((".yaml", ".yml")):
         job = load_job(path, sets)
     else:
         text = run.job_yaml() or "input: {path: '?'}"

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -164,14 +165,14 @@ class _Lookout:
                 log.warning("%s", error)
 
     def _manifests(self) -> None:
-        found = self.undone & self.run.done_shards()
-        if found:
+        if found := self.undone and self.undone & self.run.done_shards():
             ray.get(self.ledger.found.remote(found))
-        self.undone -= found
+            self.undone -= found
 
     def _drains(self) -> None:
-        if nodes := cluster.get_draining_nodes():
-            ray.get(self.ledger.drain.remote(list(nodes)))
+        with suppress(ray.exceptions.RaySystemError):  # a driver behind ray:// is not told
+            if nodes := cluster.get_draining_nodes():
+                ray.get(self.ledger.drain.remote(list(nodes)))
 
 
 class _Watch:

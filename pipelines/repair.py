@@ -137,7 +137,7 @@ class Repairs:
             revision=1 + max((row["revision"] or 0 for row in written), default=0),
             ids=ids,
             replanned=frozenset(id for id in ids if id in changed or id not in found),
-            attempts=max((row["attempts"] or 0 for row in found.values()), default=self.run.num_attempts(shard)),
+            attempts=max(row["attempts"] or 0 for row in found.values()) if found else self.run.num_attempts(shard),
         )
 
     def _with_their_groups(self, shard: str, planned: Mapping[str, dict[str, Any]], ill: set[str]) -> list[str]:

@@ -120,7 +120,8 @@ def test_limit_then_the_full_run_with_equal_prompts(job):
     assert (again["rows"], again["rendered_now"]) == (30, 0)
 
 
-def test_sigint_finishes_what_is_in_work(job):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_what_is_in_work(job, number, code):
     path = job([f"a fox number {i}" for i in range(256)], steps=60)
     driver = subprocess.Popen(
         command(path, "-s", "pools.0.lanes=2"), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -129,9 +130,9 @@ def test_sigint_finishes_what_is_in_work(job):
     deadline = time.monotonic() + 240
     while not folder.attempts() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     out, err = driver.communicate(timeout=240)
-    assert driver.returncode == 130, err[-3000:]
+    assert driver.returncode == code, err[-3000:]
     assert json.loads(out)["status"] == "interrupted"
     assert "python -m jobs run" in err
     done = folder.done_shards()

@@ -1,0 +1,46 @@
+"""What a new driver does with shards that the old one still commits: none of them is rendered twice to the end."""
+
+import threading
+import time
+
+import pytest
+
+import pipelines.render
+from actors.rows import SamplerConfig
+from pipelines.models import ModelSource
+from pipelines.pools import PoolSpec, RenderConfig
+from pipelines.render import render
+from pipelines.store import RunFolder
+from pipelines.verify import verify
+from tests.checkpoints import make_checkpoint
+from tests.finished import render_shard
+from tests.plans import planned_row, write_plan
+
+
+@pytest.mark.ray
+def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines.render, "LOOK_S", 0.2)
+    model = make_checkpoint("sd1", tmp_path / "model")
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i, num_steps=60) for i in range(80)], 20)
+    working, waiting = "0001-000000", "0001-000003"
+    config = RenderConfig(ModelSource(str(model)), SamplerConfig("", device="cpu"), (PoolSpec(lanes=2),))
+    results = []
+    new = threading.Thread(target=lambda: results.append(render(run, config)))
+    new.start()
+    deadline = time.monotonic() + 200
+    while not run.names(f"images/{working}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for shard in (working, waiting):
+        assert render_shard(run, shard)  # the old driver's worker, which knows nothing of the new one
+    theirs = {shard: run.stat(f"manifest/{shard}.parquet") for shard in (working, waiting)}
+    new.join(300)
+    assert [result.interrupted for result in results] == [False]
+    assert {shard: run.stat(f"manifest/{shard}.parquet") for shard in theirs} == theirs
+    assert len(run.done_shards()) == 4
+    begun = {shard: [name.endswith(".released") for name in run.names(f"attempts/{shard}")] for shard in theirs}
+    assert sorted(begun[working]) == [False, False, True]  # ours was given up, not finished
+    assert begun[waiting] == [False]  # ours was never begun
+    assert [finding for checked in verify(run, 1) for finding in checked.findings] == []
+    assert sum(table.num_rows for table in run.manifests()) == 80
