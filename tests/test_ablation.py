@@ -24,10 +24,11 @@ def test_every_way_is_measured_with_every_seed() -> None:
         "paper's reward and gradient": replace(paper, learning=replace(paper.learning, epochs=2)),
         "regression head": replace(candidates["regression head"], learning=replace(LEARNING, epochs=1)),
     }
-    outcomes = ablate(part(0), part(1), picked, seeds=(0, 1), on_outcome=seen.append)
+    table, rows = part(1)
+    outcomes = ablate(part(0), ({"truth": table}, rows), picked, seeds=(0, 1), on_outcome=seen.append)
     assert [outcome.name for outcome in outcomes] == list(picked)
     assert seen == outcomes
-    gains = {outcome.name: outcome.gains for outcome in outcomes}
+    gains = {outcome.name: outcome.gains["truth"] for outcome in outcomes}
     assert all(len(each) == 2 for each in gains.values())
     assert min(gains["all actions"]) > 0.002
     assert max(gains["paper's reward and gradient"]) < min(gains["all actions"])

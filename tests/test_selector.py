@@ -13,7 +13,7 @@ from checkpoints import make_checkpoint
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from actors.policy import Network, PolicyCard, PolicyError, Setting
-from actors.policy_network import StepPolicy, save_policy
+from actors.policy_network import StepPolicy, load_policy, save_policy
 from actors.prompt_encoder import BATCH, PromptEncoder, encoder_folder
 from actors.selector import PAPER_CHOICES, SelectorConfig, StepSelector, uniform
 
@@ -257,3 +257,23 @@ def test_another_checkpoint_or_menu_is_refused(config: SelectorConfig, tmp_path:
         StepSelector(replace(config, choices=(5, 10)))
     with pytest.raises(PolicyError, match=r"cannot be loaded|no safetensors"):
         StepSelector(replace(config, text_encoder_path=str(tmp_path / "nothing")))
+
+
+def test_no_prompt_gets_what_no_held_out_prompt_got(config: SelectorConfig, tmp_path: Path) -> None:
+    """Between two points of the calibration the bounds of both hold; steps.min and max go first."""
+    policy, card = load_policy(config.policy_path or "")
+    points = [(0.0, 8.0, 20.0), (0.1, 4.0, 8.0), (1.0, 2.0, 4.0)]
+    card = replace(card, calibration=tuple({"price": p, "least_steps": a, "most_steps": b} for p, a, b in points))
+    save_policy(str(tmp_path), policy, card)
+    bounded = replace(config, policy_path=str(tmp_path))
+    wanted = {-1.0: (8, 20), 0.0: (8, 20), 0.05: (4, 20), 0.1: (4, 8), 0.5: (2, 8), 1.0: (2, 4), 9.0: (2, 4)}
+    for price, (low, high) in wanted.items():
+        selector = StepSelector(replace(bounded, price=price))
+        assert [n for n, is_open in zip(selector.choices, selector.allowed, strict=True) if is_open] == [
+            n for n in (2, 4, 8, 20) if low <= n <= high
+        ]
+        assert all(low <= count <= high for count in steps(selector, [*PROMPTS, *HOSTILE]))
+    assert set(steps(StepSelector(replace(bounded, price=1.0, min=8)), PROMPTS)) == {8}
+    assert set(steps(StepSelector(replace(bounded, price=0.0, max=2)), PROMPTS)) == {2}
+    by_price = np.array([steps(StepSelector(replace(bounded, price=price)), PROMPTS) for price in sorted(wanted)])
+    assert (np.diff(by_price, axis=0) <= 0).all()

@@ -34,10 +34,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Outcome:
-    """gains: mean gain over the fixed curve at equal cost, one a training seed; costs: mean cost, likewise."""
+    """gains: by judge, mean gain over the fixed curve at equal cost, one a training seed; costs: mean costs."""
 
     name: str
-    gains: tuple[float, ...]
+    gains: Mapping[str, tuple[float, ...]]
     costs: tuple[float, ...]
 
 
@@ -73,44 +73,53 @@ def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) 
 
 def ablate(
     learned: tuple[RewardTable, Rows],
-    held_out: tuple[RewardTable, Rows],
+    held_out: tuple[Mapping[str, RewardTable], Rows],
     candidates: Mapping[str, Way],
     seeds: Sequence[int] = range(5),
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Every way with every seed. A way without prices (the paper's) counts by its one point."""
+    """Every way with every seed. A way without prices (the paper's) counts by its one point.
+
+    held_out: the same prompts judged by one or several, by the judge's name.
+    """
     outcomes = []
     for name, way in candidates.items():
         measured = [_measured(learned, held_out, way, seed) for seed in seeds]
-        gains, costs = zip(*measured, strict=True)
-        outcomes.append(Outcome(name, gains, costs))
+        gains = {judge: tuple(one[judge] for one, _ in measured) for judge in held_out[0]}
+        outcomes.append(Outcome(name, gains, tuple(cost for _, cost in measured)))
         if on_outcome:
             on_outcome(outcomes[-1])
     return outcomes
 
 
 def _measured(
-    learned: tuple[RewardTable, Rows], held_out: tuple[RewardTable, Rows], way: Way, seed: int
-) -> tuple[float, float]:
-    """Mean gain and mean cost over prices."""
+    learned: tuple[RewardTable, Rows], held_out: tuple[Mapping[str, RewardTable], Rows], way: Way, seed: int
+) -> tuple[dict[str, float], float]:
+    """Mean gain by judge and mean cost over prices."""
     learning = replace(way.learning, seed=seed)
     policy = learn(learned[1], learned[0], learning, way.network)
-    table = held_out[0]
     scores, estimate = outputs(policy, held_out[1].chunks())
     prices = [0.0] if learning.reward == "paper" else np.geomspace(*learning.prices, NUM_PRICES).tolist()
     chosen_by = in_rises(estimate, learned[0].quality) if way.plug_in else scores
-    rule: Rule = sweep("policy", table, chosen_by, prices)
-    curve = FixedCurve(fixed(table).points, Bootstrap(len(table.prompts), 1))
-    gains = [curve.gain(point).value for point in rule.points]
-    return float(np.mean(gains)), float(np.mean([point.mean_cost for point in rule.points]))
+    gains, cost = {}, 0.0
+    for judge, table in held_out[0].items():
+        rule: Rule = sweep("policy", table, chosen_by, prices)
+        curve = FixedCurve(fixed(table).points, Bootstrap(len(table.prompts), 1))
+        gains[judge] = float(np.mean([curve.gain(point).value for point in rule.points]))
+        cost = float(np.mean([point.mean_cost for point in rule.points]))
+    return gains, cost
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:
-    """One line a way: mean and spread of the gain over training seeds, its worst, the mean cost."""
-    lines = [f"{'learned by':<30} {'gain':>8} {'spread':>8} {'worst':>8} {'cost':>6}  seeds"]
+    """One line a way: by judge, mean and spread of the gain over training seeds; the mean cost."""
+    judges = list(outcomes[0].gains) if outcomes else []
+    lines = [f"{'learned by':<30} {'cost':>6} seeds " + " ".join(f"{f'gain by {judge}':>20}" for judge in judges)]
     for outcome in outcomes:
-        gains = np.array(outcome.gains)
-        spread = gains.std(ddof=1) if len(gains) > 1 else 0.0
-        numbers = f"{gains.mean():+8.4f} {spread:8.4f} {gains.min():+8.4f} {np.mean(outcome.costs):6.3f}"
-        lines.append(f"{outcome.name:<30} {numbers}  {len(gains)}")
+        cells = " ".join(f"{_mean_and_spread(outcome.gains[judge]):>20}" for judge in judges)
+        lines.append(f"{outcome.name:<30} {np.mean(outcome.costs):6.3f} {len(outcome.costs):5d} {cells}")
     return "\n".join(lines)
+
+
+def _mean_and_spread(gains: Sequence[float]) -> str:
+    spread = np.std(gains, ddof=1) if len(gains) > 1 else 0.0
+    return f"{np.mean(gains):+.4f} +-{spread:.4f}"

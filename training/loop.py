@@ -54,6 +54,8 @@ def work(config: dict[str, Any]) -> None:
     if state:
         learner.load_state(state["learner"])
     scribe = _Scribe(loop, slots, state) if rank == 0 else None
+    if scribe and not state:
+        scribe.measure(learner)
     every, sums, count = max(1, learner.num_steps // loop.reports), dict[str, Tensor](), 0
     while learner.step < learner.num_steps:
         picked = rows_at(learner.step, mine, slots, loop.num_rows, loop.learning.seed)
@@ -93,14 +95,22 @@ class _Scribe:
         self.best: dict[str, Any] = state["best"] if state else {"val_gain": -np.inf}
         self.journal = Journal(loop.folder, state["learner"]["step"] if state else 0)
 
+    def measure(self, learner: Learner) -> dict[str, float]:
+        """What held-out rows say of the weights, which are kept where they are the best so far.
+
+        Asked before the first step, too: where prompts tell nothing, the best fixed budget of each price stays.
+        """
+        policy = learner.units.finished(learner.policy)
+        found = validate(policy, self.held_out, self.loop.costs, self.loop.learning, self.loop.units.rise)
+        if found["val_gain"] > self.best["val_gain"]:
+            weights = {name: tensor.detach().cpu() for name, tensor in learner.policy.state_dict().items()}
+            self.best = {"val_gain": found["val_gain"], "step": learner.step, "policy": copy.deepcopy(weights)}
+        return found
+
     def write(self, learner: Learner, record: dict[str, float]) -> dict[str, float]:
         """The record with what held-out rows say; it is in the folder when this returns."""
-        policy = learner.units.finished(learner.policy)
         record = {"step": learner.step, "progress": learner.progress, "rate": learner.rate()} | record
-        record |= validate(policy, self.held_out, self.loop.costs, self.loop.learning, self.loop.units.rise)
-        if record["val_gain"] > self.best["val_gain"]:
-            weights = {name: tensor.detach().cpu() for name, tensor in learner.policy.state_dict().items()}
-            self.best = {"val_gain": record["val_gain"], "step": learner.step, "policy": copy.deepcopy(weights)}
+        record |= self.measure(learner)
         self.journal.add(record, {"learner": learner.state(), "best": self.best, "num_slots": self.slots})
         return record
 
