@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow faults check clean
 
 demo: $(STAMP)
 	$(BIN)/python -m jobs demo
@@ -14,6 +14,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and slow"
+
+# Hours: every hostile input, every crash point, a hundred campaigns, what a resume asks for. Writes docs/faults.md.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu" $(wildcard tests/test_faults_*.py)
+	$(BIN)/python -m tests.campaign --seeds 0:100
+	$(BIN)/python -m tests.resume_cost --shards 2000
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,8 +19,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Campaigns:
             outcome.requests = proxy.total()
         if not outcome.hang:
             calm = RunFolder(run.url, StorageOptions(self.server.endpoint_url))
-            self._judge(calm, wanted, outcome)
+            outcome = judge(calm, wanted, outcome)
         outcome.seconds = round(time.monotonic() - started, 1)
         return outcome
 
@@ -119,7 +119,7 @@ class Campaigns:
             if wait(driver.process, HANG_S) != 0:
                 driver.process.kill()
                 raise RuntimeError(f"the undisturbed run failed: {driver.said()[-3000:]}")
-            found = _hashes(run)
+            found = hashes(run)
             assert len(found) == rows
             self.undisturbed[rows, layout] = {id: hashes[0] for id, hashes in found.items()}
         return self.undisturbed[rows, layout]
@@ -179,19 +179,23 @@ class Campaigns:
             found[moment] = lambda name=name: chaos.act(name)  # type: ignore[misc]
         return found
 
-    def _judge(self, run: RunFolder, wanted: dict[str, str | None], outcome: Outcome) -> None:
-        """The promise, row by row and object by object."""
-        stored = _hashes(run)
-        outcome.lost = len(wanted.keys() - stored.keys())
-        outcome.doubled = sum(len(hashes) - 1 for hashes in stored.values()) + len(stored.keys() - wanted.keys())
-        outcome.different = sum(stored[id][0] != wanted[id] for id in wanted.keys() & stored.keys())
-        findings = verified(run)
-        outcome.orphans = sum(finding["kind"] in ORPHANS for finding in findings)
-        outcome.damaged = len(findings) - outcome.orphans
-        named = {row.partition("#")[0] for row in _uris(run)}
-        keys = tuple(finding["key"] for finding in findings)
-        objects = [key for room in ("images", "data") for key, _ in run.walk(room) if key not in named]
-        outcome.unexplained = sum(not any(key == k or key.startswith(f"{k}/") for k in keys) for key in objects)
+
+def judge(run: RunFolder, wanted: dict[str, str | None], outcome: Outcome) -> Outcome:
+    """The promise, row by row and object by object; the outcome with what was found."""
+    stored = hashes(run)
+    findings = verified(run)
+    named = {uri.partition("#")[0] for uri in _uris(run)}
+    orphans = tuple(finding["key"] for finding in findings if finding["kind"] in ORPHANS)
+    others = [key for room in ("images", "data") for key, _ in run.walk(room) if key not in named]
+    return replace(
+        outcome,
+        lost=len(wanted.keys() - stored.keys()),
+        doubled=sum(len(found) - 1 for found in stored.values()) + len(stored.keys() - wanted.keys()),
+        different=sum(stored[id][0] != wanted[id] for id in wanted.keys() & stored.keys()),
+        orphans=len(orphans),
+        damaged=len(findings) - len(orphans),
+        unexplained=sum(not any(key == name or key.startswith(f"{name}/") for name in orphans) for key in others),
+    )
 
 
 def verified(run: RunFolder) -> list[dict[str, Any]]:
@@ -202,7 +206,8 @@ def verified(run: RunFolder) -> list[dict[str, Any]]:
     return json.loads(done.stdout)["findings"]
 
 
-def _hashes(run: RunFolder) -> dict[str, list[str | None]]:
+def hashes(run: RunFolder) -> dict[str, list[str | None]]:
+    """{id: sha256 of the picture of every manifest row that has it}."""
     found: dict[str, list[str | None]] = {}
     for table in run.manifests():
         for row in table.select(["id", "sha256"]).to_pylist():
@@ -215,17 +220,21 @@ def _uris(run: RunFolder) -> list[str]:
 
 
 @contextmanager
-def campaigns(say: Callable[[str], None] = lambda text: None) -> Iterator[Campaigns]:
-    """Everything that the seeds share; seconds to start."""
+def own_server() -> Iterator[S3Server]:
+    """A running radosgw whose keys, and no other credentials, are in the environment: before Ray starts."""
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[variable]
     keys = ("test" + secrets.token_hex(8), secrets.token_hex(20))
-    os.environ.update(S3Server.env(*keys) | SETTINGS)  # before Ray starts, so that its workers have them too
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(S3Server(*keys))
-        cluster = stack.enter_context(Cluster())
-        yield Campaigns(cluster, server, make_checkpoint("sd1", folder / "model"), folder, say)
+    os.environ.update(S3Server.env(*keys) | SETTINGS)
+    with S3Server(*keys) as server:
+        yield server
+
+
+@contextmanager
+def campaigns(server: S3Server, say: Callable[[str], None] = lambda text: None) -> Iterator[Campaigns]:
+    """Everything that the seeds share; seconds to start."""
+    with tempfile.TemporaryDirectory() as folder, Cluster() as cluster:
+        yield Campaigns(cluster, server, make_checkpoint("sd1", Path(folder) / "model"), Path(folder), say)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     known = set() if options.again else {line["seed"] for line in read(options.results) if line["good"]}
     seeds = [options.replay] if options.replay is not None else [n for n in range(first, last) if n not in known]
     failed = []
-    with campaigns(print if options.replay is not None else lambda text: None) as every:
+    say = print if options.replay is not None else lambda text: None
+    with own_server() as server, campaigns(server, say) as every:
         for seed in seeds:
             outcome = every.run(seed)
             print(line_of(outcome), flush=True)

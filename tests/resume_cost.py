@@ -6,8 +6,6 @@ rendered, types `run` again behind the counting proxy, and prints requests by ki
 
 import argparse
 import json
-import os
-import secrets
 import sys
 import tempfile
 from collections import Counter
@@ -21,7 +19,7 @@ import pyarrow as pa
 
 from pipelines.folder import StorageOptions
 from pipelines.store import RunFolder, schema_from_json
-from tests.campaign import SETTINGS
+from tests.campaign import own_server
 from tests.chaos import Driver, wait
 from tests.checkpoints import make_checkpoint
 from tests.fault_proxy import FaultProxy
@@ -107,11 +105,7 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=2000)
     parser.add_argument("--left", type=int, default=3, help="shards that are not done yet")
     options = parser.parse_args()
-    for variable in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[variable]
-    keys = ("test" + secrets.token_hex(8), secrets.token_hex(20))
-    os.environ.update(S3Server.env(*keys) | SETTINGS)
-    with tempfile.TemporaryDirectory() as folder, S3Server(*keys) as server:
+    with tempfile.TemporaryDirectory() as folder, own_server() as server:
         counts = resume(options.shards, options.left, Path(folder), server)
     for (kind, room), count in sorted(counts.items()):
         print(f"{kind:8s} {room:16s} {count:6d}")
