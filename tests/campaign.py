@@ -30,13 +30,14 @@ from pipelines.store import RunFolder
 from tests.chaos import ACTS, ROOT, Chaos, Cluster, Driver, wait
 from tests.checkpoints import make_checkpoint
 from tests.fault_proxy import FAULTS, Chance, FaultProxy
+from tests.other_servers import OtherServer, Server
 from tests.s3_server import S3Server
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "STEPTHRIFT_STORAGE_DEADLINE_S": "60"}
 RESULTS, TABLE = ROOT / "docs" / "faults.jsonl", ROOT / "docs" / "faults.md"
 HANG_S = 240.0  # of one driver: a campaign's watchdog
 MOST_LEGS, WILD_LEGS = 12, 4  # drivers a campaign; those that are disturbed
-FIRST_LEG_REQUESTS = 30  # before the first picture, about
+REQUESTS = 40  # of a driver beside its pictures, about
 VARIANTS = ((60, "files"), (200, "files"), (120, "webdataset"), (90, "parquet"))
 JOB = """\
 model: {{path: {model}, device: cpu}}
@@ -58,6 +59,7 @@ class Outcome:
     layout: str
     rows: int
     exits: list[int | None] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)  # the last that each of them said
     acts: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     requests: int = 0
@@ -83,10 +85,11 @@ class Campaigns:
     """One cluster, one server and the undisturbed runs, for as many seeds as wanted."""
 
     cluster: Cluster
-    server: S3Server
+    server: Server
     model: Path
     folder: Path
     say: Callable[[str], None] = lambda text: None
+    kind: str = "radosgw"
     undisturbed: dict[tuple[int, str], dict[str, str | None]] = field(default_factory=dict)
 
     def run(self, seed: int) -> Outcome:
@@ -94,7 +97,7 @@ class Campaigns:
         started, chance = time.monotonic(), random.Random(seed)
         rows, layout = VARIANTS[seed % len(VARIANTS)]
         wanted = self.reference(rows, layout)
-        outcome = Outcome(seed, "radosgw", layout, rows)
+        outcome = Outcome(seed, self.kind, layout, rows)
         with FaultProxy(self.server.s3_port, hang_s=1.5) as proxy:
             run = self._folder(proxy.endpoint_url)
             job = self._job(run, rows, layout, proxy.endpoint_url, chance.choice((1, 2)))
@@ -150,11 +153,13 @@ class Campaigns:
             proxy.chance = Chance(1000 * seed + leg, chaos.chance.uniform(0.01, 0.06), FAULTS) if wild else None
             options = ("--take-over",) if leg and chaos.chance.random() < 0.2 else ()
             driver = chaos.driver = Driver.start(job, self.cluster.address, *options)
-            proxy.moments = self._moments(seed, leg, outcome.rows, proxy, chaos) if wild else {}
+            proxy.moments = self._moments(leg, outcome, proxy, chaos) if wild else {}
             code = wait(driver.process, HANG_S)
             outcome.exits.append(code)
-            outcome.tracebacks += driver.said().count("Traceback")
-            self.say(f"leg {leg}: exit {code}, so far {chaos.done}\n{driver.said()[-1500:]}")
+            said = driver.said()
+            outcome.errors += [line[:300] for line in said.splitlines() if line.startswith("error:")][-1:]
+            outcome.tracebacks += said.count("Traceback")
+            self.say(f"leg {leg}: exit {code}, so far {chaos.done}\n{said[-1500:]}")
             if code is None:
                 driver.process.kill()
                 outcome.hang = True
@@ -162,20 +167,19 @@ class Campaigns:
             if code == 0:
                 return
 
-    def _moments(
-        self, seed: int, leg: int, rows: int, proxy: FaultProxy, chaos: Chaos
-    ) -> dict[int, Callable[[], None]]:
+    def _moments(self, leg: int, outcome: Outcome, proxy: FaultProxy, chaos: Chaos) -> dict[int, Callable[[], None]]:
         """{n-th request: act}. Every tenth seed loses raylets too, every seventh the whole server."""
-        draw, acts = chaos.chance, list(ACTS)
-        names = [draw.choice(acts) for _ in range(draw.choice((1, 2, 3) if leg == 0 else (0, 1)))]
-        if leg == 0 and seed % 10 == 0:
+        draw = chaos.chance
+        names = [draw.choice(ACTS) for _ in range(draw.choice((1, 2, 3) if leg == 0 else (0, 1)))]
+        if leg == 0 and outcome.seed % 10 == 0:
             names.append("raylet")
-        if leg == 0 and seed % 7 == 3:
+        if leg == 0 and outcome.seed % 7 == 3:
             names.append("power")
+        pictures = outcome.rows if outcome.layout == "files" else 10
         at = proxy.total()
         found: dict[int, Callable[[], None]] = {}
         for name in names:
-            moment = at + draw.randrange(5, FIRST_LEG_REQUESTS + rows // (1 + leg))
+            moment = at + draw.randrange(5, REQUESTS + pictures // (1 + leg))
             found[moment] = lambda name=name: chaos.act(name)  # type: ignore[misc]
         return found
 
@@ -220,21 +224,23 @@ def _uris(run: RunFolder) -> list[str]:
 
 
 @contextmanager
-def own_server() -> Iterator[S3Server]:
-    """A running radosgw whose keys, and no other credentials, are in the environment: before Ray starts."""
+def own_server(kind: str = "radosgw") -> Iterator[Server]:
+    """A running server whose keys, and no other credentials, are in the environment: before Ray starts."""
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[variable]
     keys = ("test" + secrets.token_hex(8), secrets.token_hex(20))
     os.environ.update(S3Server.env(*keys) | SETTINGS)
-    with S3Server(*keys) as server:
+    with S3Server(*keys) if kind == "radosgw" else OtherServer(kind, *keys) as server:
         yield server
 
 
 @contextmanager
-def campaigns(server: S3Server, say: Callable[[str], None] = lambda text: None) -> Iterator[Campaigns]:
+def campaigns(
+    server: Server, say: Callable[[str], None] = lambda text: None, kind: str = "radosgw"
+) -> Iterator[Campaigns]:
     """Everything that the seeds share; seconds to start."""
     with tempfile.TemporaryDirectory() as folder, Cluster() as cluster:
-        yield Campaigns(cluster, server, make_checkpoint("sd1", Path(folder) / "model"), Path(folder), say)
+        yield Campaigns(cluster, server, make_checkpoint("sd1", Path(folder) / "model"), Path(folder), say, kind)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,17 +248,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--seeds", default="0:3", metavar="FROM:TO", help="the seeds to run, the last one left out")
     parser.add_argument("--replay", type=int, metavar="SEED", help="this seed alone, with all that its drivers said")
+    parser.add_argument("--server", choices=("radosgw", "moto", "rclone"), default="radosgw", help="must be installed")
     parser.add_argument("--results", type=Path, default=RESULTS, help="lines are appended here")
     parser.add_argument("--again", action="store_true", help="also the seeds that are there already")
     options = parser.parse_args(arguments)
     from tests.campaign_table import read, write_table
 
     first, last = map(int, options.seeds.split(":"))
-    known = set() if options.again else {line["seed"] for line in read(options.results) if line["good"]}
+    lines = [line for line in read(options.results) if line["good"] and line["server"] == options.server]
+    known = set() if options.again else {line["seed"] for line in lines}
     seeds = [options.replay] if options.replay is not None else [n for n in range(first, last) if n not in known]
     failed = []
     say = print if options.replay is not None else lambda text: None
-    with own_server() as server, campaigns(server, say) as every:
+    with own_server(options.server) as server, campaigns(server, say, options.server) as every:
         for seed in seeds:
             outcome = every.run(seed)
             print(line_of(outcome), flush=True)

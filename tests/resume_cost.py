@@ -23,7 +23,7 @@ from tests.campaign import own_server
 from tests.chaos import Driver, wait
 from tests.checkpoints import make_checkpoint
 from tests.fault_proxy import FaultProxy
-from tests.s3_server import S3Server
+from tests.other_servers import Server
 
 ROWS_A_SHARD = 500  # 20 guided steps a row, 40 lane-steps, of the 20,000 that a shard may have
 PATIENCE_S = 1800.0
@@ -65,7 +65,7 @@ def manifest_of(planned: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def resume(shards: int, left: int, folder: Path, server: S3Server) -> Counter[tuple[str, str]]:
+def resume(shards: int, left: int, folder: Path, server: Server) -> Counter[tuple[str, str]]:
     """Requests by (kind, room) of `run` on a folder where all but `left` shards are done."""
     prompts = folder / "prompts.jsonl"
     rows = range(shards * ROWS_A_SHARD)
