@@ -136,6 +136,24 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_row():
     assert all(torch.equal(latents[name], expected[name]) for name in expected)
 
 
+def test_out_of_memory_while_rows_are_made_ready_loses_no_row():
+    loop, calls = denoiser(16), []
+
+    def prepare(rows):
+        calls.append(len(rows))
+        if len(calls) in (2, 4):
+            raise torch.OutOfMemoryError("no room for prompts")
+        return rows
+
+    loop.prepare = prepare
+    latents, errors = run(loop, [flight(str(i), 3) for i in range(40)])
+    assert not errors
+    assert sorted(latents, key=int) == [str(i) for i in range(40)]
+    assert loop.num_lanes(SHAPE) == 4
+    expected, _ = run(denoiser(4), [flight(str(i), 3) for i in range(40)])
+    assert all(torch.equal(latents[name], expected[name]) for name in expected)
+
+
 def test_out_of_memory_with_two_lanes_fails_the_rows_in_flight():
     def none(x, t, embeds, added):
         raise torch.OutOfMemoryError("nothing left")
