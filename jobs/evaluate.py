@@ -31,6 +31,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
       python -m jobs evaluate table.yaml
       python -m jobs evaluate table.yaml -s evaluate.table=runs/other-prompts
     """
+    from actors.policy import read_card
     from jobs.cluster import start_ray
     from training.evidence import Setup
 
@@ -54,7 +55,8 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
         variants[Setup(variant.solver, variant.guidance_scale)] = done
     console.draw(f"reading {len(table.prompts):,} prompts")
     found = judged(job, policy, table, learned, variants)
-    about = {"policy": policy, "prompts": len(table.prompts), "seeds": table.num_seeds}
+    version = read_card(policy).version
+    about = {"policy": policy, "version": version, "prompts": len(table.prompts), "seeds": table.num_seeds}
     where = report(run, "Does adaptivity pay? Held-out prompts", found, about)
     from training.findings import document
 

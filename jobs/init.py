@@ -15,10 +15,10 @@ input:
   images_per_prompt: 1
 # model: {{path: s3://bucket/stable-diffusion-v1-5}}   # a diffusers folder, local or s3://, or a hub id
 steps:
-  selector: words            # words: longer prompts get more steps; or fixed (with fixed: 20); or policy
-  choices: [3, 5, 8, 12, 20] # the menu; left out: 5, 10, ..., 50, which suits Stable Diffusion
+  selector: policy           # the shipped one is for the embedded model; or words, or fixed (with fixed: 20)
+  price: 0.3                 # 0: quality at any cost; higher: fewer steps
 sampling:
-  guidance_scale: 2.0        # 1: none; left out: 7.5, which suits Stable Diffusion
+  guidance_scale: 1.5        # 1: none; left out: 7.5, which suits Stable Diffusion
 output:
   path: runs/{stem}          # or s3://bucket/runs/{stem}
   format: png                # or jpeg, webp

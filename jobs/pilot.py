@@ -39,7 +39,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     are kept. The verdict names what is saved at equal quality with its
     interval, the best fixed budget, the price to use and the categories that
     need most steps, or says that the sample is too small. Nothing of the job's
-    own run folder is touched; the sample's is <output.path>-pilot.
+    own run folder is touched; the sample's is <output.path>-pilot-<rows>.
 
     \b
     Example:
@@ -50,9 +50,10 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     job = with_quality(load_job(job_path, sets))
     build.check_policy(job, build.checkpoint(job))
     policy = build.local_policy(job)
+    card = read_card(policy)
     start_ray(address, console.debug)
-    path = f"{str(job.config.output.path).rstrip('/')}-pilot"
-    code = roll_out(console, job, path, sample(console, job, rows), read_card(policy).choices, seeds)
+    path = f"{str(job.config.output.path).rstrip('/')}-pilot-{rows}"
+    code = roll_out(console, job, path, sample(console, job, rows), card.choices, seeds)
     if code != DONE:
         return code
     run = build.run_at(job, path)
@@ -61,7 +62,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     about = {
         "prompts": len(table.prompts),
         "of": job.config.input.path,
-        "policy": job.config.steps.policy or "embedded",
+        "policy": card.version,
         "seeds": table.num_seeds,
     }
     where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about)

@@ -46,15 +46,20 @@ def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: 
     }
     config = job.config.model_copy(update=changes)
     rollout = Job(config, job.source, rollout=True)
-    put_prompts(build.run_folder(rollout), prompts)
+    put_prompts(rollout, prompts)
     return run_job(Aside(console), rollout, None)
 
 
-def put_prompts(run: "RunFolder", prompts: pa.Table) -> None:
-    """The prompt table, written once: what is there was planned."""
-    buffer = io.BytesIO()
+def put_prompts(rollout: Job, prompts: pa.Table) -> None:
+    """The prompt table, written once. Raises ConfigError where other prompts are there: they were planned."""
+    run, buffer = build.run_folder(rollout), io.BytesIO()
     pq.write_table(prompts, buffer)
-    run.create(PROMPTS, buffer.getvalue())
+    if not run.create(PROMPTS, buffer.getvalue()):
+        there = pq.read_table(io.BytesIO(run.read(PROMPTS)))
+        if there.to_pylist() != prompts.to_pylist():
+            raise rollout.fault(
+                "output.path", f"{run.url} holds a rollout of other prompts: remove it, or rename yours"
+            )
 
 
 def variant_path(run: "RunFolder", variant: Variant) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 PAPER_TOP, PAPER_LAMBDA, PAPER_GAMMA = 3, 2.0, 1.0
+LEAST_PRICE = 0.1  # rises: below it budgets differ by less than a table of a thousand prompts can tell (docs/log.md)
 
 
 def centred(quality: np.ndarray) -> np.ndarray:
@@ -77,13 +78,15 @@ def default_temperature(quality: np.ndarray) -> float:
 def default_prices(quality: np.ndarray, costs: np.ndarray) -> tuple[float, float]:
     """The range in which a price changes the best fixed budget, an octave more at both ends.
 
-    The bounds are the least and the largest positive slope of the upper hull of mean quality over cost.
+    The bounds are the least and the largest positive slope of the upper hull of mean quality over cost; the lower one
+    is at least LEAST_PRICE.
     """
     slopes = hull_slopes(quality.mean(axis=(0, 2)), np.asarray(costs, np.float64))
     rising = slopes[slopes > 0]
     if not len(rising):
         raise ValueError("the smallest budget has the best mean quality: there is nothing to choose")
-    return float(rising.min() / 2), float(rising.max() * 2)
+    low, high = float(rising.min() / 2), float(rising.max() * 2)
+    return min(max(low, LEAST_PRICE * rise(quality)), high / 2), high
 
 
 def hull_slopes(mean_quality: np.ndarray, costs: np.ndarray) -> np.ndarray:
