@@ -96,4 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stdout = sys.stderr  # as it ends, Ray tells of workers that died, and a document may be on stdout
+    sys.exit(code)

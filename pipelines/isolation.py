@@ -25,6 +25,7 @@ from actors.sampler import DDIMSampler
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 SILENCE_S = 900.0  # a child without a step or a result for so long hangs, and is killed
+START_S = 900.0  # for its start, until the model is loaded: no row is to blame for that
 TICK_S = 1.0
 _CHILDREN: set[subprocess.Popen] = set()
 
@@ -106,8 +107,9 @@ def _collect(
         hung.set()
         child.kill()
 
+    patience_s = max(START_S, silence_s)
     while True:
-        timer = threading.Timer(silence_s, give_up)
+        timer = threading.Timer(patience_s, give_up)
         timer.start()
         try:
             id, result = pickle.load(results)
@@ -115,6 +117,7 @@ def _collect(
             return found, hung.is_set()
         finally:
             timer.cancel()
+        patience_s = silence_s
         if id is not None:
             found[id] = result
         on_move()
@@ -142,6 +145,7 @@ class _Child:
     def serve(self, config: SamplerConfig, rows: Sequence[Row]) -> None:
         """Renders all rows."""
         sampler = DDIMSampler(config)
+        sampler.load()
         threading.Thread(target=self._tick, args=(sampler,), daemon=True).start()
         for row in rows:
             sampler.submit(row).add_done_callback(partial(self._settled, row.id))
