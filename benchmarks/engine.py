@@ -29,11 +29,14 @@ from actors.clock import DeviceClock
 from actors.diffusion import resolve_device, resolve_dtype
 from actors.rows import Row, SamplerConfig
 from actors.sampler import DDIMSampler
-from benchmarks.measure import ROOT, Turns, alternate, arguments, machine, markdown, ratio, report
+from benchmarks.measure import ROOT, Turns, alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from tests.checkpoints import make_checkpoint
 
 BUDGETS = tuple(range(5, 51, 5))
-COLUMNS = ("case", "side", "images", "s, median (spread)", "images/s", "ours / theirs", "in UNet", "in UNet + VAE")
+COLUMNS = (
+    *("case", "side", "images", "s, median (spread)", "images/s", "ours / theirs", "the same of CPU seconds"),
+    *("in UNet", "in UNet + VAE"),
+)
 COUNTS = ("UNet calls", "least possible", "lanes used")
 
 
@@ -156,8 +159,8 @@ def table_rows(case: str, rows: list[Row], turns: dict[str, Turns], batch: int) 
     for name, side in turns.items():
         done: Done = side.values[-1]
         shares = [done.unet_seconds / side.seconds[-1], (done.unet_seconds + done.vae_seconds) / side.seconds[-1]]
-        beside = None if name == "ours" else ratio(turns["ours"], side)
-        numbers = [len(rows), side.text, len(rows) / side.median, beside, *(f"{share:.1%}" for share in shares)]
+        beside = [None, None] if name == "ours" else [ratio(turns["ours"], side), cpu_ratio(turns["ours"], side)]
+        numbers = [len(rows), side.text, len(rows) / side.median, *beside, *(f"{share:.1%}" for share in shares)]
         found.append([case, name, *numbers, done.calls, least, f"{done.fill:.1%}"])
     return found
 

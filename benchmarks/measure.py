@@ -81,9 +81,10 @@ def header(where: Mapping[str, Any]) -> str:
 
 @dataclass
 class Turns:
-    """One side's turns: seconds of each, and what each gave."""
+    """One side's turns: seconds of each, CPU seconds of this process in each, and what each gave."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
     @property
@@ -102,15 +103,21 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
     turns = {name: Turns() for name in sides}
     for _ in range(repeats):
         for name, call in sides.items():
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             turns[name].values.append(call())
             turns[name].seconds.append(time.perf_counter() - started)
+            turns[name].cpu_seconds.append(time.process_time() - cpu)
     return turns
 
 
 def ratio(ours: Turns, theirs: Turns) -> float:
     """Median over the turns of ours / theirs, each with its neighbour in time."""
     return statistics.median(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+
+
+def cpu_ratio(ours: Turns, theirs: Turns) -> float:
+    """As `ratio`, of CPU seconds: on a busy machine it still holds, where both sides have as many threads."""
+    return statistics.median(a / b for a, b in zip(ours.cpu_seconds, theirs.cpu_seconds, strict=True))
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import measure
 from benchmarks.engine import BUDGETS, by_budget, in_order, make_rows, mixed_steps
-from benchmarks.measure import Turns, alternate, markdown, ratio, report, with_section
+from benchmarks.measure import Turns, alternate, cpu_ratio, markdown, ratio, report, with_section
 from benchmarks.solvers import VARIANTS, Point, advice, picture
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,8 @@ def test_sides_take_turns():
 
 
 def test_a_ratio_is_of_neighbours_in_time():
-    assert ratio(Turns([1.0, 20.0, 3.0]), Turns([2.0, 10.0, 6.0])) == 0.5
+    ours, theirs = Turns([1.0, 20.0, 3.0], [1.0, 1.0, 1.0]), Turns([2.0, 10.0, 6.0], [4.0, 2.0, 1.0])
+    assert (ratio(ours, theirs), cpu_ratio(ours, theirs)) == (0.5, 0.5)
 
 
 def test_a_report_is_a_table_a_json_line_and_a_section(tmp_path, monkeypatch, capsys):
