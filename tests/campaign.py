@@ -154,7 +154,7 @@ class Campaigns:
             options = ("--take-over",) if leg and chaos.chance.random() < 0.2 else ()
             driver = chaos.driver = Driver.start(job, self.cluster.address, *options)
             proxy.moments = self._moments(leg, outcome, proxy, chaos) if wild else {}
-            code = wait(driver.process, HANG_S)
+            code = wait(driver.process, HANG_S, chaos.serve)
             outcome.exits.append(code)
             said = driver.said()
             outcome.errors += [line[:300] for line in said.splitlines() if line.startswith("error:")][-1:]

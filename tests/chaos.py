@@ -5,6 +5,7 @@ Only processes of the campaign's own cluster and drivers are ever touched.
 
 import json
 import os
+import queue
 import random
 import shutil
 import signal
@@ -25,6 +26,7 @@ from tests.other_servers import Server
 ROOT = Path(__file__).parent.parent
 RENDERER, LEDGER, ANY = "RenderWorker", "_LedgerActor", "ray::"
 WORKER_NODES, CPUS_A_NODE = 2, 2
+RAYLET_S = 60.0
 STORE_BYTES = 90 << 20
 SPOT = {"spot": 2.0}  # what the render actors ask for, so that they are on the raylets that may die
 
@@ -40,7 +42,6 @@ class Cluster:
         self.ray = RayCluster(
             initialize_head=True, head_node_args=head | {"object_store_memory": STORE_BYTES}, shutdown_at_exit=True
         )
-        self._lock = threading.Lock()
         for _ in range(WORKER_NODES):
             self.add()
         return self
@@ -58,17 +59,15 @@ class Cluster:
         """One more raylet for render actors."""
         self.ray.add_node(num_cpus=CPUS_A_NODE, resources=SPOT, object_store_memory=STORE_BYTES)
 
-    def replace(self, chance: random.Random) -> str:
+    def replace(self, chance: random.Random) -> None:
         """kill -9 of a raylet with all that hangs on it; a new one comes."""
-        with self._lock:
-            node = chance.choice(sorted(self.ray.worker_nodes, key=lambda node: node.unique_id))
-            self.ray.remove_node(node, allow_graceful=False)
-            self.add()
-        return "raylet"
+        node = chance.choice(sorted(self.ray.worker_nodes, key=lambda node: node.unique_id))
+        self.ray.remove_node(node, allow_graceful=False)
+        self.add()
 
     def processes(self, text: str) -> list[psutil.Process]:
         """The cluster's worker processes with this text in their title."""
-        nodes = [self.ray.head_node, *self.ray.worker_nodes]
+        nodes = [self.ray.head_node, *list(self.ray.worker_nodes)]
         raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", ())}
         found = []
         for process in psutil.process_iter(["ppid", "cmdline"]):
@@ -117,10 +116,22 @@ class Chaos:
     driver: Driver | None = None
     done: list[str] = field(default_factory=list)
     timers: list[threading.Thread] = field(default_factory=list)
+    for_main: "queue.SimpleQueue[threading.Event]" = field(default_factory=queue.SimpleQueue)
 
     def act(self, name: str) -> None:
-        """One of ACTS, or `raylet` or `power`."""
-        self.done.append(getattr(self, f"_{name}")())
+        """One of ACTS, or `raylet` or `power`. What goes wrong in it is noted, too."""
+        try:
+            self.done.append(getattr(self, f"_{name}")())
+        except Exception as error:
+            self.done.append(f"{name} (failed: {type(error).__name__})")
+            raise
+
+    def serve(self) -> None:
+        """In the main thread, again and again: what only it can do, since Ray's nodes set signal handlers."""
+        with suppress(queue.Empty):
+            asked = self.for_main.get_nowait()
+            self.cluster.replace(self.chance)
+            asked.set()
 
     def settle(self) -> None:
         """Waits for what an act left under way."""
@@ -160,7 +171,11 @@ class Chaos:
         return self._strike(LEDGER, signal.SIGKILL, "ledger")
 
     def _raylet(self) -> str:
-        return self.cluster.replace(self.chance)
+        asked = threading.Event()
+        self.for_main.put(asked)
+        if not asked.wait(RAYLET_S):
+            raise TimeoutError("no new raylet")
+        return "raylet"
 
     def _driver_kill(self) -> str:
         return self._signal(signal.SIGKILL, "driver_kill")
@@ -211,9 +226,10 @@ def _wake(process: psutil.Process) -> None:
         process.resume()
 
 
-def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+def wait(process: subprocess.Popen[bytes], seconds: float, meanwhile: Callable[[], None] = lambda: None) -> int | None:
     """The exit code, None where it is still there after so long."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
+        meanwhile()
         time.sleep(0.1)
     return process.poll()
