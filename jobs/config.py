@@ -142,7 +142,10 @@ class StepBudgets(Section):
     )
     fixed: Steps | None = picture(None, "steps of every row under `selector: fixed`, 1 to 1000")
     policy: Place | None = picture(None, "policy file or folder; null: the embedded one")
-    price: Amount = price(0.3, "what steps cost the policy: 0: quality at any cost; higher: fewer steps")
+    price: Amount = price(
+        0.3,
+        "what steps cost the policy, in the rise of mean quality over its menu; 0: quality at any cost, 1: few steps",
+    )
     min: Steps | None = picture(None, "no row gets fewer steps, 1 to 1000; null: no bound")
     max: Steps | None = picture(None, "no row gets more steps, 1 to 1000; null: no bound")
     decision: Literal["argmax", "sample"] = picture(

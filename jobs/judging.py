@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jobs import build
 from jobs.learning import EVALUATION
 from jobs.load import Job
@@ -50,6 +48,8 @@ def judged(
 
 def unseen_judge(job: Job, table: "RewardTable") -> str | None:
     """The first scorer that is scored but not counted, is a function of one's own, and could judge every picture."""
+    import numpy as np
+
     for scorer in job.config.quality:
         name = scorer.name or scorer.scorer.replace(":", ".")
         counted = job.config.train.quality.get(name, scorer.weight)

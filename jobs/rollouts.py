@@ -6,9 +6,6 @@ Each is a run like any other, in a folder beside the run that asked for it, and 
 import io
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from jobs import build
 from jobs.config import Input, Output, StepBudgets, Variant
 from jobs.console import Console
@@ -16,6 +13,8 @@ from jobs.load import Job
 from jobs.run import run_job
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipelines.store import RunFolder
     from training.table import RewardTable
 
@@ -35,7 +34,7 @@ class Aside(Console):
         self.say(text.splitlines()[0])
 
 
-def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: tuple[int, ...], seeds: int) -> int:
+def roll_out(console: Console, job: Job, path: str, prompts: "pa.Table", choices: tuple[int, ...], seeds: int) -> int:
     """All prompts (columns of a prompt table) at every budget, scored, without pictures; -> the exit code."""
     output = job.config.output
     storage = output.storage or job.config.storage
@@ -50,8 +49,10 @@ def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: 
     return run_job(Aside(console), rollout, None)
 
 
-def put_prompts(rollout: Job, prompts: pa.Table) -> None:
+def put_prompts(rollout: Job, prompts: "pa.Table") -> None:
     """The prompt table, written once. Raises ConfigError where other prompts are there: they were planned."""
+    import pyarrow.parquet as pq
+
     run, buffer = build.run_folder(rollout), io.BytesIO()
     pq.write_table(prompts, buffer)
     if not run.create(PROMPTS, buffer.getvalue()):
@@ -74,8 +75,10 @@ def variant_job(job: Job, variant: Variant) -> Job:
     return Job(job.config.model_copy(update={"sampling": sampling}), job.source)
 
 
-def prompts_of(run: "RunFolder", table: "RewardTable") -> pa.Table:
+def prompts_of(run: "RunFolder", table: "RewardTable") -> "pa.Table":
     """The prompts of a table as a prompt table: with the same ids, so that they are rendered from the same noise."""
+    import pyarrow as pa
+
     columns = ["prompt_id", "prompt", "negative_prompt", "category", "width", "height"]
     wanted = set(table.prompt_ids)
     found: dict[str, dict[str, Any]] = {}

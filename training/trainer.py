@@ -35,7 +35,8 @@ from training.loop import Loop, rows_of, work
 from training.table import RewardTable, split
 
 IDENTITY, POLICY = "training/training.json", "policy"
-EMBED_ROWS, POLL_S, CALIBRATION_PRICES = 256, 1.0, 12
+EMBED_ROWS, POLL_S = 256, 1.0
+CALIBRATION_PRICES, BELOW = 16, 8  # points; the first price above 0 is the trained range's lower bound over BELOW
 Progress = Callable[[dict[str, float]], None]  # a line of metrics.jsonl
 
 
@@ -185,7 +186,7 @@ def calibration(
     quality = np.concatenate([batch.quality for batch in held_out]).mean(axis=2)  # (P, K)
     costs, steps = np.array(card.costs), np.array(card.choices)
     points = []
-    for price in (0.0, *np.geomspace(*prices, CALIBRATION_PRICES).tolist()):
+    for price in (0.0, *np.geomspace(prices[0] / BELOW, prices[1], CALIBRATION_PRICES).tolist()):
         index, _ = choose_steps(scores, costs, price, card.temperature)
         points.append(
             {
