@@ -254,7 +254,7 @@ class Train(Section):
     )
     epochs: Count = execution(60, "passes over the prompts")
     batch_size: Count = execution(256, "prompts a step, of all workers together")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = execution(1e-3, "of AdamW")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = execution(1e-3, "learning rate of AdamW, at its highest")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = execution(0, "of the weights and the draws")
     width: Annotated[int, Field(ge=4, le=4096)] = execution(256, "of the network, a multiple of heads")
     layers: Annotated[int, Field(ge=1, le=24)] = execution(3, "self-attention layers of the network")
@@ -307,7 +307,7 @@ class Failures(Section):
     )
     row_timeout_s: Annotated[float, Field(ge=1)] = execution(
         900.0,
-        "seconds that an engine with rows in hand may take without a UNet call or a picture; then its process is ended, "
+        "seconds that an engine with rows in hand may take without a UNet call or a picture; then its process ends, "
         "and after three times each row is tried alone and the one at fault fails",
     )
     no_progress_s: Annotated[float, Field(ge=1)] = execution(

@@ -19,6 +19,7 @@ from jobs.rules import contradictions
 from jobs.source import ConfigError, Fault, Path, Source, parse, parse_path, parse_value
 
 MOST_BYTES = 1 << 20
+LEARNING = ("train", "evaluate")  # sections whose keys nobody means in another one
 _EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -229,7 +230,7 @@ def _unknown(path: Path) -> str:
 def _guess(name: str, section: str) -> str:
     """The known key that was meant: of the same name elsewhere, of a like name here, of a like name elsewhere."""
     prefix = f"{section}." if section else ""
-    leaves = list(leaf_kinds())
+    leaves = [key for key in leaf_kinds() if section in LEARNING or key.partition(".")[0] not in LEARNING]
     known = {dotted: dotted.rpartition(".")[2] for dotted in [*leaves, *_sections(leaves)]}
     here = {last: dotted for dotted, last in known.items() if dotted == prefix + last}
     everywhere = {last: dotted for dotted, last in reversed(known.items())}

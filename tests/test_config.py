@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from jobs import build
-from jobs.config import KINDS, Elastic, JobConfig, Section, changed_picture_keys, leaf_kinds
+from jobs.config import KINDS, Elastic, Evaluate, JobConfig, Section, Train, changed_picture_keys, leaf_kinds
 from jobs.load import load_job, read_job
 from jobs.rules import idle
 from jobs.source import ConfigError
@@ -35,7 +35,8 @@ def fault(*sets: str) -> str:
 
 def test_the_contracts_defaults() -> None:
     config = job(name="campaigns/spring.yaml")
-    assert config.model_dump() == {
+    learning = {"train": Train().model_dump(), "evaluate": Evaluate().model_dump()}
+    assert config.model_dump() == learning | {
         "version": 1,
         "model": {"path": None, "revision": None, "variant": None, "dtype": "auto", "device": "auto"},
         "input": {
