@@ -150,7 +150,7 @@ class Campaigns:
         """Driver after driver until one says that all is done; the later ones are left in peace."""
         for leg in range(MOST_LEGS):
             wild = leg < WILD_LEGS
-            proxy.chance = Chance(1000 * seed + leg, chaos.chance.uniform(0.01, 0.06), FAULTS) if wild else None
+            proxy.chance = Chance(1000 * seed + leg, chaos.chance.uniform(0.02, 0.1), FAULTS) if wild else None
             options = ("--take-over",) if leg and chaos.chance.random() < 0.2 else ()
             driver = chaos.driver = Driver.start(job, self.cluster.address, *options)
             proxy.moments = self._moments(leg, outcome, proxy, chaos) if wild else {}
