@@ -88,7 +88,8 @@ def test_a_campaign_that_did_not_end_well_is_not_good(exits: list[int | None]) -
 def test_the_table_replaces_what_was_between_its_marks(tmp_path: Path) -> None:
     page, results = tmp_path / "faults.md", tmp_path / "faults.jsonl"
     page.write_text(f"# before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    lines = [Outcome(seed, "radosgw", "files", 60, [137, 0], {"actor": 2}, {"lost": 3}, 200) for seed in (2, 1, 1)]
+    said = {"exits": [137, 0], "acts": {"actor": 2}, "faults": {"lost": 3}, "requests": 200}
+    lines = [Outcome(seed, "radosgw", "files", 60, **said) for seed in (2, 1, 1)]
     results.write_text("".join(json.dumps(vars(line) | {"good": line.good}) + "\n" for line in lines))
     write_table(page, read(results))
     text = page.read_text()
