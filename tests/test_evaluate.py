@@ -123,15 +123,21 @@ def test_a_better_solver_raises_the_curve() -> None:
     plain = evidence()
     better = replace(plain.held_out, quality=plain.held_out.quality + 0.05, seconds=plain.held_out.seconds * 0.5)
     raised = evaluate(replace(plain, variants={"dpmpp_2m": better}), resamples=400)
-    assert raised.curve.at(0.5) > evaluate(plain, resamples=100).curve.at(0.5) + 0.04
+    assert raised.best.at(0.5) > raised.curve.at(0.5) + 0.04
     assert not pays(raised)
+    assert raised.gains["policy"] == evaluate(plain, resamples=400).gains["policy"]
+    assert "There fixed budgets with dpmpp_2m, save" in verdict(raised)
+    moved = next(rule for rule in raised.rules if rule.name == "policy, dpmpp_2m")
+    for own, there in zip(raised.policy.points, moved.points, strict=True):
+        assert there.quality == pytest.approx(own.quality + 0.05)
+        assert there.cost == pytest.approx(own.cost * 0.5)
     assert [point.mean_cost for point in raised.rules[0].points][-1] == pytest.approx(0.5)
 
 
 def test_the_page(found: Evaluation) -> None:
     text = table(found)
     assert text.count("\npolicy ") == 8
-    assert all(rule.name[:18] in text for rule in found.rules)
+    assert all(rule.name[:30] in text for rule in found.rules)
     assert max(map(len, text.splitlines())) <= 100
     assert "category rich" in groups(found)
     data = json.loads(json.dumps(document(found), allow_nan=False))

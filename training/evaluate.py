@@ -59,16 +59,20 @@ class Group:
 class Evaluation:
     """All that was found. gains: by rule, one a point, against the fixed curve at equal mean cost.
 
+    curve: of fixed budgets in the policy's own setup, so that a gain is adaptivity's; best: with the variants, too.
+
     rival: the smallest fixed budget that is not worse than the largest; recommended: the policy's cheapest point that
     is not. savings: of the rival's cost, at the rival's own quality. strict_savings: of the cost of the best mixture of
-    fixed budgets, where both come within the margin of the largest budget's quality; there the curve still rises, so
-    that noise in quality is not taken for a saving. kept: the policy's mean gain as a share of the cross-seed oracle's,
-    nan where that has none.
+    fixed budgets of any setup, where both come within the margin of the largest budget's quality; there the curve still
+    rises, so that noise in quality is not taken for a saving. kept: the policy's mean gain as a share of the cross-seed
+    oracle's, nan where that has none.
     """
 
     num_prompts: int
     fixed: Rule
     curve: FixedCurve
+    best: FixedCurve
+    variants: tuple[str, ...]  # names of the rules that are fixed budgets in another setup
     rival: Point
     margin: float
     policy: Rule
@@ -97,9 +101,11 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
     bootstrap = Bootstrap(len(table.prompts), resamples)
     fixed = rivals.fixed(table)
     variants = [rivals.fixed(other, name, table.seconds[-1]) for name, other in evidence.variants.items()]
-    curve = FixedCurve([point for rule in (fixed, *variants) for point in rule.points], bootstrap)
+    curve = FixedCurve(fixed.points, bootstrap)
+    best = FixedCurve([point for rule in (fixed, *variants) for point in rule.points], bootstrap)
     policy = rivals.sweep("policy", table, evidence.scores, prices, evidence.allowed)
-    others = (*variants, *_others(evidence, policy, prices))
+    elsewhere = [rivals.rendered_as(policy, table, other, name) for name, other in evidence.variants.items()]
+    others = (*variants, *elsewhere, *_others(evidence, policy, prices))
     rival = smallest_not_worse(fixed.points, evidence.margin, bootstrap)
     alone, largest = Rule("rival", (rival,)), fixed.points[-1]
     within = replace(largest, quality=largest.quality - evidence.margin)
@@ -110,13 +116,15 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
         num_prompts=len(table.prompts),
         fixed=fixed,
         curve=curve,
+        best=best,
+        variants=tuple(evidence.variants),
         rival=rival,
         margin=evidence.margin,
         policy=policy,
         rules=others,
         gains=gains,
         savings={rule.name: saving(rule, alone, rival, bootstrap) for rule in every},
-        strict_savings={rule.name: saving(rule, curve.rule, within, bootstrap) for rule in every},
+        strict_savings={rule.name: saving(rule, best.rule, within, bootstrap) for rule in every},
         recommended=recommended,
         recommended_loss=difference(recommended, largest, bootstrap),
         kept=_kept(gains["policy"], gains["cross-seed oracle"]),

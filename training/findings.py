@@ -15,7 +15,7 @@ SHOWN = 8  # points of a long rule
 
 def table(found: Evaluation) -> str:
     """One line a point: rule, setting, mean steps, mean cost, quality, gain over the fixed curve at equal cost."""
-    lines = [f"{'rule':<18} {'setting':>8} {'steps':>6} {'cost':>6} {'quality':>8}  against fixed at equal cost (95 %)"]
+    lines = [f"{'rule':<30} {'setting':>8} {'steps':>6} {'cost':>6} {'quality':>8}  against fixed at equal cost (95 %)"]
     lines += [_line(found.fixed, point, None) for point in found.fixed.points]
     for rule in (found.policy, *found.rules):
         lines += [_line(rule, rule.points[at], found.gains[rule.name][at]) for at in _shown(rule)]
@@ -25,7 +25,7 @@ def table(found: Evaluation) -> str:
 def _line(rule: Rule, point: Point, gain: Interval | None) -> str:
     numbers = f"{point.setting:8.4g} {point.steps.mean():6.1f} {point.mean_cost:6.3f} {point.mean_quality:8.4f}"
     mark = "" if gain is None else f"  {gain:+.4f}" + (" *" if gain.low > 0 or gain.high < 0 else "")
-    return f"{rule.name[:18]:<18} {numbers}{mark}"
+    return f"{rule.name[:30]:<30} {numbers}{mark}"
 
 
 def _shown(rule: Rule) -> list[int]:
@@ -85,6 +85,9 @@ def _sentences(found: Evaluation) -> Iterator[str]:
             f"use steps.selector: fixed with steps.fixed: {rival.setting:.0f}."
         )
     yield f"At the quality of {rival.setting:.0f} steps for all the policy saves {_share(saved)} of their cost."
+    for name in found.variants:
+        if found.savings[name].low > 0:
+            yield f"There fixed budgets with {name}, save {_share(found.savings[name])}."
     again = found.strict_savings.get("second try")
     if again is not None and again.low > 0:
         yield (
@@ -123,6 +126,7 @@ def document(found: Evaluation) -> dict[str, Any]:
         "too_small": too_small(found),
         "verdict": verdict(found),
         "monotone": found.monotone,
+        "best_fixed": [_point(point) for point in found.best.corners],
         "kept": _number(found.kept),
         "agreement": [_number(value) for value in found.agreement],
         "savings": _all_bounds(found.savings),

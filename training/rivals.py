@@ -58,6 +58,16 @@ def sweep(
     return Rule(name, tuple(points))
 
 
+def rendered_as(rule: Rule, table: RewardTable, other: RewardTable, name: str) -> Rule:
+    """The budgets that a rule chose on a table, with the pictures of the same prompts in another setup."""
+    points, rows = [], np.arange(len(table.prompts))
+    for point in rule.points:
+        index = np.searchsorted(table.choices, point.steps)
+        quality = other.quality.mean(axis=2)[rows, index]
+        points.append(Point(point.setting, quality, other.seconds[index] / table.seconds[-1], point.steps))
+    return Rule(f"{rule.name}, {name}", tuple(points))
+
+
 def shuffled(rule: Rule, table: RewardTable) -> Rule:
     """Each point's own histogram of budgets, dealt to prompts at random: what is left without reading the prompt."""
     steps, points = np.array(table.choices), []
