@@ -56,7 +56,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     console.draw(f"reading {len(table.prompts):,} prompts")
     found = judged(job, policy, table, learned, variants)
     version = read_card(policy).version
-    about = {"policy": policy, "version": version, "prompts": len(table.prompts), "seeds": table.num_seeds}
+    about = {"version": version, "prompts": len(table.prompts), "seeds": table.num_seeds}
     where = report(run, "Does adaptivity pay? Held-out prompts", found, about)
     from training.findings import document
 

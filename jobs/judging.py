@@ -91,7 +91,7 @@ def page(title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]
     from training.findings import groups, table, verdict
 
     parts = [f"<h1>{escape(title)}</h1>"]
-    parts.append(f"<p class=grey>{escape(' · '.join(f'{key} {value}' for key, value in about.items()))}</p>")
+    parts.append(f"<p class=grey>{escape(' · '.join(f'{key}: {value}' for key, value in about.items()))}</p>")
     for name, each in found.items():
         parts.append(f"<h2>Judged by {escape(name)}</h2>")
         parts += [f"<p>{escape(line)}</p>" for line in verdict(each).splitlines()]

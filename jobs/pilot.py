@@ -62,7 +62,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     about = {
         "prompts": len(table.prompts),
         "of": job.config.input.path,
-        "policy": card.version,
+        "version": card.version,
         "seeds": table.num_seeds,
     }
     where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about)
