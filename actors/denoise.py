@@ -75,7 +75,8 @@ class Denoiser:
         self._num_lanes, self._batch, self._halvings = num_lanes, batch, 0
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
         self._retired = np.zeros(3, np.int64)
-        self._backlog: list[Any] = []  # taken, but there was no memory for them
+        self._backlog: list[Any] = []  # taken, and neither in flight nor failed
+        self._called: list[Flight] = []  # in the UNet call that is under way
 
     def num_lanes(self, shape: tuple[int, int, int]) -> int:
         """Lanes of a call for latents of this shape, after what memory taught."""
@@ -117,14 +118,20 @@ class Denoiser:
     def _refill(self, source: Source, fail: Callable[[Any, Exception], None], idle: Callable[[], None]) -> bool:
         """Takes rows while there is room; waits only where nothing is in flight. -> whether the source has ended."""
         while self._wants_rows():
-            rows, ended = self._take(source, idle)
+            ended = self._take(source, idle)
+            rows = self._backlog[: self._batch]
             if rows:
-                self._backlog = rows
-                each_alone(self._admit, rows, fail)
-                self._backlog = []
-            if ended or len(rows) < self._batch:
+                each_alone(self._admit, rows, lambda row, error: fail(self._settled(row), error))
+                for row in rows:  # `prepare` may have dropped one that nobody waits for
+                    self._settled(row)
+            if not self._backlog and (ended or len(rows) < self._batch):
                 return ended
         return False
+
+    def _settled(self, row: Any) -> Any:
+        """The row, no longer in the backlog."""
+        self._backlog = [other for other in self._backlog if other is not row]
+        return row
 
     def _wants_rows(self) -> bool:
         """A whole batch fits, or the lanes are not full: rows in flight are twice what a call holds, and a batch."""
@@ -134,26 +141,26 @@ class Denoiser:
         num_lanes = max(lanes.num_lanes for lanes in self._lanes.values())
         return len(flights) <= 2 * num_lanes or sum(f.lanes_now for f in flights) < num_lanes
 
-    def _take(self, source: Source, idle: Callable[[], None]) -> tuple[list[Any], bool]:
-        """-> at most one batch, and whether the source has ended."""
-        rows, self._backlog = self._backlog, []
+    def _take(self, source: Source, idle: Callable[[], None]) -> bool:
+        """Fills the backlog to a batch. -> whether the source has ended."""
         in_flight = any(lanes.flights for lanes in self._lanes.values())
-        while len(rows) < self._batch:
+        while len(self._backlog) < self._batch:
             try:
                 row = source.take(wait=False)
-                if row is None and not rows and not in_flight:
+                if row is None and not self._backlog and not in_flight:
                     idle()
                     row = source.take(wait=True)
             except EndOfRows:
-                return rows, True
+                return True
             if row is None:
                 break
-            rows.append(row)
-        return rows, False
+            self._backlog.append(row)
+        return False
 
     def _admit(self, rows: list[Any]) -> None:
         for flight in self.prepare(rows):
             self._lanes_of(flight).admit(flight)
+            self._settled(flight.row)
 
     def _lanes_of(self, flight: Flight) -> Lanes:
         if flight.shape not in self._lanes:
@@ -172,25 +179,32 @@ class Denoiser:
             fail(flight.row, error)
 
         ended: list[tuple[Flight, torch.Tensor]] = []
-        chosen = pick(lanes.flights.values(), lanes.num_lanes)
-        each_alone(lambda rows: ended.extend(lanes.advance(rows, self.predict)), chosen, failed)
+        self._called = pick(lanes.flights.values(), lanes.num_lanes)
+        each_alone(lambda rows: ended.extend(lanes.advance(rows, self.predict)), self._called, failed)
+        self._called = []
         for flight, latent in ended:
             deliver(flight, latent)
 
     def _shrink(self, reason: str, fail: Callable[[Any, Exception], None]) -> None:
-        """Fewer lanes, a new render class: the rows in flight start again, so that each is of one class throughout."""
+        """Fewer lanes, a new render class: the rows in flight start again, so that each is of one class throughout.
+
+        With 2 lanes the rows of the call fail; where prompts are read, they are read one by one, and one alone fails.
+        """
+        called, self._called = [flight.row for flight in self._called], []
         flights = [f for lanes in self._lanes.values() for f in sorted(lanes.flights.values(), key=lambda f: f.order)]
         smallest = min((lanes.num_lanes for lanes in self._lanes.values()), default=2)
         for shape in list(self._lanes):
             self._retire(shape)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if smallest == 2:
-            for row in [*(f.row for f in flights), *self._backlog]:
-                fail(row, MemoryError(f"out of memory with 2 lanes: {reason}"))
-            self._backlog = []
-            return
-        self._halvings += 1
-        log.warning("out of memory with %d lanes: half of them from now on, the rows in flight again", smallest)
+        if smallest > 2:
+            self._halvings += 1
+            log.warning("out of memory with %d lanes: half of them from now on, the rows in flight again", smallest)
+        elif not called and self._batch > 1:
+            self._batch = 1
+        else:
+            for row in called or self._backlog[:1]:
+                fail(self._settled(row), MemoryError(f"out of memory with 2 lanes: {reason}"))
         for flight in flights:
-            self._lanes_of(flight).admit(flight)
+            if not any(flight.row is row for row in called) or smallest > 2:
+                self._lanes_of(flight).admit(flight)
