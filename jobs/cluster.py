@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs.interrupts import leave_on_sigterm
 from jobs.source import ConfigError, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ def start_ray(address: str | None, debug: bool = False) -> None:
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, str(error).splitlines()[0]) from None
+    leave_on_sigterm()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

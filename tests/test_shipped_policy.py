@@ -49,7 +49,8 @@ def captions() -> list[str]:
 
 def prices(card: PolicyCard) -> list[float]:
     points = [point["price"] for point in card.calibration]
-    return [*points, *(0.5 * (a + b) for a, b in pairwise(points)), 0.3]
+    between = [0.5 * (a + b) for a, b in pairwise(points)]
+    return [*points[::4], *between[::4], points[-1], 0.3]
 
 
 def steps(price: float, prompts: list[str], **given: int) -> list[int]:
