@@ -14,7 +14,7 @@ from benchmarks.measure import Turns, alternate, cpu_ratio, markdown, ratio, rep
 from benchmarks.solvers import VARIANTS, Point, advice, picture
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("engine", "job", "scale", "solvers", "encode", "select", "sinks", "gpu")
+NAMES = ("engine", "job", "scale", "solvers", "encode", "select", "sinks", "protocol", "gpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
