@@ -58,7 +58,20 @@ def unseen_judge(job: Job, table: "RewardTable") -> str | None:
     return None
 
 
-def report(folder: "Folder", title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]) -> str:
+def curves(job: Job, table: "RewardTable") -> str:
+    """What steps buy on a table's prompts, by judge and group, and what a policy could gain at most."""
+    from training.curve import curve, text
+    from training.evaluate import quality_margin
+    from training.evidence import labels
+
+    judge = job.config.evaluate.judge or unseen_judge(job, table)
+    tables = ({judge: table.judged_by(judge)} if judge else {}) | {OWN: table}
+    return "\n\n".join(text(curve(each, labels(each), quality_margin(each)), name) for name, each in tables.items())
+
+
+def report(
+    folder: "Folder", title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any], bought: str = ""
+) -> str:
     """Write evaluation/: report.html, evaluation.json and frontier.svg; the path of the page."""
     from training.chart import frontier_svg
     from training.findings import document
@@ -70,7 +83,7 @@ def report(folder: "Folder", title: str, found: "Mapping[str, Evaluation]", abou
     for number, (name, each) in enumerate(found.items()):
         chart = frontier_svg(each, f"Quality against cost, judged by {name}")
         folder.write(f"{EVALUATION}/frontier{'-own' if number else ''}.svg", chart.encode())
-    folder.write(f"{EVALUATION}/report.html", page(title, found, about).encode("utf-8", "replace"))
+    folder.write(f"{EVALUATION}/report.html", page(title, found, about, bought).encode("utf-8", "replace"))
     return f"{folder.url}/{EVALUATION}/report.html"
 
 
@@ -85,8 +98,8 @@ def text(found: "Mapping[str, Evaluation]") -> str:
     return "\n\n".join(parts)
 
 
-def page(title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]) -> str:
-    """One self-contained page: of each judge the verdict, the picture, the table and the groups."""
+def page(title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any], bought: str = "") -> str:
+    """One self-contained page: of each judge the verdict, the picture, table and groups; `bought`: what steps buy."""
     from training.chart import frontier_svg
     from training.findings import groups, table, verdict
 
@@ -98,6 +111,7 @@ def page(title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any]
         parts.append(frontier_svg(each, "Quality against cost"))
         parts += [f"<h2>By group</h2><pre>{escape(groups(each))}</pre>"] if each.groups else []
         parts.append(f"<h2>All figures</h2><pre>{escape(table(each))}</pre>")
+    parts += [f"<h2>What steps buy</h2><pre>{escape(bought)}</pre>"] if bought else []
     style = STYLE + "pre { font-size: 12px; overflow-x: auto } svg { max-width: 100%; height: auto }"
     head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"

@@ -9,7 +9,7 @@ from jobs.cluster import start_ray
 from jobs.command import DONE, address_option, console_options, job_argument, set_option
 from jobs.config import Scorer
 from jobs.console import Console
-from jobs.judging import judged, report, text
+from jobs.judging import curves, judged, report, text
 from jobs.learning import whole_table
 from jobs.load import Job, load_job
 from jobs.rollouts import roll_out
@@ -65,11 +65,14 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
         "version": card.version,
         "seeds": table.num_seeds,
     }
-    where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about)
+    bought = curves(job, table)
+    where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about, bought)
     from training.findings import document
 
     documents = {name: document(each) for name, each in found.items()}
-    console.result({"run": path, "status": "done", "report": where, "judges": documents}, f"{text(found)}\n{where}")
+    console.result(
+        {"run": path, "status": "done", "report": where, "judges": documents}, f"{bought}\n\n{text(found)}\n{where}"
+    )
     return DONE
 
 

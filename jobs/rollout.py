@@ -8,7 +8,7 @@ from jobs import build
 from jobs.command import DONE, address_option, console_options, job_argument, limit_option, set_option
 from jobs.console import Console
 from jobs.driver import take_over_option
-from jobs.judging import OWN, unseen_judge
+from jobs.judging import curves
 from jobs.learning import table_run, whole_table
 from jobs.load import Job, load_job
 from jobs.run import run_job
@@ -53,15 +53,6 @@ def verb(
 
 def show_curve(console: Console, job: Job) -> None:
     """What steps buy on these prompts, by judge and group, to be read before anything is trained; into curve.txt."""
-    from training.curve import curve, text
-    from training.evaluate import quality_margin
-    from training.evidence import labels
-
-    table = whole_table(job, "output.path", table_run(job))
-    judge = job.config.evaluate.judge or unseen_judge(job, table)
-    tables = {OWN: table} | ({judge: table.judged_by(judge)} if judge else {})
-    words = "\n\n".join(
-        text(curve(each, labels(each), quality_margin(each)), name) for name, each in reversed(tables.items())
-    )
+    words = curves(job, whole_table(job, "output.path", table_run(job)))
     build.run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
     console.say(words)
