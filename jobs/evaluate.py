@@ -1,14 +1,22 @@
 """`evaluate`: a policy on held-out prompts, against everything that a user could do instead."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from jobs import build
+from jobs.cluster import start_ray
 from jobs.command import DONE, address_option, console_options, job_argument, set_option
 from jobs.console import Console
-from jobs.judging import judged, report, text
+from jobs.judging import conclude, judged
 from jobs.learning import policy_folder, reward_table, rollout_run, table_run, whole_table
 from jobs.load import Job, load_job
 from jobs.rollouts import prompts_of, roll_out, variant_job, variant_path
+
+if TYPE_CHECKING:
+    from pipelines.store import RunFolder
+    from training.evidence import Setup
+    from training.table import RewardTable
 
 
 @click.command("evaluate")
@@ -32,37 +40,40 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
       python -m jobs evaluate table.yaml -s evaluate.table=runs/other-prompts
     """
     from actors.policy import read_card
-    from jobs.cluster import start_ray
-    from training.evidence import Setup
 
     job = load_job(job_path, sets)
-    given = job.config.evaluate
     learned, kept = reward_table(job)
-    run = rollout_run(job, "evaluate.table") if given.table else table_run(job)
+    run = rollout_run(job, "evaluate.table") if job.config.evaluate.table else table_run(job)
     table = whole_table(job, "evaluate.table", run) if kept is None else kept
     policy = trained_policy(job)
-    variants = {}
-    for variant in given.variants:
-        path = variant_path(run, variant)
+    if job.config.evaluate.variants:
         start_ray(address, console.debug)
-        console.say(f"{variant.solver}, guidance {variant.guidance_scale:g}: {path}")
-        code = roll_out(
-            console, variant_job(job, variant), path, prompts_of(run, table), table.choices, table.num_seeds
-        )
-        if code != DONE:
-            return code
-        done = whole_table(job, "evaluate.variants", build.run_at(job, path))
-        variants[Setup(variant.solver, variant.guidance_scale)] = done
+    code, variants = variant_tables(console, job, run, table)
+    if code != DONE:
+        return code
     console.draw(f"reading {len(table.prompts):,} prompts")
     found = judged(job, policy, table, learned, variants)
-    version = read_card(policy).version
-    about = {"version": version, "prompts": len(table.prompts), "seeds": table.num_seeds}
-    where = report(run, "Does adaptivity pay? Held-out prompts", found, about)
-    from training.findings import document
+    about = {"version": read_card(policy).version, "prompts": len(table.prompts), "seeds": table.num_seeds}
+    return conclude(console, run, "Does adaptivity pay? Held-out prompts", found, about)
 
-    documents = {name: document(each) for name, each in found.items()}
-    console.result({"run": run.url, "status": "done", "report": where, "judges": documents}, f"{text(found)}\n{where}")
-    return DONE
+
+def variant_tables(
+    console: Console, job: Job, run: "RunFolder", table: "RewardTable"
+) -> "tuple[int, dict[Setup, RewardTable]]":
+    """The table's prompts under each of evaluate.variants, rendered where they are not yet; the exit code with them."""
+    from training.evidence import Setup
+
+    found: dict[Setup, RewardTable] = {}
+    for variant in job.config.evaluate.variants:
+        path = variant_path(run, variant)
+        console.say(f"{variant.solver}, guidance {variant.guidance_scale:g}: {path}")
+        prompts = prompts_of(run, table)
+        code = roll_out(console, variant_job(job, variant), path, prompts, table.choices, table.num_seeds)
+        if code != DONE:
+            return code, found
+        made = whole_table(job, "evaluate.variants", build.run_at(job, path))
+        found[Setup(variant.solver, variant.guidance_scale)] = made
+    return DONE, found
 
 
 def trained_policy(job: Job) -> str:

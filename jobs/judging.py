@@ -9,6 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from jobs import build
+from jobs.command import DONE
+from jobs.console import Console
 from jobs.learning import EVALUATION
 from jobs.load import Job
 from jobs.page import STYLE
@@ -67,6 +69,24 @@ def curves(job: Job, table: "RewardTable") -> str:
     judge = job.config.evaluate.judge or unseen_judge(job, table)
     tables = ({judge: table.judged_by(judge)} if judge else {}) | {OWN: table}
     return "\n\n".join(text(curve(each, labels(each), quality_margin(each)), name) for name, each in tables.items())
+
+
+def conclude(
+    console: Console,
+    run: "Folder",
+    title: str,
+    found: "Mapping[str, Evaluation]",
+    about: Mapping[str, Any],
+    bought: str = "",
+) -> int:
+    """Write the report into a run's folder and say what was found, the verdict last; the exit code."""
+    from training.findings import document
+
+    where = report(run, title, found, about, bought)
+    documents = {name: document(each) for name, each in found.items()}
+    words = "\n\n".join(part for part in (bought, text(found)) if part)
+    console.result({"run": run.url, "status": "done", "report": where, "judges": documents}, f"{words}\n{where}")
+    return DONE
 
 
 def report(

@@ -9,7 +9,7 @@ from jobs.cluster import start_ray
 from jobs.command import DONE, address_option, console_options, job_argument, set_option
 from jobs.config import Scorer
 from jobs.console import Console
-from jobs.judging import curves, judged, report, text
+from jobs.judging import conclude, curves, judged
 from jobs.learning import whole_table
 from jobs.load import Job, load_job
 from jobs.rollouts import roll_out
@@ -65,15 +65,8 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
         "version": card.version,
         "seeds": table.num_seeds,
     }
-    bought = curves(job, table)
-    where = report(run, "Pilot: do adaptive steps pay on these prompts?", found, about, bought)
-    from training.findings import document
-
-    documents = {name: document(each) for name, each in found.items()}
-    console.result(
-        {"run": path, "status": "done", "report": where, "judges": documents}, f"{bought}\n\n{text(found)}\n{where}"
-    )
-    return DONE
+    title = "Pilot: do adaptive steps pay on these prompts?"
+    return conclude(console, run, title, found, about, curves(job, table))
 
 
 def with_quality(job: Job) -> Job:
