@@ -159,6 +159,7 @@ class Campaigns:
             said = driver.said()
             outcome.errors += [line[:300] for line in said.splitlines() if line.startswith("error:")][-1:]
             outcome.tracebacks += said.count("Traceback")
+            outcome.errors += [said[said.index("Traceback") :][:6000]] if "Traceback" in said else []
             self.say(f"leg {leg}: exit {code}, so far {chaos.done}\n{said[-1500:]}")
             if code is None:
                 driver.process.kill()
