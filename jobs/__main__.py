@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobs.command import message_errors, message_of, refuse
+from jobs.command import lost_in_ray, message_errors, message_of, refuse
 from jobs.console import Console
 from jobs.interrupts import Interrupted
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as interrupted:
         return interrupted.exit_code
     except message_errors() as error:
-        message = message_of(error)
+        message = message_of(error) or lost_in_ray(error)
         if message is None or console.debug:
             raise
         return refuse(console, message)

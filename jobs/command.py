@@ -87,6 +87,18 @@ def message_of(error: BaseException | None) -> BaseException | None:
     return None
 
 
+def lost_in_ray(error: BaseException) -> BaseException | None:
+    """A message for what Ray itself lost, a process of its own or a connection; None for an error of a task's code."""
+    from ray.exceptions import RayError, RayTaskError
+
+    from pipelines.render import RenderError
+
+    if not isinstance(error, RayError) or isinstance(error, RayTaskError):
+        return None
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    return RenderError(f"Ray failed: {type(error).__name__}: {reason:.300}; the same command goes on where it stopped")
+
+
 def refuse(console: Console, error: BaseException) -> int:
     """Say what is wrong; the exit code: 2 where nothing was started, else 1."""
     faults = error.faults if isinstance(error, ConfigError) else [Fault("", str(error))]

@@ -15,6 +15,7 @@ import pytest
 
 from jobs import build, command, validate
 from jobs.__main__ import VERBS, main
+from jobs.command import lost_in_ray
 from jobs.config import JobConfig
 from jobs.console import Console
 from jobs.load import Job, load_job, read_job
@@ -444,3 +445,14 @@ def test_ctrl_c_commits_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) 
     assert summary["status"] == "interrupted"
     assert 0 < summary["ok"] == summary["rows"] < summary["planned"] == 600
     assert len(list(tmp_path.glob("runs/job/images/*/*/*.png"))) == summary["ok"]
+
+
+def test_what_ray_lost_is_a_message_and_an_error_of_code_is_not() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    lost = lost_in_ray(ActorDiedError("\n  the actor died because its node did  \nmore"))
+    assert str(lost).startswith("Ray failed: ActorDiedError: ")
+    assert str(lost).endswith("the same command goes on where it stopped")
+    assert "\n" not in str(lost)
+    assert lost_in_ray(RayTaskError("task", "Traceback ...", TypeError("bug"))) is None
+    assert lost_in_ray(ValueError("ours")) is None
