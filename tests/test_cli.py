@@ -448,10 +448,10 @@ def test_ctrl_c_commits_what_is_in_flight_and_says_how_to_go_on(tmp_path: Path) 
 
 
 def test_what_ray_lost_is_a_message_and_an_error_of_code_is_not() -> None:
-    from ray.exceptions import ActorDiedError, RayTaskError
+    from ray.exceptions import RayTaskError, WorkerCrashedError
 
-    lost = lost_in_ray(ActorDiedError("\n  the actor died because its node did  \nmore"))
-    assert str(lost).startswith("Ray failed: ActorDiedError: ")
+    lost = lost_in_ray(WorkerCrashedError())
+    assert str(lost).startswith("Ray failed: WorkerCrashedError: ")
     assert str(lost).endswith("the same command goes on where it stopped")
     assert "\n" not in str(lost)
     assert lost_in_ray(RayTaskError("task", "Traceback ...", TypeError("bug"))) is None
