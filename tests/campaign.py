@@ -152,6 +152,8 @@ class Campaigns:
             wild = leg < WILD_LEGS
             proxy.chance = Chance(1000 * seed + leg, chaos.chance.uniform(0.02, 0.1), FAULTS) if wild else None
             options = ("--take-over",) if leg and chaos.chance.random() < 0.2 else ()
+            if self.cluster.mend():
+                chaos.done.append("head lost")
             driver = chaos.driver = Driver.start(job, self.cluster.address, *options)
             proxy.moments = self._moments(leg, outcome, proxy, chaos) if wild else {}
             code = wait(driver.process, HANG_S, chaos.serve)

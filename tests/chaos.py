@@ -55,6 +55,15 @@ class Cluster:
         """For `--address`."""
         return self.ray.address
 
+    def mend(self) -> bool:
+        """A new cluster where the head is gone, as who runs one would start it again; -> whether that was so."""
+        heads = self.ray.head_node.all_processes.get("raylet", ()) if self.ray.head_node else ()
+        if heads and all(info.process.poll() is None for info in heads):
+            return False
+        self.__exit__()
+        self.__enter__()
+        return True
+
     def add(self) -> None:
         """One more raylet for render actors."""
         self.ray.add_node(num_cpus=CPUS_A_NODE, resources=SPOT, object_store_memory=STORE_BYTES)
@@ -66,13 +75,13 @@ class Cluster:
         self.add()
 
     def processes(self, text: str) -> list[psutil.Process]:
-        """The cluster's worker processes with this text in their title."""
+        """The cluster's worker processes with this text in their title; no agent, with which its raylet would end."""
         nodes = [self.ray.head_node, *list(self.ray.worker_nodes)]
         raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", ())}
         found = []
         for process in psutil.process_iter(["ppid", "cmdline"]):
             title = " ".join(process.info["cmdline"] or ())
-            if process.info["ppid"] in raylets and title.startswith("ray::") and text in title:
+            if process.info["ppid"] in raylets and title.startswith("ray::") and text in title and "Agent" not in title:
                 found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
