@@ -72,7 +72,7 @@ def test_every_verb_has_help_and_the_common_options(verb: str, capsys: pytest.Ca
     assert "--json" in shown
     assert "--debug" in shown
     assert ("--set" in shown) == (verb not in ("init", "schema"))
-    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout", *LEARNING))
+    assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout", "repair", *LEARNING))
     assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run", "rollout"))
 
 
