@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 OURS = ("actors", "pipelines", "training", "jobs")
@@ -76,4 +76,5 @@ class _Handler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.say(self.format(record))
+        with suppress(OSError, ValueError):  # a terminal that is gone must not end what it was told of
+            self.console.say(self.format(record))

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one Ray cluster and one S3 server a session, each started when first asked for."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -23,6 +24,16 @@ for variable in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[variable]  # no test may touch a developer's own account
 KEYS = ("test" + secrets.token_hex(8), secrets.token_hex(20))
 os.environ.update(S3Server.env(*KEYS))  # before Ray starts, so that its workers have them too
+
+
+@pytest.fixture(autouse=True)
+def logging_left_as_it_was() -> Iterator[None]:
+    """A verb called in this process sets up logging for its own console, which ends with the test."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
