@@ -78,7 +78,7 @@ def test_no_mixture_of_budgets_is_above_the_hull(seed: int) -> None:
 
 
 def test_the_default_prices_move_the_best_fixed_budget_from_end_to_end() -> None:
-    mean = np.array([0.5, 0.8, 0.9, 0.92])
+    mean = np.array([0.5, 0.8, 0.9, 0.95])
     quality = np.broadcast_to(mean[None, :, None], (5, 4, 2))
     low, high = default_prices(quality, COSTS)
     assert (mean - low * COSTS).argmax() == 3
