@@ -73,10 +73,10 @@ def test_ddim_latents_equal_diffusers(checkpoint, pipeline, spacing, case):
 @pytest.mark.parametrize("case", ["unguided", "guided", "negative"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_dpmpp_2m_latents_equal_diffusers(checkpoint, pipeline, spacing, case):
+    """Less closely where a grid begins at zero terminal SNR: diffusers makes its infinite log-SNR finite, we do not."""
     scale, negatives = CASES[case]
     kind, path = checkpoint
-    if kind == "sd2":
-        pytest.skip("terminal SNR is zero: diffusers replaces its infinite log-SNR by a finite one, the table does not")
+    tolerance = 2e-3 if kind == "sd2" and spacing != "leading" else 1e-5
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing=spacing, final_sigmas_type="zero", solver_type="midpoint"
     )
@@ -85,7 +85,7 @@ def test_dpmpp_2m_latents_equal_diffusers(checkpoint, pipeline, spacing, case):
         expected = theirs(pipeline, num_steps, scale, negatives)
         found = latents(sampler, rows_of(num_steps, scale, negatives))
         ours = torch.stack([found[str(i)] for i in range(2)])
-        assert relative_error(ours, expected) < 1e-5, (spacing, num_steps)
+        assert relative_error(ours, expected) < tolerance, (spacing, num_steps)
 
 
 def test_pictures_equal_diffusers_within_a_level(checkpoint, pipeline):
