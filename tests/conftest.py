@@ -20,6 +20,8 @@ os.environ.setdefault("STEPTHRIFT_STORAGE_DEADLINE_S", "60")
 
 from s3_server import S3Server, ServerError
 
+from tests.fault_proxy import FaultProxy
+
 for variable in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[variable]  # no test may touch a developer's own account
 KEYS = ("test" + secrets.token_hex(8), secrets.token_hex(20))
@@ -48,6 +50,13 @@ def s3() -> Iterator[S3Server]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
     with server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def fault_server(s3: S3Server) -> Iterator[tuple[FaultProxy, str]]:
+    """A fault proxy before that server, and a bucket behind it."""
+    with FaultProxy(s3.s3_port) as running:
+        yield running, s3.bucket()
 
 
 @pytest.fixture(scope="session")

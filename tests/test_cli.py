@@ -1,13 +1,11 @@
 """The command line: help, exit codes, one document under --json, and messages in place of tracebacks."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,6 @@ ROOT = Path(__file__).parent.parent
 LEARNING = ("train", "evaluate", "pilot")
 MODEL = ROOT / "training/scenes/model"
 has_model = pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """A verb sets logging up for a process of its own."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

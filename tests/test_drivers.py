@@ -1,13 +1,11 @@
 """Two drivers on one run folder: the second is refused, the first gives way, and without a fence each row ends once."""
 
 import json
-import logging
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,15 +30,6 @@ from tests.plans import planned_row, write_plan
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "training/scenes/model"
 COUNTS = {"ok": 5, "failed": 0, "filtered": 0, "steps": 0}
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def found(run: RunFolder) -> set[str]:

@@ -9,14 +9,13 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from s3_server import S3Server
 
 from actors.rows import SamplerConfig
 from pipelines.cutter import Place, Shard
@@ -84,23 +83,17 @@ DRIVER_POINTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def server(s3: S3Server) -> Iterator[tuple[FaultProxy, str]]:
-    with FaultProxy(s3.s3_port) as running:
-        yield running, s3.bucket()
-
-
 @pytest.fixture
-def proxy(server: tuple[FaultProxy, str]) -> FaultProxy:
-    running, _ = server
+def proxy(fault_server: tuple[FaultProxy, str]) -> FaultProxy:
+    running, _ = fault_server
     running.rules.clear()
     running.injected.clear()
     return running
 
 
 @pytest.fixture
-def run(server: tuple[FaultProxy, str], proxy: FaultProxy) -> RunFolder:
-    return RunFolder(f"s3://{server[1]}/{secrets.token_hex(4)}", StorageOptions(proxy.endpoint_url), PATIENCE_S)
+def run(fault_server: tuple[FaultProxy, str], proxy: FaultProxy) -> RunFolder:
+    return RunFolder(f"s3://{fault_server[1]}/{secrets.token_hex(4)}", StorageOptions(proxy.endpoint_url), PATIENCE_S)
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from s3_server import S3Server
 
 from pipelines.backends import Timeouts
 from pipelines.folder import Folder, StorageOptions
@@ -26,15 +24,9 @@ CALLS = {
 STATUS = {"GET": 200, "HEAD": 200, "PUT": 200, "CREATE": 200, "LIST": 200, "DELETE": 200}
 
 
-@pytest.fixture(scope="module")
-def server(s3: S3Server) -> Iterator[tuple[FaultProxy, str]]:
-    with FaultProxy(s3.s3_port) as running:
-        yield running, s3.bucket()
-
-
 @pytest.fixture
-def proxy(server: tuple[FaultProxy, str]) -> FaultProxy:
-    running, _ = server
+def proxy(fault_server: tuple[FaultProxy, str]) -> FaultProxy:
+    running, _ = fault_server
     running.chance, running.hang_s = None, 0.4
     running.rules.clear()
     running.injected.clear()
@@ -42,8 +34,8 @@ def proxy(server: tuple[FaultProxy, str]) -> FaultProxy:
 
 
 @pytest.fixture
-def folder(server: tuple[FaultProxy, str], proxy: FaultProxy) -> Folder:
-    made = Folder(f"s3://{server[1]}/{secrets.token_hex(4)}", StorageOptions(proxy.endpoint_url))
+def folder(fault_server: tuple[FaultProxy, str], proxy: FaultProxy) -> Folder:
+    made = Folder(f"s3://{fault_server[1]}/{secrets.token_hex(4)}", StorageOptions(proxy.endpoint_url))
     made.write("k", b"old" * 100)
     return made
 

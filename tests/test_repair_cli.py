@@ -1,8 +1,6 @@
 """`repair` and `run --retry-failed` as one types them, on a real Ray."""
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,15 +19,6 @@ steps: {selector: fixed, fixed: 2}
 pools: [{name: default, lanes: 4}]
 output: {path: run, layout: LAYOUT}
 """
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")
