@@ -42,10 +42,8 @@ def storage_options(job: Job, section: str = "") -> "StorageOptions":
 
 def run_folder(job: Job) -> "RunFolder":
     """The job's run folder; nothing is touched yet."""
-    from pipelines.store import RunFolder
-
     assert job.config.output.path is not None
-    return RunFolder(job.config.output.path, storage_options(job, "output"))
+    return run_at(job, job.config.output.path)
 
 
 def run_at(job: Job, path: str) -> "RunFolder":
@@ -157,14 +155,16 @@ def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
         )
         for pool in job.config.pools
     )
-    output = job.config.output
+    output, failures = job.config.output, job.config.failures
     return RenderConfig(
-        model_source(job),
-        replace(sampler_config(job, info), calibrated=calibrated_lanes(run_folder(job))),
-        pools,
-        output.layout,
-        output.format,
-        scorer_sources(job),
+        model=model_source(job),
+        sampler=replace(sampler_config(job, info), calibrated=calibrated_lanes(run_folder(job))),
+        pools=pools,
+        layout=output.layout,
+        image_format=output.format,
+        scorers=scorer_sources(job),
+        no_progress_s=failures.no_progress_s,
+        row_timeout_s=failures.row_timeout_s,
     )
 
 

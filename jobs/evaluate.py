@@ -64,10 +64,11 @@ def variant_tables(
     from training.evidence import Setup
 
     found: dict[Setup, RewardTable] = {}
-    for variant in job.config.evaluate.variants:
+    variants = job.config.evaluate.variants
+    prompts = prompts_of(run, table) if variants else None
+    for variant in variants:
         path = variant_path(run, variant)
         console.say(f"{variant.solver}, guidance {variant.guidance_scale:g}: {path}")
-        prompts = prompts_of(run, table)
         code = roll_out(console, variant_job(job, variant), path, prompts, table.choices, table.num_seeds)
         if code != DONE:
             return code, found

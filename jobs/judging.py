@@ -79,32 +79,24 @@ def conclude(
     about: Mapping[str, Any],
     bought: str = "",
 ) -> int:
-    """Write the report into a run's folder and say what was found, the verdict last; the exit code."""
-    from training.findings import document
+    """Write evaluation/ into a run's folder (report.html, evaluation.json, frontier.svg) and say what was found.
 
-    where = report(run, title, found, about, bought)
-    documents = {name: document(each) for name, each in found.items()}
-    words = "\n\n".join(part for part in (bought, text(found)) if part)
-    console.result({"run": run.url, "status": "done", "report": where, "judges": documents}, f"{words}\n{where}")
-    return DONE
-
-
-def report(
-    folder: "Folder", title: str, found: "Mapping[str, Evaluation]", about: Mapping[str, Any], bought: str = ""
-) -> str:
-    """Write evaluation/: report.html, evaluation.json and frontier.svg; the path of the page."""
+    -> the exit code.
+    """
     from training.chart import frontier_svg
     from training.findings import document
 
-    by_judge = {name: document(each) for name, each in found.items()}
-    whole = {**about, "headline": next(iter(found)), "judges": by_judge}
-    text = json.dumps(whole, indent=2, ensure_ascii=False)
-    folder.write(f"{EVALUATION}/evaluation.json", text.encode("utf-8", "replace"))
+    judges = {name: document(each) for name, each in found.items()}
+    whole = json.dumps({**about, "headline": next(iter(found)), "judges": judges}, indent=2, ensure_ascii=False)
+    run.write(f"{EVALUATION}/evaluation.json", whole.encode("utf-8", "replace"))
     for number, (name, each) in enumerate(found.items()):
         chart = frontier_svg(each, f"Quality against cost, judged by {name}")
-        folder.write(f"{EVALUATION}/frontier{'-own' if number else ''}.svg", chart.encode())
-    folder.write(f"{EVALUATION}/report.html", page(title, found, about, bought).encode("utf-8", "replace"))
-    return f"{folder.url}/{EVALUATION}/report.html"
+        run.write(f"{EVALUATION}/frontier{'-own' if number else ''}.svg", chart.encode())
+    run.write(f"{EVALUATION}/report.html", page(title, found, about, bought).encode("utf-8", "replace"))
+    where = f"{run.url}/{EVALUATION}/report.html"
+    words = "\n\n".join(part for part in (bought, text(found)) if part)
+    console.result({"run": run.url, "status": "done", "report": where, "judges": judges}, f"{words}\n{where}")
+    return DONE
 
 
 def text(found: "Mapping[str, Evaluation]") -> str:

@@ -25,15 +25,17 @@ KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, b
 
 def table_run(job: Job) -> "RunFolder":
     """The rollout that is learned from. Raises ConfigError where there is none."""
-    return rollout_run(job, "train.table" if job.config.train.table else "output.path")
+    return rollout_run(job, _table_key(job))
+
+
+def _table_key(job: Job) -> str:
+    return "train.table" if job.config.train.table else "output.path"
 
 
 def rollout_run(job: Job, key: str) -> "RunFolder":
     """The run folder that a key of the job file names. Raises ConfigError where it is no rollout."""
-    from pipelines.store import RunFolder
-
     section, _, name = key.partition(".")
-    run = RunFolder(getattr(getattr(job.config, section), name), build.storage_options(job, "output"))
+    run = build.run_at(job, getattr(getattr(job.config, section), name))
     generations = run.generations()
     if not generations:
         raise job.fault(key, f"{run.url} holds no rollout yet: roll it out first")
@@ -57,8 +59,7 @@ def reward_table(job: Job) -> "tuple[RewardTable, RewardTable | None]":
     """(what is learned from, what is kept to judge by; None where evaluate.table names that). Raises ConfigError."""
     from training.table import TableError, split
 
-    key = "train.table" if job.config.train.table else "output.path"
-    table = whole_table(job, key, table_run(job))
+    table = whole_table(job, _table_key(job), table_run(job))
     if job.config.evaluate.table:
         return table, None
     try:

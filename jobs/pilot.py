@@ -18,6 +18,8 @@ from jobs.validate import read_input
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from actors.checkpoint import CheckpointInfo
+
 EMBEDDED_QUALITY = [
     Scorer(scorer="clip", path="training/scenes/scorer"),
     Scorer(scorer="training.scenes.checker:agreement", name="truth", weight=0.0),
@@ -48,12 +50,13 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     from actors.policy import read_card
 
     job = with_quality(load_job(job_path, sets))
-    build.check_policy(job, build.checkpoint(job))
+    info = build.checkpoint(job)
+    build.check_policy(job, info)
     policy = build.local_policy(job)
     card = read_card(policy)
     start_ray(address, console.debug)
     path = f"{str(job.config.output.path).rstrip('/')}-pilot-{rows}"
-    code = roll_out(console, job, path, sample(console, job, rows), card.choices, seeds)
+    code = roll_out(console, job, path, sample(console, job, info, rows), card.choices, seeds)
     if code != DONE:
         return code
     run = build.run_at(job, path)
@@ -78,12 +81,12 @@ def with_quality(job: Job) -> Job:
     return Job(job.config.model_copy(update={"quality": EMBEDDED_QUALITY}), job.source)
 
 
-def sample(console: Console, job: Job, count: int) -> "pa.Table":
+def sample(console: Console, job: Job, info: "CheckpointInfo", count: int) -> "pa.Table":
     """Some of the job's prompts. Raises ConfigError for all that is wrong with the input."""
     from pipelines.prompts import raise_aborted, rows
     from pipelines.sample import stratified
 
     console.draw(f"reading {job.config.input.path}")
-    inspection = read_input(job, build.prompt_source(job, build.checkpoint(job)))
+    inspection = read_input(job, build.prompt_source(job, info))
     tables = rows(inspection).iter_batches(batch_size=None, batch_format="pyarrow")
     return stratified((raise_aborted(table) for table in tables), count)

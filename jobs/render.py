@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +21,6 @@ from jobs.summary import Totals, totals, with_images
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
-    from pipelines.pools import RenderConfig
     from pipelines.render import RenderResult, Repair
     from pipelines.store import RunFolder
 
@@ -52,13 +51,6 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
             return render_job(console, job, run, info, Stop(interrupts, epoch))
 
 
-def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
-    """All that `pipelines.render.render` is told, with the times after which nothing is waited for."""
-    failures = job.config.failures
-    config = build.render_config(job, info)
-    return replace(config, no_progress_s=failures.no_progress_s, row_timeout_s=failures.row_timeout_s)
-
-
 def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
     """The progress line; with its first state pictures are being made."""
     line = ProgressLine(console, largest)
@@ -83,7 +75,7 @@ def render_job(
 
     plan = planned(run)
     stop.interrupts.graceful = True
-    result = render(run, render_config(job, info), shown(console, plan["largest"]), stop, repair)
+    result = render(run, build.render_config(job, info), shown(console, plan["largest"]), stop, repair)
     console.clear()
     found = totals(run)
     summary = summarize(job, plan, result, found)

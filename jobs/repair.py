@@ -3,12 +3,10 @@
 Which rows, and what may be overwritten, is `pipelines.repair`'s. What became of them is told in words and in `--json`.
 """
 
-import json
 import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,11 +17,11 @@ from jobs.command import DONE, FAILED, TOO_MANY_FAILED, address_option, console_
 from jobs.console import Console
 from jobs.driver import Stop, sole_driver, take_over_option
 from jobs.interrupts import Interrupts
-from jobs.load import Job, load_job, read_job
+from jobs.load import Job
 from jobs.plan import planned, this_command
-from jobs.render import render_config, shown
+from jobs.render import shown
 from jobs.validate import check_output
-from jobs.verify import LISTED, SHOWN, find_run
+from jobs.verify import LISTED, SHOWN, find_job, run_argument
 
 if TYPE_CHECKING:
     from pipelines.epochs import Epoch, Term
@@ -34,16 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command("repair")
-@click.argument("run_path", metavar="RUN")
-@click.option(
-    "--sample",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    metavar="SHARE",
-    help="The share of the images whose bytes are read to find damage, at least one a shard.",
-)
-@click.option("--full", is_flag=True, help="Read every image, and list every object of the run.")
+@run_argument
 @click.option("--delete-orphans", is_flag=True, help="Delete what interrupted attempts, and this repair, leave behind.")
 @set_option
 @address_option
@@ -71,7 +60,7 @@ def verb(
       python -m jobs repair runs/spring --full
       python -m jobs repair s3://bucket/runs/spring --delete-orphans --address auto
     """
-    job, run = find_job(run_path, sets)
+    job, run = repairable(run_path, sets)
     with sole_driver(console, job, run, take_over) as epoch:
         repairing = Repairing(console, job, run, epoch)
         repairing.look(1.0 if full else sample)
@@ -86,14 +75,9 @@ def verb(
         return repairing.exit_code()
 
 
-def find_job(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
-    """The run folder, and the job that it was last run by. Raises ConfigError where its pictures would be others."""
-    run = find_run(path, sets)
-    if Path(path).is_file() or path.endswith((".yaml", ".yml")):
-        job = load_job(path, sets)
-    else:
-        text = run.job_yaml() or "input: {path: '?'}"
-        job = read_job(text, f"{path}/job.yaml", (*sets, f"output.path={json.dumps(run.url)}"))
+def repairable(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
+    """The job and its run folder. Raises ConfigError where its pictures would be others."""
+    job, run = find_job(path, sets)
     check_output(job)
     kept = run.read_plan(run.generations()[-1]).get("fingerprint", {})
     now = build.fingerprint(job, build.checkpoint(job)) | {"rollout": kept.get("rollout", False)}
@@ -186,7 +170,7 @@ class Repairing:
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
         progress = shown(self.console, planned(self.run)["largest"])
         repair = Repair(self.orders, self.epoch.term)
-        result = render(self.run, render_config(self.job, build.checkpoint(self.job)), progress, stop, repair)
+        result = render(self.run, build.render_config(self.job, build.checkpoint(self.job)), progress, stop, repair)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:

@@ -3,9 +3,10 @@
 import json
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
 SHOWN, LISTED = 5, 1000  # findings: of each kind on the screen, in all under --json
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run_argument(command: F) -> F:
+    """The run, and how much of it is looked at: `--sample`, `--full`."""
+    command = click.option("--full", is_flag=True, help="Read every image, and list every object of the run.")(command)
+    text = "The share of the images whose bytes are read, at least one a shard."
+    share: dict[str, Any] = {"type": click.FloatRange(0, 1), "default": 0.01, "show_default": True, "metavar": "SHARE"}
+    return click.argument("run_path", metavar="RUN")(click.option("--sample", help=text, **share)(command))
+
+
 @click.command("verify")
-@click.argument("run_path", metavar="RUN")
-@click.option(
-    "--sample",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    metavar="SHARE",
-    help="The share of the images whose bytes are read, at least one a shard.",
-)
-@click.option("--full", is_flag=True, help="Read every image, and list every object of the run.")
+@run_argument
 @click.option(
     "--allow-orphans", is_flag=True, help="Name what interrupted attempts left behind, but take it for clean."
 )
@@ -68,11 +71,17 @@ def verb(console: Console, run_path: str, sample: float, full: bool, allow_orpha
 
 def find_run(path: str, sets: tuple[str, ...]) -> "RunFolder":
     """The run folder of a job file, a path or a URL, by the storage options of its job. Raises ConfigError."""
+    return find_job(path, sets)[1]
+
+
+def find_job(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
+    """The same, with the job: the file's, or the one that the folder was last run by. Raises ConfigError."""
     is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
-    run = build.run_folder(load_job(path, sets) if is_job else _job_of(path, sets))
+    job = load_job(path, sets) if is_job else _job_of(path, sets)
+    run = build.run_folder(job)
     if not run.generations():
         raise ConfigError([Fault(path, f"nothing is planned in {run.url}: is it a run folder?")])
-    return run
+    return job, run
 
 
 def _job_of(path: str, sets: tuple[str, ...]) -> Job:
