@@ -94,7 +94,7 @@ def _trial(sampler: DDIMSampler, lanes: int, width: int, height: int, calls: int
     if text.pooled is not None:
         size = torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype, device=model.device)
         added = {"text_embeds": text.pooled.expand(lanes, -1), "time_ids": size.expand(lanes, 6)}
-    seconds = _fastest(lambda: model.predict(x, t, embeds, added), calls, model.device)
+    seconds = fastest(lambda: model.predict(x, t, embeds, added), calls, model.device)
     return Trial(lanes, seconds, _memory_share(model.device))
 
 
@@ -102,24 +102,24 @@ def _decode_seconds(sampler: DDIMSampler, width: int, height: int, calls: int) -
     """Of one picture, in calls of the size that the sampler makes."""
     model, batch = sampler.model, sampler.decode_batch(width, height)
     latents = torch.randn(batch, *model.latent_shape(width, height), device=model.device)
-    return _fastest(lambda: model.decode(latents), calls, model.device) / batch
+    return fastest(lambda: model.decode(latents), calls, model.device) / batch
 
 
 def _prompt_seconds(sampler: DDIMSampler, calls: int) -> float:
     prompts = [f"a red fox number {i} in the snow" for i in range(ENCODE_BATCH)]
-    return _fastest(lambda: sampler.model.encode(prompts), calls, sampler.model.device) / ENCODE_BATCH
+    return fastest(lambda: sampler.model.encode(prompts), calls, sampler.model.device) / ENCODE_BATCH
 
 
-def _fastest(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds, after one call that is not counted."""
+def fastest(call: Callable[[], object], calls: int, device: torch.device, warm_up: int = 1) -> float:
+    """Seconds of the fastest call, after some that are not counted."""
     found = []
-    for _ in range(calls + 1):
+    for _ in range(warm_up + calls):
         started = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.append(time.perf_counter() - started)
-    return min(found[1:])
+    return min(found[warm_up:])
 
 
 def _memory_share(device: torch.device) -> float:

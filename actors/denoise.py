@@ -197,14 +197,16 @@ class Denoiser:
             self._retire(shape)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        failed: list[Any] = []
         if smallest > 2:
             self._halvings += 1
             log.warning("out of memory with %d lanes: half of them from now on, the rows in flight again", smallest)
         elif not called and self._batch > 1:
             self._batch = 1
         else:
-            for row in called or self._backlog[:1]:
-                fail(self._settled(row), MemoryError(f"out of memory with 2 lanes: {reason}"))
+            failed = called or self._backlog[:1]
+        for row in failed:
+            fail(self._settled(row), MemoryError(f"out of memory with 2 lanes: {reason}"))
         for flight in flights:
-            if not any(flight.row is row for row in called) or smallest > 2:
+            if not any(flight.row is row for row in failed):
                 self._lanes_of(flight).admit(flight)

@@ -116,12 +116,13 @@ class StepSelector:
 
         A prompt unlike any the policy has learned from cannot buy more steps than those did.
         """
-        known = np.flatnonzero(calibrated(self.card, self.config.price))
-        inside = self.allowed & np.isin(np.arange(len(self.choices)), known)
-        if inside.any() or not len(known):
-            return inside if inside.any() else self.allowed
+        known = calibrated(self.card, self.config.price)
+        if (inside := self.allowed & known).any():
+            return inside
+        if not known.any():
+            return self.allowed
         usable = np.flatnonzero(self.allowed)
-        nearest = usable[0] if usable[0] > known[-1] else usable[-1]
+        nearest = usable[0] if usable[0] > np.flatnonzero(known)[-1] else usable[-1]
         return np.arange(len(self.choices)) == nearest
 
     def _load_policy(self) -> None:

@@ -28,6 +28,7 @@ from diffusers import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from actors.calibration import fastest
 from actors.checkpoint import inspect_checkpoint
 from actors.diffusion import Diffusion, resolve_device, resolve_dtype
 from actors.rows import Row, SamplerConfig
@@ -148,7 +149,7 @@ class Bench:
             self.decode_flops = flops(lambda: model.decode(inputs[0][:1]))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = fastest(lambda: model.predict(*inputs), self.given.calls, self.device)
+        seconds = fastest(lambda: model.predict(*inputs), self.given.calls, self.device, warm_up=2)
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
         rate = self.flops * lanes / seconds
         return [name, lanes, 1e3 * seconds, lanes / seconds, rate / 1e12, f"{rate / self.matrix_rate:.1%}", peak]
@@ -220,7 +221,7 @@ def stability(sampler: DDIMSampler, rows: list[Row]) -> str:
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """FLOP/s of a square matrix product: the limit that a network of the same precision is held against."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / fastest(lambda: a @ b, 20, device)
+    return 2 * size**3 / fastest(lambda: a @ b, 20, device, warm_up=2)
 
 
 def flops(call: Callable[[], object]) -> float:
@@ -228,18 +229,6 @@ def flops(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
-
-
-def fastest(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds, after two calls that are not counted."""
-    found = []
-    for _ in range(calls + 2):
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - started)
-    return min(found[2:])
 
 
 def main() -> None:

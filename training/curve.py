@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from training import rivals
-from training.frontier import Bootstrap, FixedCurve, Interval, Point, difference, smallest_not_worse
+from training.frontier import FEW_PROMPTS, Bootstrap, FixedCurve, Interval, Point, difference, smallest_not_worse
 from training.reward import default_prices, in_rises
 from training.table import RewardTable
 
 NUM_PRICES = 8
-FEW_PROMPTS = 10  # of a group: less is left out
 
 
 @dataclass(frozen=True)

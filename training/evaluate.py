@@ -12,12 +12,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from training import rivals
-from training.frontier import Bootstrap, FixedCurve, Interval, Point, Rule, difference, saving, smallest_not_worse
+from training.frontier import (
+    FEW_PROMPTS,
+    Bootstrap,
+    FixedCurve,
+    Interval,
+    Point,
+    Rule,
+    difference,
+    saving,
+    smallest_not_worse,
+)
 from training.reward import in_rises
 from training.table import RewardTable
 
 MARGIN_SHARE = 0.01  # of the range of quality
-FEW_PROMPTS = 10  # of a group: less is left out
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from training.reward import upper_hull
 
 RESAMPLES, LEVEL = 2000, 0.95
+FEW_PROMPTS = 10  # of a group: less is left out
 
 
 @dataclass(frozen=True)

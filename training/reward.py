@@ -57,16 +57,18 @@ def rise(quality: np.ndarray) -> float:
     The unit of rewards and prices, whatever the scorer: at price 1 the largest budget's whole cost weighs as much as
     the whole rise. ValueError where no budget differs.
     """
-    found = float(np.ptp(quality.mean(axis=(0, 2))))
-    if not found > 0:
+    if not (found := _spread(quality)) > 0:
         raise ValueError("every budget has the same mean quality: there is nothing to choose")
     return found
 
 
 def in_rises(values: np.ndarray, quality: np.ndarray) -> np.ndarray:
     """Values of a scorer in rises of its quality (P, K, S), as prices are; those of a flat one as they are."""
-    spread = float(np.ptp(quality.mean(axis=(0, 2))))
-    return values / spread if spread > 0 else values
+    return values / found if (found := _spread(quality)) > 0 else values
+
+
+def _spread(quality: np.ndarray) -> float:
+    return float(np.ptp(quality.mean(axis=(0, 2))))
 
 
 def default_temperature(quality: np.ndarray) -> float:

@@ -82,8 +82,8 @@ class RewardTable:
         """The table with seconds by another run's line over lane-steps: runs differ by the machine's load."""
         if self.lane_steps is None or other.lane_steps is None or len(other.lane_steps) < 2:
             return self
-        slope, offset = np.polyfit(other.lane_steps, other.seconds, 1)
-        return replace(self, seconds=np.maximum(offset, 0.0) + slope * self.lane_steps)
+        slope, offset = _line(other.lane_steps, other.seconds)
+        return replace(self, seconds=offset + slope * self.lane_steps)
 
     def fingerprint(self) -> str:
         """16 hex digits of the prompts, the menu and the quality."""
@@ -139,10 +139,16 @@ def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) 
     lane_steps = _mean_lane_steps(rows, choices)
     seconds = [np.mean([row.get("seconds") or np.nan for row in rows if row["num_steps"] == k]) for k in choices]
     if np.isfinite(seconds).all() and len(choices) > 1:
-        slope, offset = np.polyfit(lane_steps, seconds, 1)
+        slope, offset = _line(lane_steps, np.array(seconds))
         if slope * np.ptp(lane_steps) > LEAST_RISE * np.mean(seconds):
-            return max(float(offset), 0.0) + slope * lane_steps
+            return offset + slope * lane_steps
     return lane_steps.astype(np.float64)
+
+
+def _line(lane_steps: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
+    """Seconds a lane-step, and a picture beside them, not less than none."""
+    slope, offset = np.polyfit(lane_steps, seconds, 1)
+    return float(slope), max(float(offset), 0.0)
 
 
 Cells = dict[tuple[str, int, int], Mapping[str, Any]]  # prompt id, sample, steps
