@@ -53,9 +53,10 @@ def put_prompts(rollout: Job, prompts: "pa.Table") -> None:
     """The prompt table, written once. Raises ConfigError where other prompts are there: they were planned."""
     import pyarrow.parquet as pq
 
-    run, buffer = build.run_folder(rollout), io.BytesIO()
-    pq.write_table(prompts, buffer)
-    if not run.create(PROMPTS, buffer.getvalue()):
+    from pipelines.store import parquet_bytes
+
+    run = build.run_folder(rollout)
+    if not run.create(PROMPTS, parquet_bytes([prompts])):
         there = pq.read_table(io.BytesIO(run.read(PROMPTS)))
         if there.to_pylist() != prompts.to_pylist():
             raise rollout.fault(
