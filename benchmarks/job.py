@@ -5,7 +5,8 @@
 a: Ray Data's map_batches over a class with a diffusers pipeline, 50 steps for every row. b: the same at the job's mean
 steps. c: diffusers in a loop, no Ray, at those steps. none: the job with its sink off (layout none). All write PNG
 files to the same disk; ten budgets, 5 to 50, chosen by the number of words. images/s is between the first and the last
-file; `wall` is the whole process, with its imports and its Ray.
+file (`none` has no files: between the first and the last row of its actors); `wall` is the whole process, with its
+imports and its Ray.
 """
 
 import argparse
@@ -49,9 +50,9 @@ NAMES = {
 
 @dataclass
 class Ran:
-    """rate: images/s from the first to the last; None where no file was written. summary: of the job's."""
+    """rate: images/s from the first to the last. summary: of the job's."""
 
-    rate: float | None
+    rate: float
     summary: dict[str, Any]
 
 
@@ -67,10 +68,10 @@ def write_prompts(path: Path, rows: int) -> float:
     return statistics.mean(BUDGETS[(length - 1) * len(BUDGETS) // 30] for length in lengths)
 
 
-def rate_of(folder: Path) -> float | None:
+def rate_of(folder: Path) -> float:
     """Files a second between the first and the last picture."""
     times = sorted(path.stat().st_mtime for path in folder.rglob("*.png") if path.name != "contact_sheet.png")
-    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    return (len(times) - 1) / (times[-1] - times[0])
 
 
 def our_job(folder: Path, given: argparse.Namespace, layout: str) -> Ran:
@@ -81,9 +82,12 @@ def our_job(folder: Path, given: argparse.Namespace, layout: str) -> Ran:
     job.write_text(JOB.format(**values, choices=list(BUDGETS), guidance=GUIDANCE, actors=given.actors, layout=layout))
     summary = json.loads(_run(["jobs", "run", str(job), "--json", "--address", "local"]))
     assert summary["ok"] == given.rows, summary
-    rate = rate_of(output / "run" / "images") if layout == "files" else None
+    if layout == "files":
+        rate = rate_of(output / "run" / "images")
+    else:
+        rate = given.rows * given.actors / summary["actor_seconds"]
     shutil.rmtree(output)
-    return Ran(rate or summary["images_per_second"], summary)
+    return Ran(rate, summary)
 
 
 def rival(folder: Path, given: argparse.Namespace, way: str, steps: int) -> Ran:
@@ -136,9 +140,12 @@ def words_of(turns: dict[str, Turns]) -> str:
         steps, engine = middle["b"] / middle["a"], middle["ours"] / middle["b"]
         words.append(f"Gain over a: {steps * engine:.2f} = {steps:.2f} by fewer steps x {engine:.2f} by the engine.")
     if "none" in turns:
-        seconds = [[ran.summary["seconds"] for ran in turns[name].values] for name in ("ours", "none")]
-        share = statistics.median(seconds[0]) / statistics.median(seconds[1]) - 1
-        words.append(f"Encoding and writing files adds {share:.1%} to the seconds of rendering without them.")
+        shares = [
+            with_files.summary["actor_seconds"] / without.summary["actor_seconds"] - 1
+            for with_files, without in zip(turns["ours"].values, turns["none"].values, strict=True)
+        ]
+        spread = f"{statistics.median(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%})"
+        words.append(f"Encoding and writing files: {spread} of the actors' time between their first and last row.")
     return " ".join(words)
 
 

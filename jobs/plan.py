@@ -12,7 +12,7 @@ from jobs.command import address_option, console_options, job_argument, limit_op
 from jobs.console import Console
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
-from jobs.progress import steps_text
+from jobs.progress import duration, steps_text
 from jobs.validate import check_output, read_input
 
 if TYPE_CHECKING:
@@ -97,7 +97,18 @@ def planned(run: "RunFolder") -> dict[str, Any]:
         "lane_steps": sum(plan["lane_steps"] for plan in plans),
         "largest": max([*(plan["largest_budget"] for plan in plans), *budgets], default=None),
         "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
+        "estimates": estimates(run, rows, sum(plan["lane_steps"] for plan in plans)),
     }
+
+
+def estimates(run: "RunFolder", rows: int, lane_steps: int) -> list[dict[str, Any]]:
+    """Seconds that one actor would take for all of it, and for 1,000 images, on each device that was calibrated."""
+    found = []
+    for place, measured in build.calibrations(run).items() if rows else ():
+        each = sum(measured.get(f"seconds_per_{name}") or 0 for name in ("decode", "prompt", "score"))
+        seconds = lane_steps * measured["seconds_per_lane_step"] + rows * each
+        found.append({"place": place, "actor_seconds": seconds, "actor_seconds_per_1000": 1000 * seconds / rows})
+    return found
 
 
 def table(run: str, found: dict[str, Any]) -> str:
@@ -110,4 +121,7 @@ def table(run: str, found: dict[str, Any]) -> str:
     most = max(found["budget_histogram"].values(), default=1)
     for steps, rows in found["budget_histogram"].items():
         lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
+    for estimate in found["estimates"]:
+        whole, thousand = duration(estimate["actor_seconds"]), duration(estimate["actor_seconds_per_1000"])
+        lines.append(f"about {whole} of one actor, {thousand} for 1,000 images, on {estimate['place']}")
     return "\n".join(lines)

@@ -57,7 +57,7 @@ class RenderResult:
     """Of this call alone; what was committed before is in the manifests.
 
     lane_fill: lanes used, of those offered. unet_share, busy_share: the time in the UNet, and in UNet and VAE, of the
-    actors' time between their first and their last row.
+    actors' time between their first and their last row, which is actor_seconds of all actors together.
     """
 
     rows: int
@@ -65,6 +65,7 @@ class RenderResult:
     lane_fill: float | None
     unet_share: float | None
     busy_share: float | None
+    actor_seconds: float | None
     seconds: float
     images_per_second: float | None
     interrupted: bool
@@ -293,6 +294,7 @@ def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool) -> Ren
         lane_fill=_ratio(stats.get("lanes_filled", 0), stats.get("lanes_offered", 0)),
         unet_share=_ratio(unet, span),
         busy_share=_ratio(unet + stats.get("vae_seconds", 0), span),
+        actor_seconds=span or None,
         seconds=seconds,
         images_per_second=_ratio(rows, seconds),
         interrupted=interrupted,
