@@ -9,6 +9,7 @@ import pytest
 from jobs.__main__ import main
 from jobs.repair import Outcome
 from pipelines.epochs import claim
+from pipelines.folder import StorageOptions
 from pipelines.store import RunFolder, manifest_key, parquet_bytes
 from tests.checkpoints import make_checkpoint
 
@@ -109,6 +110,56 @@ def test_rows_that_failed_are_rendered_again_with_their_seed(ray_cluster, job, c
     after = rows(run)
     assert after[ok["id"]]["sha256"] == ok["sha256"]
     assert {row["revision"] for row in after.values()} == {1}
+    assert typed(capsys, "verify", "run", "--full")[0] == 0
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_run_on_s3_is_repaired_in_place(ray_cluster, s3, job, capsys) -> None:
+    job()
+    options = StorageOptions(endpoint_url=s3.endpoint_url)
+    run = RunFolder(f"s3://{s3.bucket()}/runs/spring", options)
+    text = Path("job.yaml").read_text().replace("path: run,", f"path: '{run.url}',")
+    Path("job.yaml").write_text(
+        f"{text}storage: {{endpoint_url: '{s3.endpoint_url}'}}\nfailures: {{max_fraction: 0.5}}\n"
+    )
+    assert typed(capsys, "run", "job.yaml")[0] == 0
+    before = rows(run)
+    gone, torn = [row for row in before.values() if row["status"] == "ok"][:2]
+    run.delete([gone["uri"]])
+    run.write(torn["uri"], run.read(torn["uri"])[:-1])
+    assert typed(capsys, "verify", "job.yaml", "--full")[0] == 1
+    code, told = typed(capsys, "repair", "job.yaml", "--full", "--delete-orphans")
+    assert (code, told["status"], told["left"], told["orphans_deleted"]) == (0, "repaired", {}, 1)
+    assert (told["repaired"]["rows"], told["repaired"]["same_bytes"]) == (2, 2)
+    assert {id: row["sha256"] for id, row in rows(run).items()} == {id: row["sha256"] for id, row in before.items()}
+    assert run.stat(torn["uri"]) is None
+    assert typed(capsys, "verify", "job.yaml", "--full")[0] == 0
+
+
+@pytest.mark.ray
+def test_a_row_of_a_rollout_is_repaired_with_all_of_its_noise(ray_cluster, job, capsys) -> None:
+    """Its fidelity is measured against the picture of most steps, which has to be there again."""
+    run = job()
+    job_text = Path("job.yaml").read_text().replace("selector: fixed, fixed: 2", "choices: [1, 2, 3]")
+    Path("job.yaml").write_text(f"{job_text}quality: [{{scorer: fidelity}}, {{scorer: 'tests.plans:brightness'}}]\n")
+    assert typed(capsys, "rollout", "job.yaml", "-s", "failures.max_fraction=0.5")[0] == 0
+    before = rows(run)
+    damaged = next(row for row in before.values() if row["status"] == "ok" and row["num_steps"] == 1)
+    run.delete([damaged["uri"]])
+    code, told = typed(capsys, "repair", "run", "--full", "--delete-orphans")
+    assert (code, told["status"], told["orphans_deleted"]) == (0, "repaired", 2)
+    assert (told["repaired"]["rows"], told["repaired"]["same_bytes"]) == (3, 3)
+    after = rows(run)
+    kept = ("sha256", "scores", "quality", "num_steps", "seed")
+    assert {id: [row[name] for name in kept] for id, row in after.items()} == {
+        id: [row[name] for name in kept] for id, row in before.items()
+    }
+    assert len({row["scores"][0][1] for row in after.values() if row["status"] == "ok"}) > 1
+    moved = {id for id, row in after.items() if row["uri"] != before[id]["uri"]}
+    assert {(after[id]["prompt_id"], after[id]["sample"]) for id in moved} == {
+        (damaged["prompt_id"], damaged["sample"])
+    }
     assert typed(capsys, "verify", "run", "--full")[0] == 0
 
 
