@@ -2,13 +2,19 @@
 
     python -m benchmarks.scale [--rows 2000 10000] [--shards 20] [--actors 2 8] [--call-s 0.01] [--write]
 
-For each size a plan is made and rendered by real workers in real pools, one table line for each number of actors. `fit`
-is a straight line through the sizes: what a billion rows would need. Resume is a second run that finds all of it done.
+For each size a plan is made and rendered by real workers in real pools, one table line for each number of actors, in a
+process of its own, so that its memory is its own. Overhead is the actors' time, between their first and their last row,
+that the engine did not sleep. `fit` is a straight line through the sizes: what a billion rows would need. Resume is a
+second run that finds all of it done.
 """
 
 import argparse
+import json
 import logging
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,7 +27,7 @@ import ray
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
 from benchmarks.fake_engine import CALL_ENV, FakeWorker
-from benchmarks.measure import arguments, machine, markdown, report
+from benchmarks.measure import ROOT, arguments, machine, markdown, report
 from benchmarks.plan import MIB, Peaks, write_prompts
 from pipelines import pools
 from pipelines.canonical import RowDefaults
@@ -42,7 +48,10 @@ COLUMNS = (
 
 @dataclass
 class Line:
-    """One run. Memory is the growth of private memory, by its peak; busy: in the engine, of first to last row."""
+    """One run. Memory is the growth of private memory, by its peak; busy: in the engine, of first to last row.
+
+    actor_seconds: all actors' time from their first to their last row.
+    """
 
     rows: int
     shards: int
@@ -56,18 +65,19 @@ class Line:
     driver_mib: float
     ledger_mib: float
     resume_s: float
+    actor_seconds: float
 
     @property
     def cells(self) -> list[Any]:
         """As the table shows it."""
         shares = {"busy": f"{self.busy:.1%}", "lanes_used": f"{self.lanes_used:.1%}"}
-        return [shares.get(name, value) for name, value in vars(self).items()]
+        return [shares.get(name, value) for name, value in vars(self).items() if name != "actor_seconds"]
 
 
 def plan(folder: Path, rows: int, shards: int) -> tuple[RunFolder, float, float, int]:
-    """-> the run, seconds, MiB, shards."""
+    """-> the run, seconds, MiB, shards. The prompts are written by another process, whose memory is not counted."""
     (folder / "prompts").mkdir(parents=True)
-    write_prompts(folder / "prompts", rows)
+    ray.get(ray.remote(write_prompts).remote(folder / "prompts", rows))
     source = PromptSource(str(folder / "prompts"), defaults=RowDefaults(7.5, 8, 8, frozenset(range(1, 1000))))
     each = max(1, rows // shards)
     config = PlanConfig(
@@ -97,8 +107,12 @@ def rendered(run: RunFolder, actors: int, layout: str) -> tuple[Any, Peaks, floa
 
 
 def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
-    """Plan, render, resume."""
+    """Plan, render, resume; after a plan of a few rows, which loads what any plan loads."""
+    pools.RenderWorker = FakeWorker  # type: ignore[misc]
+    ray.init(address="local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
+        plan(Path(name) / "first", 100, 2)
         run, plan_s, plan_mib, shards = plan(Path(name), rows, max(given.shards, actors * given.shards_an_actor))
         result, peaks, before = rendered(run, actors, given.layout)
         assert len(run.done_shards()) == shards
@@ -107,11 +121,30 @@ def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
         specs = (PoolSpec(actors=actors),)
         assert {shard.id for shard in planned_shards(run, specs)} == run.done_shards()
         resume_s = time.monotonic() - started
-    spans = result.unet_calls * given.call_s / result.unet_share  # seconds of all actors, first to last row
-    overhead = 1000 * (1 - result.unet_share) * spans / shards
+    slept = result.unet_calls * seconds_asleep(given.call_s)
+    overhead = 1000 * (result.actor_seconds - slept) / shards
     memory = (peaks.driver / MIB - before, peaks.ledger / MIB)
-    shares = (result.unet_share, overhead, result.lane_fill)
-    return Line(rows, shards, actors, plan_s, plan_mib, result.seconds, *shares, *memory, resume_s)
+    shares = (slept / result.actor_seconds, overhead, result.lane_fill)
+    return Line(
+        rows, shards, actors, plan_s, plan_mib, result.seconds, *shares, *memory, resume_s, result.actor_seconds
+    )
+
+
+def seconds_asleep(call_s: float) -> float:
+    """What a sleep of that length takes on this machine, now that it does nothing else."""
+    seconds = []
+    for _ in range(50):
+        started = time.perf_counter()
+        time.sleep(call_s)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def alone(rows: int, actors: int) -> Line:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--only", str(rows), str(actors)]
+    found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return Line(**json.loads(found.splitlines()[-1]))
 
 
 def fit(lines: list[Line]) -> str:
@@ -145,25 +178,24 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[2])
     parser.add_argument("--call-s", type=float, default=0.01, help="seconds of a UNet call")
     parser.add_argument("--layout", default="none", choices=("none", "webdataset", "files", "parquet"))
+    parser.add_argument("--only", type=int, nargs=2, metavar=("ROWS", "ACTORS"), help="one line, as JSON")
     given = parser.parse_args()
     os.environ[CALL_ENV] = str(given.call_s)
-    pools.RenderWorker = FakeWorker  # type: ignore[misc]
-    where, lines = machine(), []
-    ray.init(address="local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if given.only:
+        rows, actors = given.only
+        print(json.dumps(vars(measure(rows, actors, given))))
+        return
+    where = machine()
     sizes = [(rows, actors) for rows in given.rows for actors in given.actors]
     if given.rows_an_actor:
         sizes = [(given.rows_an_actor * actors, actors) for actors in given.actors]
-    for rows, actors in sizes:
-        lines.append(measure(rows, actors, given))
+    lines = [alone(rows, actors) for rows, actors in sizes]
     table = markdown(COLUMNS, [line.cells for line in lines])
     if given.rows_an_actor:
         first = lines[0]
-        shares = (f"{line.actors} actors {first.render_s / line.render_s:.1%}" for line in lines)
-        words = f"Weak scaling, {given.rows_an_actor:,} rows an actor, wall time with the start of actors: "
-        table += f"\n\n{words}{', '.join(shares)}; busy share against the first: " + ", ".join(
-            f"{line.busy / first.busy:.1%}" for line in lines
-        )
+        rates = [line.rows / line.actor_seconds for line in lines]
+        each = ", ".join(f"{line.actors} actors {rate / rates[0]:.1%}" for line, rate in zip(lines, rates, strict=True))
+        table += f"\n\nWeak scaling, {given.rows_an_actor:,} rows an actor, rows an actor-second: {each}."
     else:
         table += f"\n\n{fit(lines)}"
     what = f"Fake engine, {given.call_s} s a call of 8 guided rows, budgets {MENU}, layout {given.layout}."
