@@ -192,7 +192,6 @@ def main() -> None:
     lines = [alone(rows, actors) for rows, actors in sizes]
     table = markdown(COLUMNS, [line.cells for line in lines])
     if given.rows_an_actor:
-        first = lines[0]
         rates = [line.rows / line.actor_seconds for line in lines]
         each = ", ".join(f"{line.actors} actors {rate / rates[0]:.1%}" for line, rate in zip(lines, rates, strict=True))
         table += f"\n\nWeak scaling, {given.rows_an_actor:,} rows an actor, rows an actor-second: {each}."
