@@ -2,103 +2,27 @@
 
 A plain class that runs as one small Ray actor. It holds no truth: a shard is done when its manifest exists, and a
 ledger that died is built again from the run folder and from its workers' heartbeats.
+What a call costs does not grow with the shards of the run, but with those in work.
 """
 
+import heapq
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Snapshot, Worker
+
 if TYPE_CHECKING:
     from pipelines.repair import Order
 
-DONE, WAIT = "done", "wait"
 HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 60.0
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One row of a plan's shard index. pools: who may serve it."""
-
-    id: str
-    part: str
-    row_group: int
-    rows: int
-    good_rows: int
-    lane_steps: int
-    pools: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One life of one actor; a restarted actor is a new incarnation, and its old leases are void."""
-
-    actor: str
-    incarnation: str
-    pool: str
-    node: str = ""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One of a worker's concurrent calls."""
-
-    worker: Worker
-    number: int
-
-
-@dataclass(frozen=True)
-class Lease:
-    """failures: attempts at the shard that ended without a manifest, in this run and before. order: what to repair."""
-
-    shard: Shard
-    failures: int
-    order: "Order | None" = None
-
-
-@dataclass(frozen=True)
-class Beat:
-    """What a worker says each second. images: rendered so far, by shard in work; stats: of its engine, in all."""
-
-    worker: Worker
-    images: Mapping[str, int]
-    stats: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To a heartbeat. leave: the worker's node is being drained; done: shards in its hands that another committed."""
-
-    leave: bool = False
-    done: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a run, in one small record for the driver. rows: planned; done: of committed shards."""
-
-    shards: int
-    shards_done: int
-    rows: int
-    rows_done: int
-    images_in_work: int
-    failed: int  # rows of the shards committed in this run, as the two below
-    filtered: int
-    ok: int
-    steps: int  # sum of num_steps over the ok rows
-    leased: int
-    deaths: int  # leases that ended with their worker
-    workers: int
-    pools: frozenset[str]  # with a live worker
-    errors: tuple[str, ...]  # what shards failed with in this run, latest last
-    fatal: str | None  # why the run cannot go on
-    finished: bool
-    stats: Mapping[str, float]
-
-
-@dataclass
+@dataclass(slots=True, eq=False)
 class _State:
     shard: Shard
     failures: int = 0  # attempts before this ledger, deaths and failures since
@@ -114,6 +38,11 @@ class _State:
     def rows(self) -> int:
         """What is to be rendered."""
         return len(self.order.ids) if self.order else self.shard.rows
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """The longest first."""
+        return -self.shard.lane_steps, self.shard.id
 
 
 @dataclass
@@ -145,18 +74,28 @@ class Ledger:
         self._fatal: str | None = None
         self._draining: frozenset[str] = frozenset()
         self._deaths = 0
-        everything = list(shards)
-        self._shards, self._rows = len(everything), sum(s.rows for s in everything)
-        finished = set(done)
-        self._open = {
-            s.id: _state(s, (attempts or {}).get(s.id, 0), (orders or {}).get(s.id))
-            for s in sorted(everything, key=lambda s: (-s.lane_steps, s.id))
-            if s.id not in finished
-        }
+        self._shards = self._rows = 0
+        self._open: dict[str, _State] = {}  # without a manifest
+        self._open_in: Counter[tuple[str, ...]] = Counter()  # of them, by the pools that may serve them
+        self._leased: dict[str, _State] = {}
+        self._failed: dict[str, _State] = {}  # free, and failed before
+        self._free: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)  # heaps of the others' ranks
+        self._take_in(shards, set(done), attempts or {}, orders or {})
         self._rows_done = self._rows - sum(state.rows for state in self._open.values())
         self._counts = _Counts()
         self._seen: dict[Worker, float] = {}
         self._stats: dict[Worker, Mapping[str, float]] = {}
+
+    def _take_in(
+        self, shards: Iterable[Shard], done: set[str], attempts: Mapping[str, int], orders: "Mapping[str, Order]"
+    ) -> None:
+        for shard in shards:
+            self._shards, self._rows = self._shards + 1, self._rows + shard.rows
+            if shard.id not in done:
+                state = _state(shard, attempts.get(shard.id, 0), orders.get(shard.id))
+                self._open[shard.id] = state
+                self._open_in[shard.pools] += 1
+                self._put_back(state)
 
     def lease(self, slot: Slot) -> Lease | str:
         """A lease, WAIT (others hold all that is left) or DONE (nothing is left for this pool, or the run is stopping).
@@ -165,30 +104,69 @@ class Ledger:
         nothing else, and its worker gets nothing else meanwhile: it must not burn its neighbour's attempts.
         """
         self._see(slot.worker)
-        held = [state for state in self._open.values() if state.slot and state.slot.worker == slot.worker]
+        held = [state for state in self._leased.values() if state.slot and state.slot.worker == slot.worker]
         for state in held:
             if state.slot == slot:
                 return Lease(state.shard, state.failures, state.order)
-        mine = [state for state in self._open.values() if slot.worker.pool in state.shard.pools]
+        mine = any(count and slot.worker.pool in pools for pools, count in self._open_in.items())
         if self._stopping or self._fatal or not mine:
             return DONE
         if any(state.failures for state in held) or slot.worker.node in self._draining:
             return WAIT
         self._expire()
-        free = [state for state in mine if state.slot is None and not state.found and not (state.failures and held)]
-        chosen = min(free, key=lambda state: state.failures > 0, default=None)
+        chosen = self._next(slot.worker.pool, may_have_failed=not held)
         if chosen is None:
             return WAIT
-        chosen.slot, chosen.beaten_at, chosen.images = slot, self._clock(), 0
+        self._lend(chosen, slot)
+        chosen.images = 0
         return Lease(chosen.shard, chosen.failures, chosen.order)
+
+    def _next(self, pool: str, may_have_failed: bool) -> _State | None:
+        """The longest free shard of this pool, those that failed after all others."""
+        heaps = [heap for pools, heap in self._free.items() if pool in pools]
+        for heap in heaps:
+            while heap and not self._is_free(heap[0][1]):
+                heapq.heappop(heap)
+        if first := min((heap[0] for heap in heaps if heap), default=None):
+            return self._open[first[1]]
+        failed = (state for state in self._failed.values() if may_have_failed and pool in state.shard.pools)
+        return min(failed, key=lambda state: state.rank, default=None)
+
+    def _is_free(self, shard_id: str) -> bool:
+        """Heaps keep what was leased, adopted or committed since; what has failed is not theirs."""
+        state = self._open.get(shard_id)
+        return state is not None and state.slot is None and not state.failures
+
+    def _lend(self, state: _State, slot: Slot) -> None:
+        state.slot, state.beaten_at = slot, self._clock()
+        self._leased[state.shard.id] = state
+        self._failed.pop(state.shard.id, None)
+
+    def _put_back(self, state: _State) -> None:
+        """It is in nobody's hands now. What another committed is over: how its rows ended is not counted."""
+        state.slot = None
+        self._leased.pop(state.shard.id, None)
+        if state.found:
+            self._close(state)
+        elif state.failures:
+            self._failed[state.shard.id] = state
+        else:
+            heapq.heappush(self._free[state.shard.pools], state.rank)
+
+    def _close(self, state: _State) -> None:
+        """The shard has a manifest."""
+        for shards in (self._open, self._leased, self._failed):
+            shards.pop(state.shard.id, None)
+        self._open_in[state.shard.pools] -= 1
+        self._rows_done += state.rows
 
     def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
         """The shard has a manifest, whoever wrote it. counts: ok, failed, filtered, steps of its rows."""
         self._see(slot.worker)
-        state = self._open.pop(shard_id, None)
+        state = self._open.get(shard_id)
         if state is None:
             return
-        self._rows_done += state.rows
+        self._close(state)
         for name in ("ok", "failed", "filtered", "steps"):
             setattr(self._counts, name, getattr(self._counts, name) + int(counts[name]))
 
@@ -198,7 +176,8 @@ class Ledger:
         state = self._open.get(shard_id)
         if state is None or not _holds(slot, state):
             return
-        state.slot, state.failures, state.raised = None, state.failures + 1, state.raised + 1
+        state.failures, state.raised = state.failures + 1, state.raised + 1
+        self._put_back(state)
         self._counts.errors.append(f"shard {shard_id}: {reason}")
         if state.raised >= MAX_ATTEMPTS:
             self._fatal = f"shard {shard_id} failed {state.raised} times, the last time with {reason}"
@@ -207,8 +186,7 @@ class Ledger:
         """The shard goes back unworked; this counts as no failure."""
         state = self._open.get(shard_id)
         if state and _holds(slot, state):
-            state.slot = None
-            self._drop_found()
+            self._put_back(state)
 
     def found(self, done: Iterable[str]) -> None:
         """Shards whose manifests are there, whoever wrote them. One that is in work here is left to its worker."""
@@ -216,7 +194,8 @@ class Ledger:
             state = self._open.get(shard_id)
             if state is not None and state.order is None:
                 state.found = True
-        self._drop_found()
+                if state.slot is None:
+                    self._close(state)
 
     def drain(self, nodes: Iterable[str]) -> None:
         """Nodes that are about to go: their workers get no lease, and are told to leave."""
@@ -231,8 +210,8 @@ class Ledger:
             if state is None:
                 continue
             if state.slot is None:
-                state.slot = Slot(beat.worker, -1 - number)
-            if state.slot.worker == beat.worker:
+                self._lend(state, Slot(beat.worker, -1 - number))
+            if state.slot and state.slot.worker == beat.worker:
                 state.beaten_at, state.images = self._clock(), images
         done = [id for id in beat.images if id not in self._open or self._open[id].found]
         return Answer(beat.worker.node in self._draining, tuple(done))
@@ -245,7 +224,7 @@ class Ledger:
         """For the driver, twice a second."""
         self._expire()
         alive = [w for w, at in self._seen.items() if self._clock() - at < LEASE_TIMEOUT_S]
-        leased = [state for state in self._open.values() if state.slot]
+        leased = self._leased.values()
         counts = self._counts
         return Snapshot(
             shards=self._shards,
@@ -287,18 +266,12 @@ class Ledger:
 
     def _void(self, gone: Callable[[_State], bool]) -> None:
         """A lease whose worker died or fell silent counts as a failure of its shard."""
-        for state in self._open.values():
-            if state.slot and gone(state):
-                state.slot, state.failures, state.deaths = None, state.failures + 1, state.deaths + 1
-                self._deaths += 1
-                if state.deaths >= MAX_DEATHS:
-                    self._fatal = f"shard {state.shard.id}: {state.deaths} workers died over it, even in isolation"
-        self._drop_found()
-
-    def _drop_found(self) -> None:
-        """Shards that another committed and nobody here works at; what became of their rows is not counted."""
-        for shard_id in [id for id, state in self._open.items() if state.found and state.slot is None]:
-            self._rows_done += self._open.pop(shard_id).rows
+        for state in [state for state in self._leased.values() if gone(state)]:
+            state.failures, state.deaths = state.failures + 1, state.deaths + 1
+            self._put_back(state)
+            self._deaths += 1
+            if state.deaths >= MAX_DEATHS:
+                self._fatal = f"shard {state.shard.id}: {state.deaths} workers died over it, even in isolation"
 
 
 def _state(shard: Shard, attempts: int, order: "Order | None") -> _State:

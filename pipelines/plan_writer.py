@@ -20,6 +20,7 @@ from pipelines.score import SCORE_FIELDS
 from pipelines.store import RunFolder, parquet_bytes
 
 PART_ROWS = 20_000
+PART_SHARDS = 500  # a part's footer is read for each of its shards
 PART_BYTES = 64 << 20
 WAIT_S = 60.0  # for another planner that is about to commit
 SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
@@ -44,7 +45,7 @@ INDEX_SCHEMA = pa.schema(
 
 
 class PlanWriter:
-    """Puts parts of about PART_ROWS rows, one row group a shard, and keeps what the index and plan.json need."""
+    """Puts parts of about PART_ROWS rows, or of PART_SHARDS shards, one row group each; keeps what plan.json needs."""
 
     def __init__(self, run: RunFolder, generation: int) -> None:
         self.run, self.generation = run, generation
@@ -76,7 +77,7 @@ class PlanWriter:
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
         self._open.append(shard.rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names))
         rows, size = (sum(getattr(table, name) for table in self._open) for name in ("num_rows", "nbytes"))
-        if rows >= PART_ROWS or size >= PART_BYTES:
+        if rows >= PART_ROWS or size >= PART_BYTES or len(self._open) >= PART_SHARDS:
             self.flush()
 
     def flush(self) -> None:

@@ -3,9 +3,11 @@
 Which shard a ticket buys is the ledger's; whether the run goes on is `pipelines.render`'s.
 """
 
+import functools
 import math
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +16,13 @@ from ray.data import ActorPoolStrategy
 
 from actors.rows import SamplerConfig
 from pipelines.epochs import Term
-from pipelines.ledger import Shard
+from pipelines.lease import Shard
 from pipelines.models import ModelSource
 from pipelines.scoring import ScorerSource
 from pipelines.store import RunFolder
 from pipelines.worker import RenderWorker, WorkerJob
+
+INDEX_ROWS = 10_000  # shards of an index that are Python objects at a time
 
 
 class RenderError(RuntimeError):
@@ -59,22 +63,31 @@ class RenderConfig:
 def planned_shards(run: RunFolder, pools: tuple[PoolSpec, ...]) -> list[Shard]:
     """Of all generations, each with the pools that may serve it. Raises RenderError where none may."""
     names = ["shard", "part", "row_group", "rows", "good_rows", "lane_steps", "budgets"]
-    tables = [run.shard_index(generation).select(names) for generation in run.generations()]
-    return [_shard(row, pools) for table in tables for row in table.to_pylist()]
+    able = functools.cache(functools.partial(_able_pools, pools))
+    found = []
+    for generation in run.generations():
+        for batch in run.shard_index(generation).select(names).to_batches(INDEX_ROWS):
+            found += [_shard(row, able) for row in batch.to_pylist()]
+    return found
 
 
-def _shard(row: dict[str, Any], pools: tuple[PoolSpec, ...]) -> Shard:
+def _shard(row: dict[str, Any], able: Callable[[frozenset[int]], tuple[str, ...]]) -> Shard:
+    """Their parts and pools are few: they share them."""
+    numbers = (row["rows"], row["good_rows"], row["lane_steps"])
+    pools = able(frozenset(row["budgets"]))
+    return Shard(row["shard"], sys.intern(row["part"]), row["row_group"], *numbers, pools)
+
+
+def _able_pools(pools: tuple[PoolSpec, ...], budgets: frozenset[int]) -> tuple[str, ...]:
     """Pools may have changed since the plan: a shard of several budgets then goes to those that serve its longest."""
-    budgets = set(row["budgets"])
     able = [p.name for p in pools if p.budgets is None or budgets <= set(p.budgets)]
     able = able or [p.name for p in pools if p.budgets is None or max(budgets) in p.budgets]
     if not able:
         raise RenderError(
-            f"shard {row['shard']} has rows of {', '.join(map(str, sorted(budgets)))} steps, which no pool serves; "
+            f"a shard has rows of {', '.join(map(str, sorted(budgets)))} steps, which no pool serves; "
             "add them to a pool's budgets, or give one pool budgets: all"
         )
-    numbers = (row["rows"], row["good_rows"], row["lane_steps"])
-    return Shard(row["shard"], row["part"], row["row_group"], *numbers, tuple(able))
+    return tuple(able)
 
 
 class Pool:

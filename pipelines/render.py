@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.epochs import Term
 from pipelines.folder import StorageError
-from pipelines.ledger import Ledger, Shard, Snapshot
+from pipelines.lease import Shard, Snapshot
+from pipelines.ledger import Ledger
 from pipelines.pools import Pool, PoolSpec, RenderConfig, RenderError, planned_shards
 from pipelines.repair import Order
 from pipelines.store import RunFolder

@@ -24,7 +24,8 @@ import ray
 
 from actors.rows import SamplerConfig
 from pipelines.epochs import Term
-from pipelines.ledger import DONE, HEARTBEAT_S, MAX_ATTEMPTS, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
+from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
+from pipelines.ledger import HEARTBEAT_S, MAX_ATTEMPTS
 from pipelines.models import ModelSource
 from pipelines.repair import Order, replace_manifest
 from pipelines.scoring import ScorerSource, ShardScores, load_scorer
@@ -134,14 +135,16 @@ class RenderWorker:
 
     def _beat(self) -> None:
         """Until the process ends. A ledger that is being restarted is asked again a second later."""
-        assert self._worker is not None
         while True:
-            beat = Beat(self._worker, {shard: work.images for shard, work in list(self._works.items())}, self._stats())
             try:
-                self._heed(self._ask("beat", beat))
+                self._heed(self._ask("beat", self._news()))
             except ray.exceptions.RayError as error:
                 log.warning("no heartbeat: %s", error)
             time.sleep(HEARTBEAT_S)
+
+    def _news(self) -> Beat:
+        assert self._worker is not None
+        return Beat(self._worker, {shard: work.images for shard, work in list(self._works.items())}, self._stats())
 
     def _heed(self, answer: Answer) -> None:
         if answer.leave:
@@ -165,6 +168,7 @@ class RenderWorker:
             log.exception("shard %s", lease.shard.id)
             self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
         else:
+            self._ask("beat", self._news())  # first: after the last shard's end nobody asks for the figures
             self._ask("finish", slot, lease.shard.id, counts)
         finally:
             self._works.pop(lease.shard.id, None)

@@ -16,7 +16,8 @@ from jobs.__main__ import main
 from jobs.load import load_job
 from pipelines.epochs import claim
 from pipelines.findings import ORPHANS
-from pipelines.ledger import DONE, WAIT, Ledger, Shard, Slot, Worker
+from pipelines.lease import DONE, WAIT, Shard, Slot, Worker
+from pipelines.ledger import Ledger
 from pipelines.pools import PoolSpec, RenderConfig, planned_shards
 from pipelines.render import render
 from pipelines.sinks import LAYOUTS

@@ -22,8 +22,8 @@ from pipelines.cutter import Place, Shard
 from pipelines.epochs import claim, driving
 from pipelines.findings import ORPHANS
 from pipelines.folder import StorageError, StorageOptions
-from pipelines.ledger import Lease
-from pipelines.ledger import Shard as Leased
+from pipelines.lease import Lease
+from pipelines.lease import Shard as Leased
 from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit
 from pipelines.store import RunFolder, manifest_schema, schema_to_json

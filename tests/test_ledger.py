@@ -4,20 +4,8 @@ import random
 
 import pytest
 
-from pipelines.ledger import (
-    DONE,
-    LEASE_TIMEOUT_S,
-    MAX_ATTEMPTS,
-    MAX_DEATHS,
-    WAIT,
-    Answer,
-    Beat,
-    Lease,
-    Ledger,
-    Shard,
-    Slot,
-    Worker,
-)
+from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
+from pipelines.ledger import LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, Ledger
 from pipelines.repair import Order
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
@@ -252,3 +240,44 @@ def test_random_lives_finish_every_shard_once(seed):
     assert sorted(committed) == sorted(names)
     assert ledger.snapshot().finished
     assert ledger.snapshot().ok == 120
+
+
+def test_the_longest_free_shard_whatever_became_of_the_others():
+    """Against the plain reading of the rule: the first by rank that is free, those that failed last."""
+    draw, clock = random.Random(7), Clock()
+    pools = [("gpu",), ("cpu", "gpu"), ("cpu",)]
+    shards = [shard(f"s{i:03}", draw.randrange(20), draw.choice(pools)) for i in range(120)]
+    ledger, failures, lent = Ledger(shards, clock=clock), dict.fromkeys((s.id for s in shards), 0), {}
+    slots = [slot(f"{pool}{i}", pool=pool) for pool in ("gpu", "cpu") for i in range(3)]
+    leases = 0
+    for _ in range(2000):
+        each = draw.choice(slots)
+        if each not in lent:
+            free = [s for s in shards if each.worker.pool in s.pools and s.id not in lent.values()]
+            answer = ledger.lease(each)
+            if not [s for s in shards if each.worker.pool in s.pools]:
+                assert answer == DONE
+            elif not free:
+                assert answer == WAIT
+            else:
+                best = min(free, key=lambda s: (failures[s.id] > 0, -s.lane_steps, s.id))
+                assert (answer.shard, answer.failures) == (best, failures[best.id])
+                lent[each], leases = best.id, leases + 1
+            continue
+        ended = lent.pop(each)
+        fate = draw.choice(("finish", "finish", "release", "reborn"))
+        if fate == "finish":
+            ledger.finish(each, ended, OK)
+            shards = [s for s in shards if s.id != ended]
+        elif fate == "release":
+            ledger.release(each, ended)
+        elif failures[ended] < MAX_DEATHS - 1:
+            failures[ended] += 1
+            reborn = slot(each.worker.actor, pool=each.worker.pool, incarnation=f"{leases}-{ended}-{failures[ended]}")
+            slots[slots.index(each)] = reborn
+            ledger.beat(Beat(reborn.worker, {}, {}))
+        else:
+            ledger.release(each, ended)
+    assert leases > 200
+    assert not shards
+    assert ledger.snapshot().finished

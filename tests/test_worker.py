@@ -12,7 +12,7 @@ import pytest
 from actors.rows import SamplerConfig
 from pipelines.epochs import claim
 from pipelines.folder import StorageError
-from pipelines.ledger import Answer, Lease, Shard
+from pipelines.lease import Answer, Lease, Shard
 from pipelines.models import ModelSource
 from pipelines.repair import Repairs, SupersededError
 from pipelines.store import RunFolder
