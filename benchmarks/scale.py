@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from benchmarks.plan import MIB, Peaks, write_prompts
 from pipelines import pools
 from pipelines.canonical import RowDefaults
 from pipelines.inspection import PromptSource
+from pipelines.lease import Lease, Shard, Slot, Worker
+from pipelines.ledger import Ledger
 from pipelines.models import ModelSource
 from pipelines.plan import PlanConfig, PoolBudgets, make_plan
 from pipelines.pools import PoolSpec, RenderConfig, planned_shards
@@ -40,6 +43,8 @@ from pipelines.store import RunFolder
 
 MENU = (3, 4, 5, 6, 8)
 BILLION = 1_000_000_000
+SHARD_ROWS = 500  # for the straight lines; a default plan has 280 at 27 mean steps, 2,000 at few
+LEDGERS = (2_000, 20_000, 200_000, 2_000_000)  # open shards
 COLUMNS = (
     *("rows", "shards", "actors", "plan s", "plan MiB", "render s", "actors busy", "overhead ms a shard"),
     *("lanes used", "driver MiB", "ledger MiB", "resume s"),
@@ -113,7 +118,7 @@ def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         plan(Path(name) / "first", 100, 2)
-        run, plan_s, plan_mib, shards = plan(Path(name), rows, max(given.shards, actors * given.shards_an_actor))
+        run, plan_s, plan_mib, shards = plan(Path(name), rows, num_shards(rows, actors, given))
         result, peaks, before = rendered(run, actors, given.layout)
         assert len(run.done_shards()) == shards
         assert sum(table.num_rows for table in run.manifests()) == rows
@@ -128,6 +133,13 @@ def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
     return Line(
         rows, shards, actors, plan_s, plan_mib, result.seconds, *shares, *memory, resume_s, result.actor_seconds
     )
+
+
+def num_shards(rows: int, actors: int, given: argparse.Namespace) -> int:
+    """Of a plan, as asked for."""
+    if given.shard_rows:
+        return -(-rows // given.shard_rows)
+    return max(given.shards, actors * given.shards_an_actor)
 
 
 def seconds_asleep(call_s: float) -> float:
@@ -147,25 +159,53 @@ def alone(rows: int, actors: int) -> Line:
     return Line(**json.loads(found.splitlines()[-1]))
 
 
+def ledger_costs(shards: int, slots: int = 128) -> tuple[float, float]:
+    """us of a lease and its finish while so many shards are open and others are leased; bytes a shard."""
+    tracemalloc.start()
+    ledger = Ledger(
+        Shard(f"0001-{i:06d}", sys.intern(f"part-{i // 40:05d}"), i % 40, 500, 500, 5000 - i % 700, ("default",))
+        for i in range(shards)
+    )
+    memory, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    mine, *others = [Slot(Worker(f"w{i}", "1", "default"), 0) for i in range(slots)]
+    for slot in others:
+        ledger.lease(slot)
+    calls, counts = 500, {"ok": 500, "failed": 0, "filtered": 0, "steps": 2500}
+    started = time.perf_counter()
+    for _ in range(calls):
+        lease = ledger.lease(mine)
+        assert isinstance(lease, Lease)
+        ledger.finish(mine, lease.shard.id, counts)
+    return 1e6 * (time.perf_counter() - started) / calls, memory / shards
+
+
+def ledger_words() -> str:
+    """At sizes that need no pictures: 500 rows a shard make a billion rows two million shards."""
+    words = []
+    for shards in LEDGERS:
+        us, size = ledger_costs(shards)
+        words.append(f"{shards:,} shards {us:.0f} us, {size:.0f} bytes a shard")
+    return f"A lease and its finish at the ledger: {'; '.join(words)}."
+
+
 def fit(lines: list[Line]) -> str:
-    """Memory by rows, overhead and resume by shards, as straight lines, and where they are at a billion rows."""
-    sizes = sorted({line.rows for line in lines})
-    if len(sizes) < 2:
-        return "One size: no line can be fitted."
-    rows, shards = ([getattr(line, name) for line in lines] for name in ("rows", "shards"))
+    """Memory and resume as straight lines, and where they are at a billion rows in shards of 500."""
     words = []
     for name, by, unit in (
-        ("plan_mib", rows, "MiB"),
-        ("driver_mib", rows, "MiB"),
-        ("ledger_mib", shards, "MiB"),
-        ("resume_s", shards, "s"),
+        ("plan_mib", "rows", "MiB"),
+        ("driver_mib", "shards", "MiB"),
+        ("ledger_mib", "shards", "MiB"),
+        ("resume_s", "shards", "s"),
     ):
-        slope, start = np.polyfit(by, [getattr(line, name) for line in lines], 1)
-        ratio = BILLION if by is rows else BILLION / lines[-1].rows * lines[-1].shards
-        what = "row" if by is rows else "shard"
-        size = f"{slope * MIB:.0f} bytes" if unit == "MiB" else f"{1e6 * slope:.0f} us"
-        words.append(f"{name}: {start:.3g} {unit} + {size} a {what}, {start + slope * ratio:,.0f} {unit} at 1e9 rows")
-    return "Straight lines: " + "; ".join(words) + "."
+        sizes = [getattr(line, by) for line in lines]
+        if len(set(sizes)) < 2:
+            continue
+        slope, start = np.polyfit(sizes, [getattr(line, name) for line in lines], 1)
+        at = start + slope * (BILLION if by == "rows" else BILLION / SHARD_ROWS)
+        each = f"{slope * MIB:,.0f} bytes" if unit == "MiB" else f"{1e6 * slope:.0f} us"
+        words.append(f"{name}: {start:.3g} {unit} + {each} a {by[:-1]}, {at:,.0f} {unit} at 1e9 rows")
+    return f"Straight lines: {'; '.join(words)}." if words else "One size: no line can be fitted."
 
 
 def main() -> None:
@@ -173,6 +213,7 @@ def main() -> None:
     parser = arguments(__doc__, repeats=1)
     parser.add_argument("--rows", type=int, nargs="+", default=[2000])
     parser.add_argument("--shards", type=int, default=20, help="of a plan, about")
+    parser.add_argument("--shard-rows", type=int, help="shards are of so many rows, not --shards of them")
     parser.add_argument("--shards-an-actor", type=int, default=0, help="and no fewer than so many an actor")
     parser.add_argument("--rows-an-actor", type=int, help="weak scaling: rows are so many an actor, not --rows")
     parser.add_argument("--actors", type=int, nargs="+", default=[2])
@@ -196,10 +237,11 @@ def main() -> None:
         each = ", ".join(f"{line.actors} actors {rate / rates[0]:.1%}" for line, rate in zip(lines, rates, strict=True))
         table += f"\n\nWeak scaling, {given.rows_an_actor:,} rows an actor, rows an actor-second: {each}."
     else:
-        table += f"\n\n{fit(lines)}"
+        table += f"\n\n{fit(lines)}\n\n{ledger_words()}"
     what = f"Fake engine, {given.call_s} s a call of 8 guided rows, budgets {MENU}, layout {given.layout}."
     document = {"options": vars(given), "rows": [vars(line) for line in lines]}
-    report("scale", f"{what}\n\n{table}", document, where, given.write)
+    name = "weak" if given.rows_an_actor else "scale"
+    report(name, f"{what}\n\n{table}", document, where, given.write)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import pytest
 from benchmarks import measure
 from benchmarks.engine import BUDGETS, by_budget, in_order, make_rows, mixed_steps
 from benchmarks.measure import Turns, alternate, cpu_ratio, markdown, ratio, report, with_section
+from benchmarks.scale import Line, fit, ledger_costs
 from benchmarks.solvers import VARIANTS, Point, advice, picture
 
 ROOT = Path(__file__).parent.parent
+SECTIONS = ("weak",)  # beside those named as their benchmark
 NAMES = ("engine", "job", "scale", "solvers", "encode", "select", "sinks", "protocol", "gpu")
 
 
@@ -29,7 +31,7 @@ def test_every_benchmark_is_a_command_with_help(name, monkeypatch, capsys):
     assert f"python -m benchmarks.{name}" in shown
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SECTIONS])
 def test_the_page_has_a_section_for_each(name):
     page = (ROOT / "docs/performance.md").read_text("utf-8")
     assert "\nnew text\n" in with_section(page, name, "new text")
@@ -99,3 +101,23 @@ def test_advice_takes_the_best_that_is_affordable():
     drawn = picture(found)
     assert drawn.count("<polyline") == 2 * len(VARIANTS)
     assert not np.isnan([p.lane_steps for p in found]).any()
+
+
+def test_straight_lines_lead_to_a_billion_rows():
+    def line(rows: int) -> Line:
+        shards = rows // 500
+        memory = {"plan_mib": 8 + rows / 2**20, "driver_mib": 1.0, "ledger_mib": 100 + shards * 400 / 2**20}
+        rest = {"plan_s": 1, "render_s": 1, "busy": 1, "overhead_ms": 1, "lanes_used": 1, "actor_seconds": 1}
+        return Line(rows, shards, 2, resume_s=1e-6 * shards, **memory, **rest)
+
+    assert fit([line(1000)]) == "One size: no line can be fitted."
+    words = fit([line(10_000), line(100_000), line(1_000_000)])
+    assert "plan_mib: 8 MiB + 1 bytes a row, 962 MiB at 1e9 rows" in words
+    assert "ledger_mib: 100 MiB + 400 bytes a shard, 863 MiB at 1e9 rows" in words
+    assert "1 us a shard, 2 s at 1e9 rows" in words
+
+
+def test_what_a_ledger_costs_is_measured():
+    us, size = ledger_costs(1000)
+    assert us > 0
+    assert 100 < size < 2000
