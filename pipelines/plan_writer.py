@@ -20,7 +20,7 @@ from pipelines.score import SCORE_FIELDS
 from pipelines.store import RunFolder, parquet_bytes
 
 PART_ROWS = 20_000
-PART_SHARDS = 500  # a part's footer is read for each of its shards
+PART_SHARDS = 100  # a part's footer is read for each of its shards
 PART_BYTES = 64 << 20
 WAIT_S = 60.0  # for another planner that is about to commit
 SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
@@ -51,33 +51,40 @@ class PlanWriter:
         self.run, self.generation = run, generation
         self.parts: list[str] = []
         self._open: list[pa.Table] = []
-        self._index: list[dict[str, Any]] = []
+        self._open_rows = self._open_bytes = 0
+        self._entries: list[dict[str, Any]] = []  # of the index, of the open shards
+        self._index: list[pa.Table] = []  # of the parts that are put
+        self._totals: Counter[str] = Counter()
         self._budgets: Counter[int] = Counter()
 
     def add(self, shard: Shard) -> None:
         """One more shard; a part is put when it is full."""
-        name = f"{self.generation:04d}-{len(self._index):06d}"
-        names = pa.array([name] * shard.rows.num_rows, pa.string())
+        name = f"{self.generation:04d}-{self._totals['shards']:06d}"
         place = shard.place
-        self._index.append(
-            {
-                "shard": name,
-                "row_group": len(self._open),
-                "rows": shard.rows.num_rows,
-                "good_rows": shard.good_rows,
-                "lane_steps": shard.lane_steps,
-                "width": place.width if place else None,
-                "height": place.height if place else None,
-                "pools": list(place.pools) if place else [],
-                "longest": shard.longest,
-                "budgets": list(shard.budgets),
-                "content": _content(shard.rows),
-            }
-        )
+        entry = {
+            "shard": name,
+            "row_group": len(self._open),
+            "rows": shard.rows.num_rows,
+            "good_rows": shard.good_rows,
+            "lane_steps": shard.lane_steps,
+            "width": place.width if place else None,
+            "height": place.height if place else None,
+            "pools": list(place.pools) if place else [],
+            "longest": shard.longest,
+            "budgets": list(shard.budgets),
+            "content": _content(shard.rows),
+        }
+        self._entries.append(entry)
+        self._totals.update({"shards": 1, **{name: entry[name] for name in ("rows", "good_rows", "lane_steps")}})
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
-        self._open.append(shard.rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names))
-        rows, size = (sum(getattr(table, name) for table in self._open) for name in ("num_rows", "nbytes"))
-        if rows >= PART_ROWS or size >= PART_BYTES or len(self._open) >= PART_SHARDS:
+        self._hold(shard.rows, name)
+
+    def _hold(self, rows: pa.Table, shard: str) -> None:
+        names = pa.array([shard] * rows.num_rows, pa.string())
+        table = rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names)
+        self._open.append(table)
+        self._open_rows, self._open_bytes = self._open_rows + table.num_rows, self._open_bytes + table.nbytes
+        if self._open_rows >= PART_ROWS or self._open_bytes >= PART_BYTES or len(self._open) >= PART_SHARDS:
             self.flush()
 
     def flush(self) -> None:
@@ -85,25 +92,25 @@ class PlanWriter:
         if self._open:
             part = self.run.write_part(self.generation, len(self.parts), self._open)
             self.parts.append(part)
-            for entry in self._index[-len(self._open) :]:
-                entry["part"] = part
-            self._open = []
+            entries = [entry | {"part": part} for entry in self._entries]
+            self._index.append(pa.Table.from_pylist(entries, INDEX_SCHEMA))
+            self._open, self._open_rows, self._open_bytes, self._entries = [], 0, 0, []
 
     def index(self) -> pa.Table:
-        """shards.parquet."""
-        return pa.Table.from_pylist(self._index, INDEX_SCHEMA)
+        """shards.parquet, of the parts that are put."""
+        return pa.concat_tables(self._index).combine_chunks() if self._index else INDEX_SCHEMA.empty_table()
 
     def totals(self) -> dict[str, Any]:
         """What plan.json says of all rows; mean_steps is of the good ones, None where there are none."""
-        rows, good = (sum(entry[name] for entry in self._index) for name in ("rows", "good_rows"))
+        rows, good = self._totals["rows"], self._totals["good_rows"]
         steps = sum(count * number for count, number in self._budgets.items())
         return {
             "rows": rows,
             "failed_rows": rows - good,
-            "shards": len(self._index),
+            "shards": self._totals["shards"],
             "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
             "mean_steps": steps / good if good else None,
-            "lane_steps": sum(entry["lane_steps"] for entry in self._index),
+            "lane_steps": self._totals["lane_steps"],
         }
 
 
