@@ -1,27 +1,37 @@
 """What the commit protocol costs an undisturbed run: a shard as a worker stores it, against bare writes of its images.
 
-    python -m benchmarks.protocol [--images 200] [--size 512] [--threads 8] [--no-s3] [--write]
+    python -m benchmarks.protocol [--images 200] [--size 512] [--threads 8] [--steps 10] [--no-s3] [--write]
 
 The protocol: an attempt object first, pictures under keys of that attempt, each hashed, the manifest last in one
 create-if-absent PUT. The bare side encodes the same pictures and writes them, with the same threads, and nothing else.
+First with pictures that are there already (`stores`), then as a run has it, with pictures that the embedded model makes
+(`renders`): a worker with its shard against the same engine whose pictures are only written.
 """
 
 import argparse
 import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from actors.rows import Picture, Row, SamplerConfig
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from benchmarks.sinks import places
+from pipelines.lease import Lease, Shard
+from pipelines.models import ModelSource
 from pipelines.sinks import Sink, encode_image
 from pipelines.store import RunFolder, manifest_schema
+from pipelines.work import engine_row
+from pipelines.worker import RenderWorker, WorkerJob
+from tests.plans import planned_row, write_plan
 
-SHARDS = (f"0001-{number:06d}" for number in itertools.count())
+SHARDS = (f"0002-{number:06d}" for number in itertools.count())
 
 
 def with_protocol(run: RunFolder, given: argparse.Namespace, image: np.ndarray) -> None:
@@ -53,26 +63,81 @@ def bare(run: RunFolder, given: argparse.Namespace, image: np.ndarray) -> None:
         list(pool.map(write, range(given.images)))
 
 
+class Rendering:
+    """The embedded model in a worker without Ray; a new shard each turn."""
+
+    def __init__(self, run: RunFolder, given: argparse.Namespace) -> None:
+        self.run, self.threads = run, given.threads
+        text = "a red circle above a small blue star"
+        size = {"prompt": text, "width": 32, "height": 32, "num_steps": given.steps}
+        write_plan(run, [planned_row(i, **size) for i in range(given.images * given.repeats)], given.images)
+        shards = run.shard_index(1).to_pylist()
+        self.leases = (Lease(_shard(shard), 0) for shard in shards)
+        source, schemas = ModelSource(os.path.abspath(given.model)), {1: run.read_plan(1)["manifest_schema"]}
+        settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
+        self.worker = RenderWorker(WorkerJob(run, source, settings, "default", "files", "png", schemas), None)
+        self.rows = [engine_row(row) for row in run.read_shard(shards[0]["part"], 0).to_pylist()]
+        self.worker._loaded().submit(self.rows[0]).result()  # what is made at the first call is made now
+
+    def with_protocol(self) -> None:
+        """One shard, from its lease to its manifest."""
+        counts = self.worker._render(next(self.leases))
+        assert counts["ok"] == len(self.rows), counts
+
+    def bare(self) -> None:
+        """The same rows, engine and threads."""
+        folder, sampler = f"bare/{next(SHARDS)}", self.worker._loaded()
+
+        def write(row: Row, picture: Future[Picture]) -> None:
+            self.run.write(f"{folder}/{row.id}.png", encode_image(picture.result().image, "png"))
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            written = [pool.submit(write, row, sampler.submit(row)) for row in self.rows]
+        for each in written:
+            each.result()
+
+
+def _shard(row: dict[str, Any]) -> Shard:
+    """Of a plan's index."""
+    sizes = (row["rows"], row["good_rows"], row["lane_steps"])
+    return Shard(row["shard"], row["part"], row["row_group"], *sizes, ("default",))
+
+
+def lines(place: str, run: RunFolder, given: argparse.Namespace) -> Iterator[list[Any]]:
+    """Of one place: what is only stored, and what is rendered."""
+    image, rendering = photo_like(given.size), Rendering(run, given)
+    pairs: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+        f"stores {given.size} px": (
+            functools.partial(with_protocol, run, given, image),
+            functools.partial(bare, run, given, image),
+        ),
+        "renders 32 px": (rendering.with_protocol, rendering.bare),
+    }
+    for what, (ours, plain) in pairs.items():
+        turns = alternate({"protocol": ours, "bare": plain}, given.repeats)
+        ratios = ratio(turns["protocol"], turns["bare"]), cpu_ratio(turns["protocol"], turns["bare"])
+        more = turns["protocol"].median - turns["bare"].median
+        yield [place, what, turns["protocol"].text, turns["bare"].text, *ratios, 1000 * more]
+
+
 def main() -> None:
     """Print the table."""
     parser = arguments(__doc__, repeats=7)
     parser.add_argument("--images", type=int, default=200, help="of a shard")
     parser.add_argument("--size", type=int, default=512, help="px")
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--model", default="training/scenes/model", help="that renders")
+    parser.add_argument("--steps", type=int, default=10, help="of a picture that is rendered")
     parser.add_argument("--no-s3", action="store_true", help="the local folder only")
     given = parser.parse_args()
-    where, rows, image = machine(), [], photo_like(given.size)
+    where = machine()
     with places(not given.no_s3) as runs:
-        for place, run in runs.items():
-            sides = {"protocol": with_protocol, "bare": bare}
-            turns = alternate(
-                {name: functools.partial(call, run, given, image) for name, call in sides.items()}, given.repeats
-            )
-            more = turns["protocol"].median - turns["bare"].median
-            ratios = ratio(turns["protocol"], turns["bare"]), cpu_ratio(turns["protocol"], turns["bare"])
-            rows.append([place, turns["protocol"].text, turns["bare"].text, *ratios, 1000 * more])
-    columns = ("where", "protocol, s", "bare write, s", "ratio", "of CPU seconds", "more a shard, ms")
-    what = f"Shards of {given.images} PNG pictures of {given.size} px, {given.threads} threads, {given.repeats} turns."
+        rows = [line for place, run in runs.items() for line in lines(place, run, given)]
+    columns = ("where", "a shard that", "protocol, s", "bare write, s", "ratio", "of CPU seconds", "more a shard, ms")
+    what = (
+        f"Shards of {given.images} PNG pictures, {given.steps} guided steps where they are rendered, "
+        f"{given.threads} threads, {given.repeats} turns."
+    )
     report(
         "protocol", f"{what}\n\n{markdown(columns, rows)}", {"options": vars(given), "rows": rows}, where, given.write
     )
