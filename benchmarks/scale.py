@@ -156,7 +156,8 @@ def alone(rows: int, actors: int) -> Line:
     """`measure` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--only", str(rows), str(actors)]
     found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return Line(**json.loads(found.splitlines()[-1]))
+    (line,) = (line for line in found.splitlines() if line.startswith("{"))  # Ray's warnings are around it
+    return Line(**json.loads(line))
 
 
 def ledger_costs(shards: int, slots: int = 128) -> tuple[float, float]:
