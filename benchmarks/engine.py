@@ -11,7 +11,6 @@ import argparse
 import functools
 import math
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -181,7 +180,8 @@ def own_peak_mib() -> float:
     """Of this process: on the card where there is one, else in memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would tell of the process that started this one, too
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def options() -> argparse.Namespace:
