@@ -5,15 +5,17 @@
 The protocol: an attempt object first, pictures under keys of that attempt, each hashed, the manifest last in one
 create-if-absent PUT. The bare side encodes the same pictures and writes them, with the same threads, and nothing else.
 First with pictures that are there already (`stores`), then as a run has it, with pictures that the embedded model makes
-(`renders`): a worker with its shard against the same engine whose pictures are only written.
+(`renders`): a worker with its shard, against the same engine whose pictures are only written, and against a worker that
+writes none (layout none: no encoding, no upload).
 """
 
 import argparse
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,35 +66,44 @@ def bare(run: RunFolder, given: argparse.Namespace, image: np.ndarray) -> None:
 
 
 class Rendering:
-    """The embedded model in a worker without Ray; a new shard each turn."""
+    """The embedded model in workers without Ray, which share one engine; a new shard each turn."""
 
     def __init__(self, run: RunFolder, given: argparse.Namespace) -> None:
         self.run, self.threads = run, given.threads
         text = "a red circle above a small blue star"
         size = {"prompt": text, "width": 32, "height": 32, "num_steps": given.steps}
-        write_plan(run, [planned_row(i, **size) for i in range(given.images * given.repeats)], given.images)
+        write_plan(run, [planned_row(i, **size) for i in range(2 * given.images * given.repeats)], given.images)
         shards = run.shard_index(1).to_pylist()
         self.leases = (Lease(_shard(shard), 0) for shard in shards)
         source, schemas = ModelSource(os.path.abspath(given.model)), {1: run.read_plan(1)["manifest_schema"]}
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
-        self.worker = RenderWorker(WorkerJob(run, source, settings, "default", "files", "png", schemas), None)
+        job = WorkerJob(run, source, settings, "default", "files", "png", schemas)
+        self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
+        self.sampler = self.quiet._sampler = self.worker._loaded()
         self.rows = [engine_row(row) for row in run.read_shard(shards[0]["part"], 0).to_pylist()]
-        self.worker._loaded().submit(self.rows[0]).result()  # what is made at the first call is made now
+        self.sampler.submit(self.rows[0]).result()  # what is made at the first call is made now
 
     def with_protocol(self) -> None:
         """One shard, from its lease to its manifest."""
-        counts = self.worker._render(next(self.leases))
+        self._render(self.worker)
+
+    def without_pictures(self) -> None:
+        """The same, with the sink off."""
+        self._render(self.quiet)
+
+    def _render(self, worker: RenderWorker) -> None:
+        counts = worker._render(next(self.leases))
         assert counts["ok"] == len(self.rows), counts
 
     def bare(self) -> None:
-        """The same rows, engine and threads."""
-        folder, sampler = f"bare/{next(SHARDS)}", self.worker._loaded()
+        """The same rows, engine and threads, and nothing but writes."""
+        folder = f"bare/{next(SHARDS)}"
 
         def write(row: Row, picture: Future[Picture]) -> None:
             self.run.write(f"{folder}/{row.id}.png", encode_image(picture.result().image, "png"))
 
         with ThreadPoolExecutor(self.threads) as pool:
-            written = [pool.submit(write, row, sampler.submit(row)) for row in self.rows]
+            written = [pool.submit(write, row, self.sampler.submit(row)) for row in self.rows]
         for each in written:
             each.result()
 
@@ -106,18 +117,20 @@ def _shard(row: dict[str, Any]) -> Shard:
 def lines(place: str, run: RunFolder, given: argparse.Namespace) -> Iterator[list[Any]]:
     """Of one place: what is only stored, and what is rendered."""
     image, rendering = photo_like(given.size), Rendering(run, given)
-    pairs: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
-        f"stores {given.size} px": (
-            functools.partial(with_protocol, run, given, image),
-            functools.partial(bare, run, given, image),
-        ),
-        "renders 32 px": (rendering.with_protocol, rendering.bare),
+    stored = {
+        "protocol": functools.partial(with_protocol, run, given, image),
+        "bare": functools.partial(bare, run, given, image),
     }
-    for what, (ours, plain) in pairs.items():
-        turns = alternate({"protocol": ours, "bare": plain}, given.repeats)
-        ratios = ratio(turns["protocol"], turns["bare"]), cpu_ratio(turns["protocol"], turns["bare"])
-        more = turns["protocol"].median - turns["bare"].median
-        yield [place, what, turns["protocol"].text, turns["bare"].text, *ratios, 1000 * more]
+    rendered = {"protocol": rendering.with_protocol, "bare": rendering.bare, "sink off": rendering.without_pictures}
+    sides: dict[str, Mapping[str, Callable[[], None]]] = {f"stores {given.size} px": stored, "renders 32 px": rendered}
+    for what, calls in sides.items():
+        turns = alternate(calls, given.repeats)
+        ours = turns["protocol"]
+        cells: list[Any] = [place, what, ours.text]
+        for name in ("bare", "sink off"):
+            other = turns.get(name)
+            cells += [other.text, ratio(ours, other), cpu_ratio(ours, other)] if other else [None] * 3
+        yield cells
 
 
 def main() -> None:
@@ -133,7 +146,10 @@ def main() -> None:
     where = machine()
     with places(not given.no_s3) as runs:
         rows = [line for place, run in runs.items() for line in lines(place, run, given)]
-    columns = ("where", "a shard that", "protocol, s", "bare write, s", "ratio", "of CPU seconds", "more a shard, ms")
+    columns = (
+        *("where", "a shard that", "protocol, s", "bare write, s", "ratio", "of CPU seconds"),
+        *("sink off, s", "protocol / sink off", "of CPU seconds"),
+    )
     what = (
         f"Shards of {given.images} PNG pictures, {given.steps} guided steps where they are rendered, "
         f"{given.threads} threads, {given.repeats} turns."
