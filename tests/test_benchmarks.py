@@ -12,7 +12,7 @@ from benchmarks import measure
 from benchmarks.engine import BUDGETS, by_budget, in_order, make_rows, mixed_steps
 from benchmarks.measure import Turns, alternate, cpu_ratio, markdown, ratio, report, with_section
 from benchmarks.scale import Line, fit, ledger_costs
-from benchmarks.solvers import VARIANTS, Point, advice, picture
+from benchmarks.solvers import VARIANTS, Point, advice, gain, picture
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = ("weak",)  # beside those named as their benchmark
@@ -101,6 +101,16 @@ def test_advice_takes_the_best_that_is_affordable():
     drawn = picture(found)
     assert drawn.count("<polyline") == 2 * len(VARIANTS)
     assert not np.isnan([p.lane_steps for p in found]).any()
+
+
+def test_a_gain_has_its_interval():
+    ones, parts = np.ones(40), np.linspace(0, 1, 40)
+    plain = Point("ddim", 4, 2, 8, (0.5, 0.5), (parts, parts), (ones, 2 * ones))
+    better = Point("dpmpp_2m", 4, 2, 8, (0.6, 0.6), (parts + 0.1, parts + 0.1 * np.arange(40) % 2), (ones, 2 * ones))
+    assert gain(better, plain, 0) == ", +0.100 [+0.100, +0.100] over DDIM"
+    low, high = (float(x) for x in gain(better, plain, 1).split("[")[1].split("]")[0].split(", "))
+    assert low < (better.parts[1] - plain.parts[1]).sum() / 80 < high
+    assert gain(plain, plain, 0) == ""
 
 
 def test_straight_lines_lead_to_a_billion_rows():
