@@ -19,6 +19,7 @@ from pipelines.scoring import ShardScores
 from pipelines.sinks import Sink
 from pipelines.watchdog import Submit
 
+ROW_COLUMNS = tuple(field.name for field in fields(Row))
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 
 
@@ -177,7 +178,7 @@ class Work:
 
 def engine_row(row: Mapping[str, Any]) -> Row:
     """What the engine needs of a planned row."""
-    return Row(**{field.name: row[field.name] for field in fields(Row)})
+    return Row(*[row[name] for name in ROW_COLUMNS])
 
 
 def settled(result: Any) -> "Future[Any]":
