@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.allocator import keep_freed_memory
 from actors.checkpoint import inspect_checkpoint
 from actors.clock import DeviceClock
 from actors.denoise import Denoiser, EndOfRows, each_alone
-from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds
+from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds, resolve_device
 from actors.lanes import Flight
 from actors.rows import Picture, Row, SamplerConfig
 from actors.solver import guided_steps, noise_schedule, step_table
@@ -158,6 +159,8 @@ class DDIMSampler:
         config = self.config
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
+        if resolve_device(config.device).type == "cpu":
+            keep_freed_memory()
         info = inspect_checkpoint(config.model_path, config.variant)
         self.model = Diffusion(info, config.dtype, config.device, config.compile, config.channels_last)
         self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing)
