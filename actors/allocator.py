@@ -19,4 +19,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     values = {_TRIM_THRESHOLD: KEPT_BYTES, _TOP_PAD: STEP_BYTES, _MMAP_THRESHOLD: MAPPED_BYTES}
-    return all([mallopt(name, value) == 1 for name, value in values.items()])
+    results = [mallopt(name, value) for name, value in values.items()]
+    return results == [1, 1, 1]
