@@ -77,7 +77,7 @@ class Rendering:
         self.leases = (Lease(_shard(shard), 0) for shard in shards)
         source, schemas = ModelSource(os.path.abspath(given.model)), {1: run.read_plan(1)["manifest_schema"]}
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
-        job = WorkerJob(run, source, settings, "default", "files", "png", schemas)
+        job = WorkerJob(run, source, settings, "default", given.layout, "png", schemas)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
         self.sampler = self.quiet._sampler = self.worker._loaded()
         self.rows = [engine_row(row) for row in run.read_shard(shards[0]["part"], 0).to_pylist()]
@@ -141,6 +141,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--model", default="training/scenes/model", help="that renders")
     parser.add_argument("--steps", type=int, default=10, help="of a picture that is rendered")
+    parser.add_argument(
+        "--layout", default="files", choices=("files", "webdataset", "parquet"), help="of what is rendered"
+    )
     parser.add_argument("--no-s3", action="store_true", help="the local folder only")
     given = parser.parse_args()
     where = machine()
