@@ -28,7 +28,7 @@ from diffusers import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from actors.calibration import fastest
+from actors.calibration import fastest, unet_inputs
 from actors.checkpoint import inspect_checkpoint
 from actors.diffusion import Diffusion, resolve_device, resolve_dtype
 from actors.rows import Row, SamplerConfig
@@ -143,9 +143,9 @@ class Bench:
         return rows
 
     def _call(self, name: str, model: Diffusion, lanes: int) -> list[Any]:
-        inputs = self._inputs(model, lanes)
+        inputs = unet_inputs(model, self.size, self.size, lanes)
         if name == "eager" and not hasattr(self, "flops"):
-            self.flops = flops(lambda: model.predict(*self._inputs(model, 2))) / 2
+            self.flops = flops(lambda: model.predict(*unet_inputs(model, self.size, self.size, 2))) / 2
             self.decode_flops = flops(lambda: model.decode(inputs[0][:1]))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -153,16 +153,6 @@ class Bench:
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
         rate = self.flops * lanes / seconds
         return [name, lanes, 1e3 * seconds, lanes / seconds, rate / 1e12, f"{rate / self.matrix_rate:.1%}", peak]
-
-    def _inputs(self, model: Diffusion, lanes: int) -> tuple[Any, ...]:
-        text = model.encode(["a"])
-        x = torch.randn(lanes, *model.latent_shape(self.size, self.size), device=self.device)
-        added = None
-        if text.pooled is not None:
-            ids = torch.tensor([self.size, self.size, 0, 0] + [self.size] * 2, dtype=model.dtype, device=self.device)
-            added = {"text_embeds": text.pooled.expand(lanes, -1), "time_ids": ids.expand(lanes, 6)}
-        t = torch.full((lanes,), 500, device=self.device)
-        return x, t, text.prompt_embeds.expand(lanes, -1, -1).contiguous(), added
 
     def whole(self, lanes: int) -> tuple[list[list[Any]], str]:
         """Pictures from prompts, one budget and ten; then rows again among other neighbours."""

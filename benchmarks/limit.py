@@ -2,7 +2,7 @@
 
     python -m benchmarks.limit [--model training/scenes/model] [--lanes 2 4 8 16 32] [--matrix 1024] [--write]
 
-SD 1.x and 2.x checkpoints, on any device; benchmarks.gpu does the same for the shapes of SD 1.5 and SDXL. Calls and
+A checkpoint on any device; benchmarks.gpu does the same for the shapes of SD 1.5 and SDXL. Calls and
 products take turns, and the fastest of each counts.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from actors.allocator import keep_freed_memory
-from actors.calibration import fastest
+from actors.calibration import fastest, unet_inputs
 from actors.checkpoint import inspect_checkpoint
 from actors.diffusion import Diffusion
 from benchmarks.gpu import flops, matrix_rate
@@ -21,21 +21,14 @@ from benchmarks.measure import arguments, machine, markdown, report
 COLUMNS = ("lanes", "ms a call", "lane-steps/s", "GFLOP/s", "of the matrix product's", "images/s at 50 guided steps")
 
 
-def inputs(model: Diffusion, size: int, lanes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-    """Of a UNet call."""
-    embeds = model.encode(["a red circle"]).prompt_embeds.expand(lanes, -1, -1).contiguous()
-    x = torch.randn(lanes, *model.latent_shape(size, size), device=model.device)
-    return x, torch.full((lanes,), 500, device=model.device), embeds, None
-
-
 def measured(model: Diffusion, size: int, given: argparse.Namespace) -> tuple[list[list[Any]], str]:
     """The table's lines, and the counts in words."""
-    one = inputs(model, size, 2)
+    one = unet_inputs(model, size, size, 2)
     step = flops(lambda: model.predict(*one)) / 2
     decode = flops(lambda: model.decode(one[0][:1]))
     rows = []
     for lanes in given.lanes:
-        call, rates, seconds = inputs(model, size, lanes), [], []
+        call, rates, seconds = unet_inputs(model, size, size, lanes), [], []
         for _ in range(given.repeats):
             rates.append(matrix_rate(model.device, model.dtype, given.matrix))
             seconds.append(fastest(lambda call=call: model.predict(*call), 5, model.device))  # type: ignore[misc]

@@ -25,8 +25,9 @@ from actors.rows import Picture, Row, SamplerConfig
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from benchmarks.sinks import places
-from pipelines.lease import Lease, Shard
+from pipelines.lease import Lease
 from pipelines.models import ModelSource
+from pipelines.pools import PoolSpec, planned_shards
 from pipelines.sinks import Sink, encode_image
 from pipelines.store import RunFolder, manifest_schema
 from pipelines.work import engine_row
@@ -73,14 +74,14 @@ class Rendering:
         text = "a red circle above a small blue star"
         size = {"prompt": text, "width": 32, "height": 32, "num_steps": given.steps}
         write_plan(run, [planned_row(i, **size) for i in range(2 * given.images * given.repeats)], given.images)
-        shards = run.shard_index(1).to_pylist()
-        self.leases = (Lease(_shard(shard), 0) for shard in shards)
+        shards = planned_shards(run, (PoolSpec(),))
+        self.leases = (Lease(shard, 0) for shard in shards)
         source, schemas = ModelSource(os.path.abspath(given.model)), {1: run.read_plan(1)["manifest_schema"]}
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
         job = WorkerJob(run, source, settings, "default", given.layout, "png", schemas)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
         self.sampler = self.quiet._sampler = self.worker._loaded()
-        self.rows = [engine_row(row) for row in run.read_shard(shards[0]["part"], 0).to_pylist()]
+        self.rows = [engine_row(row) for row in run.read_shard(shards[0].part, 0).to_pylist()]
         self.sampler.submit(self.rows[0]).result()  # what is made at the first call is made now
 
     def with_protocol(self) -> None:
@@ -106,12 +107,6 @@ class Rendering:
             written = [pool.submit(write, row, self.sampler.submit(row)) for row in self.rows]
         for each in written:
             each.result()
-
-
-def _shard(row: dict[str, Any]) -> Shard:
-    """Of a plan's index."""
-    sizes = (row["rows"], row["good_rows"], row["lane_steps"])
-    return Shard(row["shard"], row["part"], row["row_group"], *sizes, ("default",))
 
 
 def lines(place: str, run: RunFolder, given: argparse.Namespace) -> Iterator[list[Any]]:
