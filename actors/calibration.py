@@ -8,11 +8,10 @@ import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from actors.diffusion import ENCODE_BATCH, Diffusion
+from actors.diffusion import ENCODE_BATCH, unet_inputs
 from actors.sampler import DDIMSampler
 
 CANDIDATES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -83,18 +82,6 @@ def choose(trials: Iterable[Trial]) -> Trial:
     trials = list(trials)
     best = max(trial.rate for trial in trials)
     return min((trial for trial in trials if trial.rate >= NEAR_BEST * best), key=lambda trial: trial.lanes)
-
-
-def unet_inputs(model: Diffusion, width: int, height: int, lanes: int) -> tuple[Any, ...]:
-    """What `Diffusion.predict` takes, for a call of so many lanes of one prompt."""
-    text = model.encode(["a"])
-    x = torch.randn(lanes, *model.latent_shape(width, height), device=model.device)
-    t = torch.full((lanes,), 500, device=model.device)
-    added = None
-    if text.pooled is not None:
-        size = torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype, device=model.device)
-        added = {"text_embeds": text.pooled.expand(lanes, -1), "time_ids": size.expand(lanes, 6)}
-    return x, t, text.prompt_embeds.expand(lanes, -1, -1).contiguous(), added
 
 
 def _trial(sampler: DDIMSampler, lanes: int, width: int, height: int, calls: int) -> Trial:

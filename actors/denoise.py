@@ -1,16 +1,19 @@
 """The lane loop: rows in, finished latents out.
 
 Not a queue: rows come from a Source. Not a decoder: finished latents go to `deliver`. Not a clock: it never waits for
-the device, and for its source only where no row is in flight.
+the device, and for its source only where no row is in flight; where a row has failed, it waits for a probe.
 """
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from actors.clock import Block, DeviceClock
+from actors.fault import check_engine, each_alone
 from actors.lanes import Flight, Lanes, Predict, pick
 from actors.solver import NoiseSchedule
 
@@ -25,7 +28,10 @@ class Source(Protocol):
     """Where rows come from: a list, leased shards, second tries, requests. One loop serves them all."""
 
     def take(self, wait: bool) -> Any | None:
-        """The next row. None: none now (with `wait` it blocks until there is one). Raises EndOfRows."""
+        """The next row. None: none now (with `wait` it blocks until there is one).
+
+        Raises EndOfRows where there are no more; a source that has ended goes on raising it.
+        """
 
 
 class ListSource:
@@ -39,21 +45,6 @@ class ListSource:
         for row in self._rows:
             return row
         raise EndOfRows
-
-
-def each_alone(call: Callable[[list], None], items: list, fail: Callable[[Any, Exception], None]) -> None:
-    """call(items); where it raises, each item alone, so that only the one at fault fails. Passes on out of memory."""
-    try:
-        call(items)
-        return
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the boundary around one row: whatever it raises is that row's result
-        if len(items) == 1:
-            fail(items[0], error)
-            return
-    for item in items:
-        each_alone(call, [item], fail)
 
 
 class Denoiser:
@@ -74,9 +65,13 @@ class Denoiser:
         self.predict, self.prepare, self.schedule, self.device = predict, prepare, schedule, device
         self._num_lanes, self._batch, self._halvings = num_lanes, batch, 0
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
-        self._retired = np.zeros(3, np.int64)
         self._backlog: list[Any] = []  # taken, and neither in flight nor failed
+        self._again: list[Flight] = []  # out of memory: to start again from their noise
         self._called: list[Flight] = []  # in the UNet call that is under way
+        self._ended: deque[tuple[Flight, torch.Tensor]] = deque()  # not yet delivered
+        self.clock = DeviceClock(device)  # of the UNet calls
+        self.figures = threading.RLock()  # held while what other threads read is changed or read
+        self._counts = dict.fromkeys(("unet_calls", "lanes_filled", "lanes_offered"), 0)
 
     def num_lanes(self, shape: tuple[int, int, int]) -> int:
         """Lanes of a call for latents of this shape, after what memory taught."""
@@ -84,10 +79,9 @@ class Denoiser:
 
     @property
     def counts(self) -> dict[str, int]:
-        """unet_calls, lanes_filled, lanes_offered so far."""
-        live = [(lanes.calls, lanes.filled, lanes.calls * lanes.num_lanes) for lanes in self._lanes.values()]
-        totals = self._retired + np.array(live, np.int64).reshape(-1, 3).sum(0)
-        return dict(zip(("unet_calls", "lanes_filled", "lanes_offered"), totals.tolist(), strict=True))
+        """unet_calls, lanes_filled, lanes_offered so far, all of one moment. For any thread."""
+        with self.figures:
+            return dict(self._counts)
 
     def run(
         self,
@@ -96,22 +90,29 @@ class Denoiser:
         fail: Callable[[Any, Exception], None],
         idle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Until the source has ended and no row is in flight. Calls `idle` before it waits, and at the end."""
+        """Until the source has ended and no row is in flight. Calls `idle` before it waits, and at the end.
+
+        Raises EngineBroken where a row failed alone in a UNet call and a known-good input fails there, too. `fail` may
+        raise it for a row that failed elsewhere.
+        """
         ended = False
         while True:
             out_of_memory = None
             try:
+                while self._ended:
+                    deliver(*self._ended.popleft())
+                self._start_again()
                 if not ended:
                     ended = self._refill(source, fail, idle)
                 busiest = max(self._lanes.values(), key=lambda lanes: lanes.lane_steps_left, default=None)
                 if busiest is not None and busiest.flights:
-                    self._advance(busiest, deliver, fail)
+                    self._advance(busiest, fail)
                 elif ended:
                     idle()
                     return
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
-            if out_of_memory:  # outside the except block: its traceback holds tensors
+            if out_of_memory is not None:  # outside the except block: its traceback holds tensors
                 self._shrink(out_of_memory, fail)
                 ended = False
 
@@ -121,7 +122,7 @@ class Denoiser:
             ended = self._take(source, idle)
             rows = self._backlog[: self._batch]
             if rows:
-                each_alone(self._admit, rows, lambda row, error: fail(self._settled(row), error))
+                self._admit(rows, fail)
                 for row in rows:  # `prepare` may have dropped one that nobody waits for
                     self._settled(row)
             if not self._backlog and (ended or len(rows) < self._batch):
@@ -157,56 +158,83 @@ class Denoiser:
             self._backlog.append(row)
         return False
 
-    def _admit(self, rows: list[Any]) -> None:
-        for flight in self.prepare(rows):
-            self._lanes_of(flight).admit(flight)
-            self._settled(flight.row)
+    def _admit(self, rows: list[Any], fail: Callable[[Any, Exception], None]) -> None:
+        def admit(one: list[Flight]) -> None:
+            self._lanes_of(one[0]).admit(one[0])
+            self._settled(one[0].row)
+
+        flights: list[Flight] = []
+        each_alone(
+            lambda some: flights.extend(self.prepare(some)), rows, lambda row, error: fail(self._settled(row), error)
+        )
+        for flight in flights:
+            each_alone(admit, [flight], lambda flight, error: fail(self._settled(flight.row), error))
+
+    def _start_again(self) -> None:
+        while self._again:
+            self._lanes_of(self._again[0]).admit(self._again[0])
+            self._again.pop(0)
 
     def _lanes_of(self, flight: Flight) -> Lanes:
         if flight.shape not in self._lanes:
-            for shape in [shape for shape, lanes in self._lanes.items() if not lanes.flights]:
-                self._retire(shape)
+            self._lanes = {shape: lanes for shape, lanes in self._lanes.items() if lanes.flights}
             self._lanes[flight.shape] = Lanes(self.schedule, self.num_lanes(flight.shape), flight, self.device)
         return self._lanes[flight.shape]
 
-    def _retire(self, shape: tuple[int, int, int]) -> None:
-        lanes = self._lanes.pop(shape)
-        self._retired += (lanes.calls, lanes.filled, lanes.calls * lanes.num_lanes)
-
-    def _advance(self, lanes: Lanes, deliver: Callable, fail: Callable[[Any, Exception], None]) -> None:
+    def _advance(self, lanes: Lanes, fail: Callable[[Any, Exception], None]) -> None:
         def failed(flight: Flight, error: Exception) -> None:
+            check_engine(lambda: lanes.probe(self.predict), error)
             lanes.remove(flight)
             fail(flight.row, error)
 
-        ended: list[tuple[Flight, torch.Tensor]] = []
         self._called = pick(lanes.flights.values(), lanes.num_lanes)
-        each_alone(lambda rows: ended.extend(lanes.advance(rows, self.predict)), self._called, failed)
+        each_alone(lambda flights: self._call(lanes, flights), self._called, failed)
         self._called = []
-        for flight, latent in ended:
-            deliver(flight, latent)
+
+    def _call(self, lanes: Lanes, flights: list[Flight]) -> None:
+        """One UNet call, counted, its time shared among the rows by their lanes."""
+        widths, blocks = [flight.lanes_now for flight in flights], list[Block]()
+
+        def predict(*inputs: Any) -> torch.Tensor:
+            with self.clock as block:
+                blocks.append(block)
+                return self.predict(*inputs)
+
+        self._ended.extend(lanes.advance(flights, predict))
+        for flight, width in zip(flights, widths, strict=True):
+            flight.shares.append((blocks[0], width / sum(widths)))
+        with self.figures:
+            for name, number in zip(self._counts, (1, sum(widths), lanes.num_lanes), strict=True):
+                self._counts[name] += number
 
     def _shrink(self, reason: str, fail: Callable[[Any, Exception], None]) -> None:
         """Fewer lanes, a new render class: the rows in flight start again, so that each is of one class throughout.
 
         With 2 lanes the rows of the call fail; where prompts are read, they are read one by one, and one alone fails.
+        Raises MemoryError where no row is left to give up.
         """
-        called, self._called = [flight.row for flight in self._called], []
-        flights = [f for lanes in self._lanes.values() for f in sorted(lanes.flights.values(), key=lambda f: f.order)]
-        smallest = min((lanes.num_lanes for lanes in self._lanes.values()), default=2)
-        for shape in list(self._lanes):
-            self._retire(shape)
+        flights = self._in_flight()
+        called = [flight.row for flight in self._called if any(flight is other for other in flights)]
+        smallest = min(map(self.num_lanes, {*self._lanes, *(f.shape for f in flights)}), default=2)
+        starting = [flight.row for flight in self._again[:1]]
+        self._called, self._lanes, self._again = [], {}, flights
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         failed: list[Any] = []
         if smallest > 2:
             self._halvings += 1
             log.warning("out of memory with %d lanes: half of them from now on, the rows in flight again", smallest)
-        elif not called and self._batch > 1:
+        elif not called and not starting and self._batch > 1:
             self._batch = 1
         else:
-            failed = called or self._backlog[:1]
+            failed = called or starting or self._backlog[:1]
+            if not failed:
+                raise MemoryError(f"out of memory, and no row is left to give up: {reason}")
+        self._again = [flight for flight in flights if not any(flight.row is row for row in failed)]
         for row in failed:
             fail(self._settled(row), MemoryError(f"out of memory with 2 lanes: {reason}"))
-        for flight in flights:
-            if not any(flight.row is row for row in failed):
-                self._lanes_of(flight).admit(flight)
+
+    def _in_flight(self) -> list[Flight]:
+        """Size by size, in the order in which they were admitted."""
+        admitted = [f for lanes in self._lanes.values() for f in sorted(lanes.flights.values(), key=lambda f: f.order)]
+        return [*admitted, *self._again]

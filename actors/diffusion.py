@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from actors.checkpoint import CheckpointInfo
+from actors.fault import check_engine, check_finite
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -163,6 +164,39 @@ class Diffusion:
         finite = image.isfinite().flatten(1).all(1)
         levels = (image * 0.5 + 0.5).clamp(0, 1).mul(255).round().nan_to_num().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy(), finite.cpu().numpy()
+
+    def probe(self, after: Exception | None = None) -> None:
+        """Raises EngineBroken where a known-good prompt fails, too. Out of memory proves nothing.
+
+        after: what a row alone has failed with. The picture is as small as the UNet takes; the UNet runs uncompiled, so
+        that the one shape of a compiled UNet stays the only one.
+        """
+        check_engine(self._render_small, after)
+
+    @torch.inference_mode()
+    def _render_small(self) -> None:
+        """Two lanes of one prompt through text encoder, UNet and decoder. FloatingPointError for inf or nan."""
+        side_px = self.info.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        x, t, prompt_embeds, added = unet_inputs(self, side_px, side_px, 2)
+        check_finite(prompt_embeds, "the text encoder's output")
+        output = self.unet.forward(
+            x.to(self.dtype), t, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added, return_dict=False
+        )
+        check_finite(output[0], "the UNet's output")
+        if not self.decode(x[:1])[1].all():
+            raise FloatingPointError("the picture of a known-good input holds inf or nan")
+
+
+def unet_inputs(model: Diffusion, width: int, height: int, lanes: int) -> tuple[Any, ...]:
+    """What `Diffusion.predict` takes, for a call of so many lanes of one prompt, always the same."""
+    text = model.encode(["a"])
+    x = model.noise(0, width, height).expand(lanes, -1, -1, -1).contiguous().to(model.device)
+    t = torch.full((lanes,), 500, device=model.device)
+    added = None
+    if text.pooled is not None:
+        size = torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype, device=model.device)
+        added = {"text_embeds": text.pooled.expand(lanes, -1), "time_ids": size.expand(lanes, 6)}
+    return x, t, text.prompt_embeds.expand(lanes, -1, -1).contiguous(), added
 
 
 def _compiled(module: torch.nn.Module) -> torch.nn.Module:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.clock import Block
+from actors.fault import check_finite
 from actors.solver import NoiseSchedule, StepTable
 
 
@@ -32,6 +34,7 @@ class Flight:
     step: int = 0
     order: int = 0
     call_lanes: int = 0  # lanes of the calls it went through
+    shares: list[tuple[Block, float]] = field(default_factory=list)  # what it was part of, and its share of each
     widths: list[int] = field(init=False)  # K lanes of each step
     left: list[int] = field(init=False)  # K + 1 lane-steps left before each step
     times: list[int] = field(init=False)  # K
@@ -47,6 +50,11 @@ class Flight:
     def lanes_now(self) -> int:
         """Lanes at the next step."""
         return self.widths[self.step]
+
+    @property
+    def seconds(self) -> float:
+        """Device time of its shares. Waits until the device has passed them."""
+        return sum(block.seconds * share for block, share in self.shares)
 
 
 def pick(flights: Iterable[Flight], lanes: int) -> list[Flight]:
@@ -85,7 +93,6 @@ class Lanes:
             raise ValueError("a guided row needs 2 lanes")
         self.schedule, self.num_lanes, self.device = schedule, num_lanes, device
         self.flights: dict[int, Flight] = {}
-        self.calls = self.filled = 0
         self._free: list[int] = []
         self._admitted = 0
         self._second_order = False
@@ -101,19 +108,20 @@ class Lanes:
         return sum([f.left[f.step] for f in self.flights.values()])
 
     def admit(self, flight: Flight) -> None:
-        """The row starts from its noise."""
+        """The row starts from its noise. Where this raises, the row is not in flight."""
         if not self._free:
             self._grow()
+        slot = self._free[-1]
+        self._x[slot].copy_(flight.noise, non_blocking=True)
+        self._x0[slot].zero_()  # 0 * nan: what the slot held before must not reach this row
+        self._embeds[slot].copy_(flight.embeds, non_blocking=True)
+        for name, value in flight.added.items():
+            self._added[name][slot].copy_(value, non_blocking=True)
         flight.slot, flight.step, flight.order = self._free.pop(), 0, self._admitted
         flight.call_lanes = self.num_lanes
         self._admitted += 1
         self._second_order = self._second_order or bool(flight.table.c.any())
-        self.flights[flight.slot] = flight
-        self._x[flight.slot].copy_(flight.noise, non_blocking=True)
-        self._x0[flight.slot].zero_()  # 0 * nan: what the slot held before must not reach this row
-        self._embeds[flight.slot].copy_(flight.embeds, non_blocking=True)
-        for name, value in flight.added.items():
-            self._added[name][flight.slot].copy_(value, non_blocking=True)
+        self.flights[slot] = flight
 
     def _grow(self) -> None:
         slots, more = len(self._x), max(2 * self.num_lanes, len(self._x))
@@ -130,17 +138,36 @@ class Lanes:
     def advance(self, chosen: list[Flight], predict: Predict) -> list[tuple[Flight, torch.Tensor]]:
         """One UNet call and one step of each row chosen. -> the rows that ended, with their latents (C, h, w).
 
-        Where `predict` raises, no row has moved.
+        Where this raises, no row has moved.
         """
         seats = self._seated(chosen)
         numbers = self._to_device(_numbers(chosen, self.num_lanes))
         t = numbers[: self.num_lanes].view(torch.int32).long()
         output = predict(self._x[seats.slot], t, seats.embeds, seats.added or None)
         table = numbers[self.num_lanes :].view(len(chosen), 6).T[:, :, None, None, None]
-        self._step(seats.row_slot, output[seats.with_prompt], output[seats.without], table)
-        self.calls += 1
-        self.filled += sum([f.lanes_now for f in chosen])
-        return self._finished(chosen)
+        x, x0 = self._step(seats.row_slot, output[seats.with_prompt], output[seats.without], table)
+        ended = [(f, x[row].clone()) for row, f in enumerate(chosen) if f.step + 1 == len(f.table)]
+        self._x[seats.row_slot] = x
+        if self._second_order:
+            self._x0[seats.row_slot] = x0
+        for flight in chosen:
+            flight.step += 1
+        for flight, _ in ended:
+            self.remove(flight)
+        return ended
+
+    @torch.inference_mode()
+    def probe(self, predict: Predict) -> None:
+        """A UNet call of this shape with plain noise and embeddings of zeros; no row has a part in it.
+
+        Raises what `predict` raises, and FloatingPointError for inf or nan. Waits for the device.
+        """
+        lanes, shape = self.num_lanes, self._x.shape[1:]
+        x = torch.randn(lanes, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        t = torch.full((lanes,), self.schedule.num_train_timesteps // 2, device=self.device)
+        added = {name: value.new_zeros(lanes, *value.shape[2:]) for name, value in self._added.items()}
+        output = predict(x, t, self._embeds.new_zeros(lanes, *self._embeds.shape[2:]), added or None)
+        check_finite(output, "the UNet's output")
 
     def _seated(self, chosen: list[Flight]) -> "_Seats":
         """The seats of a call; those of the last one where the same rows sit in the same lanes."""
@@ -171,8 +198,10 @@ class Lanes:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _step(self, slot: torch.Tensor, with_prompt: torch.Tensor, without: torch.Tensor, table: torch.Tensor) -> None:
-        """x <- a x + b ((1 + c) x0 - c x0_prev). slot (R,); outputs (R, C, h, w); table (6, R, 1, 1, 1)."""
+    def _step(
+        self, slot: torch.Tensor, with_prompt: torch.Tensor, without: torch.Tensor, table: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """a x + b ((1 + c) x0 - c x0_prev), and x0. slot (R,); outputs (R, C, h, w); table (6, R, 1, 1, 1)."""
         alpha, sigma, a, b, c, scale = table
         output = without + scale * (with_prompt - without)
         x = self._x[slot]
@@ -181,19 +210,8 @@ class Lanes:
             clamped = x0.clamp(-self.schedule.clip, self.schedule.clip)
             x, x0 = x + alpha * (clamped - x0), clamped
         if self._second_order:
-            self._x[slot] = a * x + b * ((1 + c) * x0 - c * self._x0[slot])
-            self._x0[slot] = x0
-        else:
-            self._x[slot] = a * x + b * x0
-
-    def _finished(self, chosen: list[Flight]) -> list[tuple[Flight, torch.Tensor]]:
-        ended = []
-        for flight in chosen:
-            flight.step += 1
-            if flight.step == len(flight.table):
-                ended.append((flight, self._x[flight.slot].clone()))
-                self.remove(flight)
-        return ended
+            return a * x + b * ((1 + c) * x0 - c * self._x0[slot]), x0
+        return a * x + b * x0, x0
 
 
 def _longer(tensor: torch.Tensor, more: int) -> torch.Tensor:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class EngineBroken(RuntimeError):
+    """The device or the model fails for a known-good row, too: no row is to blame, and the process is of no use."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What decides a picture, with the render class. width, height in px; seed in [0, 2**63)."""
@@ -39,7 +43,10 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class Picture:
-    """image (H, W, 3) uint8; seconds: its share of the device's time; truncated: the prompt was not read whole."""
+    """image (H, W, 3) uint8; truncated: the prompt was not read whole.
+
+    seconds: device time of the calls it was in (text encoder, UNet, decoder), each divided among its rows or lanes.
+    """
 
     image: np.ndarray
     lane_steps: int

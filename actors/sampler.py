@@ -8,7 +8,8 @@ import logging
 import queue
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ import torch
 from actors.allocator import keep_freed_memory
 from actors.checkpoint import inspect_checkpoint
 from actors.clock import DeviceClock
-from actors.denoise import Denoiser, EndOfRows, each_alone
+from actors.denoise import Denoiser, EndOfRows
 from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds, resolve_device
+from actors.fault import each_alone, is_out_of_memory
 from actors.lanes import Flight
-from actors.rows import Picture, Row, SamplerConfig
+from actors.rows import EngineBroken, Picture, Row, SamplerConfig
 from actors.solver import guided_steps, noise_schedule, step_table
 
 log = logging.getLogger(__name__)
@@ -37,17 +39,19 @@ class _Requests:
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ended = False
 
     def take(self, wait: bool) -> "_Request | None":
-        while True:
+        while not self._ended:
             try:
                 item = self.queue.get(block=wait)
             except queue.Empty:
                 return None
             if item is _STOP:
-                raise EndOfRows
-            if item.future.set_running_or_notify_cancel():  # else it was taken back
+                self._ended = True
+            elif item.future.set_running_or_notify_cancel():  # else it was taken back
                 return item
+        raise EndOfRows
 
 
 @dataclass(eq=False)
@@ -65,39 +69,67 @@ class DDIMSampler:
     def __init__(self, config: SamplerConfig):
         self.config = config
         self._requests = _Requests()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the five below: what is asked of the thread, and whether it still answers
         self._thread: threading.Thread | None = None
         self._ready: Future[None] = Future()
-        self._ended: list[tuple[Flight, torch.Tensor]] = []
         self._open: set[Future] = set()
         self._broken: Exception | None = None
+        self._closed = False
+        self._ended: list[tuple[Flight, torch.Tensor]] = []  # not yet decoded
         self._decode_halvings = 0
         self.images = 0
 
+    @property
+    def broken(self) -> Exception | None:
+        """What ended the engine, in loading or since; every row that was open then has failed with it, by no fault."""
+        return self._broken
+
     def load(self) -> None:
-        """Blocks until the model is on its device. Raises what loading raised."""
+        """Blocks until the model is on its device and has passed its probe.
+
+        Raises what loading raised or what has broken the engine since: EngineBroken where a known-good prompt fails.
+        RuntimeError after `close`.
+        """
         with self._lock:
+            self._check_open()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._live, name="sampler", daemon=True)
                 self._thread.start()
         self._ready.result()
 
     def submit(self, row: Row) -> "Future[Picture]":
-        """The future raises what the row raised. Its callbacks run on the resident thread: keep them short."""
+        """The future raises what the row raised. Its callbacks run on the resident thread: keep them short.
+
+        Raises as `load` does.
+        """
         self.load()
-        if self._broken:
-            raise self._broken
         future: Future[Picture] = Future()
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
-        self._requests.queue.put(_Request(row, future))
+        future.add_done_callback(self._forget)
+        with self._lock:
+            self._check_open()
+            self._open.add(future)
+            self._requests.queue.put(_Request(row, future))
         return future
 
+    def _check_open(self) -> None:
+        if self._broken:
+            raise self._broken
+        if self._closed:
+            raise RuntimeError("the sampler is closed")
+
+    def _forget(self, future: Future) -> None:
+        with self._lock:
+            self._open.discard(future)
+
     def close(self) -> None:
-        """Finishes what was submitted, then ends the thread."""
-        self._requests.queue.put(_STOP)
-        if self._thread is not None:
-            self._thread.join()
+        """Finishes what was submitted, then ends the thread. A second time, or before anything was loaded: nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._requests.queue.put(_STOP)  # under the lock: behind it no row is ever put
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Columns, as Ray Data gives them: adds image (object array of (H, W, 3) uint8 or None) and error ("")."""
@@ -133,27 +165,45 @@ class DDIMSampler:
         return model.info.fingerprint, where, precision
 
     def stats(self) -> dict[str, float]:
-        """Since the model was loaded: images, unet_calls, lanes_filled, lanes_offered; unet_, vae_ and text_seconds."""
-        if not self._ready.done():
+        """Since the model was loaded: images, unet_calls, lanes_filled, lanes_offered; unet_, vae_ and text_seconds.
+
+        All of one moment, for any thread; of a device that is lost, the last figures known.
+        """
+        if not self._ready.done() or self._ready.exception():
             return {}
-        clocks = {f"{name}_seconds": clock.seconds for name, clock in self.clocks.items()}
-        return {"images": self.images, **self.denoiser.counts, **clocks}
+        with self.denoiser.figures:
+            clocks = {f"{name}_seconds": clock.seconds for name, clock in self.clocks.items()}
+            return {"images": self.images, **self.denoiser.counts, **clocks}
 
     def _live(self) -> None:
-        each_alone(lambda _: self._load(), [None], lambda _, error: self._ready.set_exception(error))
-        if self._ready.done():
-            return
-        self._ready.set_result(None)
-        each_alone(lambda _: self._run(), [None], lambda _, error: self._abandon(error))
+        """The resident thread."""
+        try:
+            each_alone(lambda _: self._run(), [None], lambda _, error: self._abandon(error))
+        except (EngineBroken, torch.OutOfMemoryError) as error:
+            self._abandon(error)
 
     def _run(self) -> None:
-        self.denoiser.run(self._requests, self._deliver, _fail, self._flush)
+        self._load()
+        self.model.probe()
+        self._ready.set_result(None)
+        self.denoiser.run(self._requests, self._deliver, self._fail, self._flush)
 
     def _abandon(self, error: Exception) -> None:
-        """The loop itself broke: nobody may wait for ever."""
-        self._broken = error
-        for future in list(self._open):
-            future.set_exception(error)
+        """The loop itself broke: nobody may wait for ever, and no row is to blame, whatever was raised."""
+        if self._ready.done() and not isinstance(error, EngineBroken):
+            broken = EngineBroken(f"the engine's loop ended with {type(error).__name__}: {error}")
+            broken.__cause__, error = error, broken
+        with self._lock:
+            self._broken = error  # from here on no row is put
+            still_open = [*self._open]
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        with suppress(EndOfRows):
+            while self._requests.take(wait=False):  # those that were cancelled hear of it
+                pass
+        for future in still_open:
+            with suppress(InvalidStateError):  # it was cancelled or settled meanwhile
+                future.set_exception(error)
 
     def _load(self) -> None:
         config = self.config
@@ -164,10 +214,11 @@ class DDIMSampler:
         info = inspect_checkpoint(config.model_path, config.variant)
         self.model = Diffusion(info, config.dtype, config.device, config.compile, config.channels_last)
         self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing)
-        self.clocks = {name: DeviceClock(self.model.device) for name in ("unet", "vae", "text")}
         self.denoiser = Denoiser(
             self._predict, self._prepare, self.schedule, self.model.device, self._num_lanes, ENCODE_BATCH
         )
+        other = {name: DeviceClock(self.model.device) for name in ("vae", "text")}
+        self.clocks = {"unet": self.denoiser.clock, **other}
 
     def _num_lanes(self, shape: tuple[int, int, int]) -> int:
         """As configured, else as calibrated, else enough to fill the device at this latent size."""
@@ -186,15 +237,19 @@ class DDIMSampler:
         """Pictures of a decoder call."""
         return max(1, min(8, 2**18 // (width * height)) >> self._decode_halvings)
 
-    def _predict(self, *args: Any) -> torch.Tensor:
-        with self.clocks["unet"]:
-            return self.model.predict(*args)
+    def _predict(self, *inputs: Any) -> torch.Tensor:
+        return self.model.predict(*inputs)
 
     def _prepare(self, requests: list[_Request]) -> list[Flight]:
         """Encodes the prompts in one call; each row brings its table and its noise."""
-        with self.clocks["text"]:
+        with self.clocks["text"] as block:
             text = self.model.encode([r.row.prompt for r in requests])
-        return [self._flight(request, text, i) for i, request in enumerate(requests)]
+            for request in requests:  # most often known
+                self.model.unconditional(request.row.negative_prompt)
+        flights = [self._flight(request, text, i) for i, request in enumerate(requests)]
+        for flight in flights:
+            flight.shares.append((block, 1 / len(flights)))
+        return flights
 
     def _flight(self, request: _Request, text: TextEmbeds, i: int) -> Flight:
         row, model = request.row, self.model
@@ -219,63 +274,69 @@ class DDIMSampler:
             truncated=text.truncated[i],
         )
 
+    def _fail(self, request: _Request, error: Exception) -> None:
+        """It is the row's own fault only if a known-good prompt still passes. Raises EngineBroken."""
+        if not is_out_of_memory(error):
+            self.model.probe(error)
+        request.future.set_exception(error)
+
     def _deliver(self, flight: Flight, latent: torch.Tensor) -> None:
         """Decodes as soon as there is a whole batch of this size; the rest waits for more, or for `_flush`."""
         self._ended.append((flight, latent))
-        same = [e for e in self._ended if e[0].shape == flight.shape]
-        if len(same) == self.decode_batch(flight.row.row.width, flight.row.row.height):
-            self._decode(same)
+        while len(same := self._ended_of(flight.shape)) >= self._decode_batch_of(flight):
+            self._decode(same[: self._decode_batch_of(flight)])
 
     def _flush(self) -> None:
         while self._ended:
-            shape = self._ended[0][0].shape
-            self._decode([e for e in self._ended if e[0].shape == shape])
+            flight = self._ended[0][0]
+            self._decode(self._ended_of(flight.shape)[: self._decode_batch_of(flight)])
+
+    def _ended_of(self, shape: tuple[int, int, int]) -> list[tuple[Flight, torch.Tensor]]:
+        return [e for e in self._ended if e[0].shape == shape]
+
+    def _decode_batch_of(self, flight: Flight) -> int:
+        return self.decode_batch(flight.row.row.width, flight.row.row.height)
 
     def _decode(self, ended: list[tuple[Flight, torch.Tensor]]) -> None:
-        """All of one size, in calls of one shape. Out of memory halves that shape from now on."""
-        taken = {id(flight) for flight, _ in ended}
-        self._ended = [e for e in self._ended if id(e[0]) not in taken]
-        while ended:
-            batch = self.decode_batch(ended[0][0].row.row.width, ended[0][0].row.row.height)
-            first, fits = ended[:batch], True
-            try:
-                each_alone(self._decode_slice, first, lambda e, error: _fail(e[0].row, error))
-            except torch.OutOfMemoryError:
-                fits = False
-            if not fits and batch > 1:
-                self._decode_halvings += 1
-                continue
-            if not fits:
-                _fail(first[0][0].row, MemoryError("out of memory decoding one picture"))
-            ended = ended[batch:]
+        """One call's worth of one size. Out of memory halves it from now on: who was not decoded has stayed in line."""
+        batch, fits = self._decode_batch_of(ended[0][0]), True
+        decoded: list[tuple[Flight, np.ndarray, bool]] = []
+        try:
+            each_alone(
+                lambda some: decoded.extend(self._decode_slice(some)), ended, lambda e, error: self._drop(e[0], error)
+            )
+        except torch.OutOfMemoryError:
+            fits = False
+        for flight, image, finite in decoded:
+            self._resolve(flight, image, finite)
+        if not fits and batch > 1:
+            self._decode_halvings += 1
+        elif not fits:
+            self._drop(ended[0][0], MemoryError("out of memory decoding one picture"))
 
-    def _decode_slice(self, ended: list[tuple[Flight, torch.Tensor]]) -> None:
-        """One decoder call, padded to the batch of its size."""
-        row = ended[0][0].row.row
-        latents = torch.stack([latent for _, latent in ended])
-        spare = self.decode_batch(row.width, row.height) - len(ended)
-        with self.clocks["vae"]:
+    def _decode_slice(self, ended: list[tuple[Flight, torch.Tensor]]) -> list[tuple[Flight, np.ndarray, bool]]:
+        """One decoder call, padded to the batch of its size. -> (flight, image, whether it is finite) each."""
+        flights, latents = [flight for flight, _ in ended], torch.stack([latent for _, latent in ended])
+        spare = self._decode_batch_of(flights[0]) - len(ended)
+        with self.clocks["vae"] as block:
             images, finite = self.model.decode(torch.cat([latents, latents[:1].expand(spare, *latents.shape[1:])]))
-        self.images += len(ended)
-        for (flight, _), image, good in zip(ended, images, finite, strict=False):
-            self._resolve(flight, image, bool(good))
+        for flight in flights:
+            flight.shares.append((block, 1 / len(flights)))
+        with self.denoiser.figures:
+            self.images += len(flights)
+        return [(flight, image, bool(good)) for flight, image, good in zip(flights, images, finite, strict=False)]
+
+    def _drop(self, flight: Flight, error: Exception) -> None:
+        self._ended = [e for e in self._ended if e[0] is not flight]
+        self._fail(flight.row, error)
 
     def _resolve(self, flight: Flight, image: np.ndarray, finite: bool) -> None:
-        request, lane_steps = flight.row, flight.table.lane_steps
         if not finite:
-            _fail(request, NotFinite("the picture holds inf or nan; model.dtype float32 or bfloat16 may help"))
+            self._drop(flight, NotFinite("the picture holds inf or nan; model.dtype float32 or bfloat16 may help"))
             return
-        lane_seconds, image_seconds = self._unit_seconds()
-        render_class = self.render_class(request.row.width, request.row.height, flight.call_lanes)
-        seconds = lane_steps * lane_seconds + image_seconds
-        request.future.set_result(Picture(image, lane_steps, seconds, render_class, flight.truncated))
-
-    def _unit_seconds(self) -> tuple[float, float]:
-        """Device seconds so far, per lane-step and per image."""
-        filled = max(1, self.denoiser.counts["lanes_filled"])
-        other = self.clocks["vae"].seconds + self.clocks["text"].seconds
-        return self.clocks["unet"].seconds / filled, other / max(1, self.images)
-
-
-def _fail(request: _Request, error: Exception) -> None:
-    request.future.set_exception(error)
+        row = flight.row.row
+        render_class = self.render_class(row.width, row.height, flight.call_lanes)
+        self._ended = [e for e in self._ended if e[0] is not flight]
+        flight.row.future.set_result(
+            Picture(image, flight.table.lane_steps, flight.seconds, render_class, flight.truncated)
+        )

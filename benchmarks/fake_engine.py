@@ -22,8 +22,10 @@ ROWS_A_CALL = 8
 class FakeEngine:
     """submit(row) -> Future[Picture], as the sampler has it. Every row is guided: two lanes a step."""
 
-    def __init__(self) -> None:
-        self._call_s = float(os.environ.get(CALL_ENV, "0.01"))
+    broken = None
+
+    def __init__(self, call_s: float | None = None) -> None:
+        self._call_s = float(os.environ.get(CALL_ENV, "0.01")) if call_s is None else call_s
         self._rows: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._image = np.zeros((8, 8, 3), np.uint8)
         self._counts = dict.fromkeys(("images", "unet_calls", "lanes_filled", "lanes_offered"), 0)
@@ -72,10 +74,11 @@ class FakeEngine:
 
 
 class FakeWorker(RenderWorker):
-    """A worker whose model is the sleeping engine."""
+    """A worker whose model is the sleeping engine. The revision of the job's model, where it is set: seconds a call."""
 
     def _loaded(self) -> Any:
         with self._lock:
             if self._sampler is None:
-                self._sampler = FakeEngine()  # type: ignore[assignment]
+                call_s = self.job.model.revision
+                self._sampler = FakeEngine(float(call_s) if call_s else None)  # type: ignore[assignment]
             return self._sampler

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import ROOT
-from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Elastic, Pool, Scorer, changed_picture_keys
+from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, Scorer, changed_picture_keys
 from jobs.load import Job
 from jobs.rules import PAPER_CHOICES
 from jobs.source import ConfigError, Fault
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.inspection import PromptSource
     from pipelines.models import ModelSource
     from pipelines.plan import PlanConfig
-    from pipelines.render import RenderConfig
+    from pipelines.pools import RenderConfig
     from pipelines.scoring import ScorerSource
     from pipelines.store import RunFolder
 
@@ -141,13 +141,13 @@ def model_source(job: Job) -> "ModelSource":
 
 def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
     """All that `pipelines.render.render` is told."""
-    from pipelines.render import PoolSpec, RenderConfig
+    from pipelines.pools import PoolSpec, RenderConfig
 
     pools = tuple(
         PoolSpec(
             name=pool.name,
             budgets=pool_budgets(pool),
-            actors=pool_actors(pool),
+            actors=pool.actors,
             num_gpus=None if pool.num_gpus == "auto" else pool.num_gpus,
             num_cpus=pool.num_cpus,
             lanes=None if pool.lanes == "auto" else pool.lanes,
@@ -165,6 +165,7 @@ def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
         scorers=scorer_sources(job),
         no_progress_s=failures.no_progress_s,
         row_timeout_s=failures.row_timeout_s,
+        max_failed=failures.max_fraction if failures.stop_early else None,
     )
 
 
@@ -254,9 +255,7 @@ def plan_config(job: Job, info: "CheckpointInfo") -> "PlanConfig":
         selector_num_gpus=job.config.steps.num_gpus,
         fingerprint=fingerprint(job, info),
         rollout=job.rollout,
-        num_workers=sum(
-            pool.actors.max if isinstance(pool.actors, Elastic) else pool.actors for pool in job.config.pools
-        ),
+        num_workers=sum(pool.actors for pool in job.config.pools),
         lanes=max((pool.lanes for pool in job.config.pools if pool.lanes != "auto"), default=None),
     )
 
@@ -283,11 +282,6 @@ def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
 def pool_budgets(pool: Pool) -> tuple[int, ...] | None:
     """None: all."""
     return None if pool.budgets == "all" else tuple(pool.budgets)
-
-
-def pool_actors(pool: Pool) -> int | tuple[int, int]:
-    """A number, or the least and the most."""
-    return (pool.actors.min, pool.actors.max) if isinstance(pool.actors, Elastic) else pool.actors
 
 
 def largest_budget(job: Job) -> int:

@@ -177,20 +177,17 @@ class Sampling(Section):
     channels_last: bool | None = picture(None, "memory layout of UNet and VAE; null: channels last on a GPU only")
 
 
-class Elastic(Section):
-    """A pool that grows and shrinks with the cluster."""
-
-    min: Count = execution(..., "actors that are always wanted, 1 or more")
-    max: Count = execution(..., "actors at most")
-
-
 class Pool(Section):
     """Actors of one kind, which render some or all of the budgets."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80)] = execution(..., "unique name of the pool")
     budgets: Literal["all"] | Menu = execution("all", "all, or the budgets it serves, in steps")
-    actors: Count | Elastic = execution(1, "number of actors, or {min, max}")
-    num_gpus: Literal["auto"] | Amount = execution("auto", "GPUs an actor; auto: 1 where the cluster has any, else 0")
+    actors: Count = execution(1, "actors at most; work starts with the first, and one with nothing left to do is ended")
+    num_gpus: Literal["auto"] | Amount = execution(
+        "auto",
+        "GPUs an actor; auto: 1 where the cluster has GPUs or can start a node with one, 0 on a machine without; "
+        "0: no GPU is touched",
+    )
     num_cpus: Amount = execution(1, "CPUs an actor; on CPUs also its threads")
     lanes: Literal["auto"] | Annotated[int, Field(ge=2, le=4096)] = execution(
         "auto", "rows of a UNet call; a guided row takes two; auto: by device and size"
@@ -304,6 +301,11 @@ class Failures(Section):
 
     max_fraction: Annotated[float, Field(ge=0, le=1)] = execution(
         0.01, "share of rows that may fail, 0: none, 1: all; above it the exit code is 3"
+    )
+    stop_early: bool = execution(
+        True,
+        "true: the run ends with exit code 1 where more than ten times that share of the rows that reached an engine "
+        "failed, looked at from two shards and 50 such rows on; false: it goes on to its end",
     )
     row_timeout_s: Annotated[float, Field(ge=1)] = execution(
         900.0,

@@ -170,8 +170,8 @@ def _forget(data: Any, path: Path) -> None:
     parents[depth].pop(path[depth], None)
     if path in (("input",), ("input", "path")):
         data["input"] = (data.get("input") or {}) | {"path": "?"}
-    elif path[0] == "pools" and path[-1] in ("name", "min", "max") and depth == len(path) - 1:
-        parents[depth][path[-1]] = f"pool {path[1]}" if path[-1] == "name" else 1
+    elif path[0] == "pools" and path[-1] == "name" and depth == len(path) - 1:
+        parents[depth][path[-1]] = f"pool {path[1]}"
 
 
 def _touches(one: Path, other: Path) -> bool:

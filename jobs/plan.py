@@ -12,6 +12,7 @@ from jobs.command import address_option, console_options, job_argument, limit_op
 from jobs.console import Console
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
+from jobs.preflight import check_nodes_by_probe
 from jobs.progress import duration, steps_text
 from jobs.validate import check_output, read_input
 
@@ -43,6 +44,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     run, info, warnings = prepare(job)
     start_ray(address, console.debug)
     with Interrupts(console, this_command()):
+        check_nodes_by_probe(console, job, run)
         make(console, job, run, info, warnings)
     found = planned(run)
     document = {"run": job.config.output.path, "status": "done", **found}
@@ -60,8 +62,7 @@ def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo, list[str]]":
 
     -> the folder, the model, and warnings of what the policy was not calibrated with.
     """
-    check_output(job)
-    run, info = build.run_folder(job), build.checkpoint(job)
+    run, info = check_output(job), build.checkpoint(job)
     build.refuse_changed(job, run, build.fingerprint(job, info))
     return run, info, build.check_policy(job, info)
 

@@ -12,10 +12,12 @@ from jobs.cluster import start_ray
 from jobs.command import DONE, FAILED, TOO_MANY_FAILED, address_option, console_options, job_argument, set_option
 from jobs.console import Console
 from jobs.driver import Stop, sole_driver, take_over_option
+from jobs.gpus import with_gpus
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.page import report_html
 from jobs.plan import planned, prepare, this_command
+from jobs.preflight import check_nodes
 from jobs.progress import ProgressLine, duration, rate, steps_text
 from jobs.summary import Totals, totals, with_images
 
@@ -48,7 +50,8 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     with sole_driver(console, job, run, take_over) as epoch:
         start_ray(address, console.debug)
         with Interrupts(console, this_command()) as interrupts:
-            return render_job(console, job, run, info, Stop(interrupts, epoch))
+            check_nodes(console, job, run, epoch.term.proof, with_input=False)
+            return render_job(console, with_gpus(console, job), run, info, Stop(interrupts, epoch))
 
 
 def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
@@ -75,15 +78,25 @@ def render_job(
 
     plan = planned(run)
     stop.interrupts.graceful = True
-    result = render(run, build.render_config(job, info), shown(console, plan["largest"]), stop, repair)
+    progress, term = shown(console, plan["largest"]), stop.epoch.term
+    result = render(run, build.render_config(job, info), progress, stop, repair, term=term)
     console.clear()
     found = totals(run)
     summary = summarize(job, plan, result, found)
     if result.interrupted and stop.epoch.lost.is_set():
         return superseded(console, summary, stop)
     write_report(run, summary, found)
+    if summary["status"] == "incomplete":
+        console.say(f"error: {missing(run, summary)}")
     console.result(summary, text(summary))
-    return exit_code(job, found, stop.interrupts)
+    return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
+
+
+def missing(run: "RunFolder", summary: dict[str, Any]) -> str:
+    """Where rendering ended as if all were done: no cause of it is known, so that it is never passed over."""
+    left = f"{summary['planned'] - summary['rows']:,} of {summary['planned']:,} planned rows have not ended"
+    remedy = f"`python -m jobs verify {run.url}` names them, the same command renders what is missing"
+    return f"{left}, though nothing interrupted the run: {remedy}"
 
 
 def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
@@ -107,10 +120,15 @@ def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
 def summarize(job: Job, plan: dict[str, Any], result: "RenderResult", found: Totals) -> dict[str, Any]:
     """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
     too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
+    status = "too many failed" if too_many else "done"
+    if found.rows < plan["rows"]:
+        status = "incomplete"
+    if result.interrupted:
+        status = "interrupted"
     this_run = {key: value for key, value in asdict(result).items() if key not in ("rows", "interrupted")}
     return {
         "run": job.config.output.path,
-        "status": "interrupted" if result.interrupted else "too many failed" if too_many else "done",
+        "status": status,
         "rows": found.rows,
         "planned": plan["rows"],
         "ok": found.status["ok"],

@@ -16,15 +16,17 @@ from jobs.cluster import start_ray
 from jobs.command import DONE, FAILED, TOO_MANY_FAILED, address_option, console_options, set_option
 from jobs.console import Console
 from jobs.driver import Stop, sole_driver, take_over_option
+from jobs.gpus import with_gpus
 from jobs.interrupts import Interrupts
 from jobs.load import Job
 from jobs.plan import planned, this_command
+from jobs.preflight import check_nodes
 from jobs.render import shown
 from jobs.validate import check_output
 from jobs.verify import LISTED, SHOWN, find_job, run_argument
 
 if TYPE_CHECKING:
-    from pipelines.epochs import Epoch, Term
+    from pipelines.epochs import Epoch
     from pipelines.findings import Finding
     from pipelines.render import Repair
     from pipelines.repair import Order
@@ -67,6 +69,8 @@ def verb(
         if repairing.orders:
             start_ray(address, console.debug)
             with Interrupts(console, this_command()) as interrupts:
+                check_nodes(console, job, run, epoch.term.proof, with_input=False)
+                repairing.job = with_gpus(console, job)
                 repairing.render(Stop(interrupts, epoch))
         if delete_orphans and repairing.code in (DONE, TOO_MANY_FAILED):
             repairing.delete_orphans()
@@ -85,7 +89,7 @@ def repairable(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
     return job, run
 
 
-def failed_rows(run: "RunFolder", term: "Term") -> "Repair":
+def failed_rows(run: "RunFolder") -> "Repair":
     """All rows that failed while they were rendered; those that were bad in the input stay as they are."""
     from pipelines.render import Repair
     from pipelines.repair import Repairs
@@ -95,7 +99,7 @@ def failed_rows(run: "RunFolder", term: "Term") -> "Repair":
         table["shard"][0].as_py() for table in run.manifests() if "failed" in table["status"].unique().to_pylist()
     ]
     orders = {shard: order for shard in failed if (order := repairs.order(shard, retry_failed=True))}
-    return Repair(orders, term, alone=False)
+    return Repair(orders, alone=False)
 
 
 @dataclass
@@ -169,8 +173,8 @@ class Repairing:
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
         progress = shown(self.console, planned(self.run)["largest"])
-        repair = Repair(self.orders, self.epoch.term)
-        result = render(self.run, build.render_config(self.job, build.checkpoint(self.job)), progress, stop, repair)
+        config, term = build.render_config(self.job, build.checkpoint(self.job)), self.epoch.term
+        result = render(self.run, config, progress, stop, Repair(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from jobs.config import Elastic, JobConfig, Pool
+from jobs.config import JobConfig, Pool
 
 PAPER_CHOICES = tuple(range(5, 51, 5))  # as actors.selector has them; that module is not imported for a `--help`
 Contradiction = tuple[list[tuple[str | int, ...]], str]
@@ -88,8 +88,3 @@ def _pools(config: JobConfig) -> Iterator[Contradiction]:
     for index, pool in enumerate(config.pools):
         if pool.name in names[:index]:
             yield [("pools", index, "name")], f"two pools are named {pool.name!r}: names are unique"
-        if isinstance(pool.actors, Elastic) and pool.actors.min > pool.actors.max:
-            yield (
-                [("pools", index, "actors", "min"), ("pools", index, "actors", "max")],
-                f"pools.{index}.actors.min {pool.actors.min} is above max {pool.actors.max}",
-            )

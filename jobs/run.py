@@ -6,9 +6,11 @@ from jobs.cluster import start_ray
 from jobs.command import address_option, console_options, job_argument, limit_option, set_option
 from jobs.console import Console
 from jobs.driver import Stop, sole_driver, take_over_option
+from jobs.gpus import with_gpus
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.plan import make, planned, prepare, table, this_command
+from jobs.preflight import check_nodes
 from jobs.render import render_job
 from jobs.repair import failed_rows
 
@@ -50,7 +52,9 @@ def run_job(
     with sole_driver(console, job, run, take_over) as epoch:
         start_ray(address, console.debug)
         with Interrupts(console, this_command()) as interrupts:
+            check_nodes(console, job, run, epoch.term.proof)
+            placed = with_gpus(console, job)
             make(console, job, run, info, warnings)
             console.say(table(str(job.config.output.path), planned(run)))
-            again = failed_rows(run, epoch.term) if retry_failed else None
-            return render_job(console, job, run, info, Stop(interrupts, epoch), again)
+            again = failed_rows(run) if retry_failed else None
+            return render_job(console, placed, run, info, Stop(interrupts, epoch), again)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,14 +19,18 @@ from jobs.command import (
 )
 from jobs.console import Console
 from jobs.load import Job, load_job
+from jobs.preflight import check_nodes_by_probe, refuse_rays_copy
 from jobs.rules import idle, known_choices
 from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
+    from pipelines.formats import TableFile
     from pipelines.inspection import Inspection, PromptSource
+    from pipelines.store import RunFolder
 
 REACH_S = 4.0
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +44,22 @@ log = logging.getLogger(__name__)
 def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
     """Check a job file and what it points at: the model, every prompt of the input, the run folder.
 
+    With --address every node that is up is asked whether it sees the run
+    folder, with its own disk, endpoint and credentials, and a local input.
+
     \b
     Example:
       python -m jobs validate spring.yaml -s input.path=s3://bucket/prompts/
     """
     job = load_job(job_path, sets, limit)
     checks = Checks(job)
-    checks.run(lambda: check_output(job), "output.path")
+    run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: build.checkpoint(job), "model.path")
     if info is not None:
         checks.run(lambda: build.check_policy(job, info), "steps.selector")
     start_ray(address, console.debug)
+    if run is not None:
+        checks.run(lambda: check_nodes_by_probe(console, job, run), "output.path")
     found = checks.run(lambda: check_input(job, info), "input.path")
     if checks.faults:
         raise ConfigError(checks.faults)
@@ -79,12 +88,14 @@ class Checks:
             return None
 
 
-def check_output(job: Job) -> None:
-    """Raises where the run folder cannot be written; one conditional write shows it."""
+def check_output(job: Job) -> "RunFolder":
+    """The run folder. Raises where it cannot be written, or would be deleted; one conditional write shows it."""
     from pipelines.folder import StorageError
 
+    refuse_rays_copy(job)
     try:
-        probe = build.run_folder(job).probe()
+        run = build.run_folder(job)
+        probe = run.probe()
     except StorageError as error:
         raise job.fault("output.path", str(error)) from error
     if not probe.conditional:
@@ -93,12 +104,24 @@ def check_output(job: Job) -> None:
             "no manifest names",
             job.config.output.path,
         )
+    return run
 
 
 def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
-    """What the input holds. Raises as `read_input`."""
-    inspection = read_input(job, build.prompt_source(job, info))
+    """What the input holds. Raises as `read_input`.
+
+    Its rows are read by Ray tasks: where no worker is up only the files' headers are, and no machine is started.
+    """
+    from pipelines.preflight import workers_are_up
+
+    source = build.prompt_source(job, info)
+    if not workers_are_up():
+        return dict.fromkeys(("rows", "prompts", "bad_rows", "bad_samples", "notes", "carried")) | {
+            "files": len(read_headers(job, source))
+        }
+    inspection = read_input(job, source)
     return {
+        "files": len(inspection.files),
         "rows": inspection.num_planned,
         "prompts": inspection.rows,
         "bad_rows": inspection.bad_rows,
@@ -110,17 +133,29 @@ def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
 
 def read_input(job: Job, source: "PromptSource") -> "Inspection":
     """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
+    from pipelines.prompts import inspect
+
+    inspection = _read(job, lambda: inspect(source))
+    refuse_input(job, inspection)
+    return inspection
+
+
+def read_headers(job: Job, source: "PromptSource") -> "list[TableFile]":
+    """The files of the input, in this process. Raises ConfigError for what is wrong with them and their columns."""
+    from pipelines.inspection import open_files
+
+    return _read(job, lambda: open_files(source))
+
+
+def _read(job: Job, read: Callable[[], T]) -> T:
     from pipelines.folder import StorageError
     from pipelines.formats import InputError
-    from pipelines.prompts import inspect
 
     check_reachable(job)
     try:
-        inspection = inspect(source)
+        return read()
     except (InputError, StorageError) as error:
         raise job.fault("input.path", str(error)) from error
-    refuse_input(job, inspection)
-    return inspection
 
 
 def check_reachable(job: Job) -> None:
@@ -150,6 +185,11 @@ def refuse_input(job: Job, inspection: "Inspection") -> None:
 
 def report(job: Job, found: dict[str, Any]) -> str:
     """The outcome in words."""
+    if found["rows"] is None:
+        unread = (
+            f"{found['files']:,} files of prompts at {job.config.input.path}, whose rows are not read: no worker is up"
+        )
+        return f"{unread}\nso far all is well: into {job.config.output.path}"
     lines = [f"{found['rows']:,} images to make from {found['prompts']:,} prompts of {job.config.input.path}"]
     if found["bad_rows"]:
         lines.append(f"{found['bad_rows']:,} bad rows, each will be a failed row of the manifest:")

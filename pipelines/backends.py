@@ -4,6 +4,7 @@ A backend makes one attempt and raises what its client raises; `diagnose` says w
 and the words of the final error are the Folder's. The disk is `pipelines.local`, S3 `pipelines.s3`.
 """
 
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ class Timeouts:
     read_s: float = 60.0
 
 
+NO_CREDENTIALS, REFUSED, UNREACHABLE, NO_BUCKET = "no credentials", "refused", "unreachable", "no bucket"
+
+
 @dataclass(frozen=True)
 class Fault:
     """What an exception of a client means. `reason` and `remedy` are for people and hold no secret."""
@@ -28,6 +32,21 @@ class Fault:
     retryable: bool = False
     reconnect: bool = False  # a new client, with fresh credentials, before the next try
     absent: bool = False  # there is no such object
+    kind: str = ""  # one of the four above, where it is one of them
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How one process gets at a folder, for people: endpoint, and where that and the credentials were found.
+
+    It holds no secret, so that it may travel. endpoint: "" where the store has none, as a disk.
+    """
+
+    host: str
+    place: str
+    endpoint: str = ""
+    endpoint_from: str = ""
+    credentials: str = ""
 
 
 class Backend(Protocol):
@@ -72,6 +91,10 @@ class Backend(Protocol):
         """What one of `errors` means."""
         ...
 
+    def reach(self) -> Reach:
+        """How this process gets at the store. Raises nothing."""
+        ...
+
 
 class FsspecBackend:
     """Any other store that fsspec knows. Only for those in `ATOMIC` is create-if-absent known to have one winner."""
@@ -82,6 +105,7 @@ class FsspecBackend:
     def __init__(self, url: str) -> None:
         import fsspec
 
+        self.url = url
         self.fs, self.root = fsspec.core.url_to_fs(url)
         self.conditional = url.partition("://")[0] in self.ATOMIC
 
@@ -132,10 +156,14 @@ class FsspecBackend:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(self._path(key))
 
+    def reach(self) -> Reach:
+        """The URL; where fsspec finds the rest is its own."""
+        return Reach(socket.gethostname(), self.url)
+
     def diagnose(self, error: BaseException) -> Fault:
         """A missing object, a refusal, or something that may pass."""
         if isinstance(error, FileNotFoundError):
             return Fault("no such object", absent=True)
         if isinstance(error, PermissionError):
-            return Fault("access denied", GRANT)
+            return Fault("access denied", GRANT, kind=REFUSED)
         return Fault(type(error).__name__, "Check the network and the URL", retryable=True)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.backends import Reach
 from pipelines.folder import StorageError
+from pipelines.proof import Proof, describe
 from pipelines.store import RunFolder
 
 log = logging.getLogger(__name__)
@@ -72,10 +74,19 @@ class Process:
 
 @dataclass(frozen=True)
 class Term:
-    """An epoch by its number and its driver's token: what other processes need to ask whether it still holds."""
+    """An epoch by its number and its driver's token: what other processes need to ask whether it still holds.
+
+    driver: how its driver gets at the run folder, for the message of a process that does not see it.
+    """
 
     number: int
     token: str
+    driver: Reach | None = None
+
+    @property
+    def proof(self) -> Proof:
+        """The epoch's record, which whoever works for this driver must be able to read."""
+        return Proof(_key(self.number), self.token, self.driver)
 
     def successor(self, run: RunFolder) -> dict[str, Any] | None:
         """The record of the driver that took over; its own number where a store let two drivers create one epoch."""
@@ -90,7 +101,7 @@ class Epoch:
 
     def __init__(self, run: RunFolder, number: int, process: Process, clock: Clock) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term, self.clock = Term(number, secrets.token_hex(8)), clock
+        self.term, self.clock = Term(number, secrets.token_hex(8), describe(self.run)), clock
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.backends import Backend, Fault, FsspecBackend, Timeouts
+from pipelines.backends import Backend, Fault, FsspecBackend, Reach, Timeouts
 from pipelines.local import LocalBackend
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,14 @@ PROBE_DEADLINE_S = 4.0
 
 
 class StorageError(RuntimeError):
-    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later."""
+    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later.
 
-    def __init__(self, message: str, retryable: bool = False) -> None:
+    fault: what the store's client said, where it was asked.
+    """
+
+    def __init__(self, message: str, retryable: bool = False, fault: Fault | None = None) -> None:
         super().__init__(message)
-        self.retryable = retryable
+        self.retryable, self.fault = retryable, fault
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,7 @@ class Folder:
 
         `write=False` only reads (one listing). Leaves nothing behind, save where the store grants no deletes.
         """
-        quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
-        quick._retry_level = logging.DEBUG  # who waits four seconds wants the reason, not each try
-        quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
+        quick = self.quick()
         if not write:
             quick._call("read", "", lambda backend: backend.names_page("", None))
             return Probe(writable=False, conditional=False)
@@ -168,6 +169,17 @@ class Folder:
             log.warning("%s", error)
         conditional = first and not second and stored == b"one" and quick._backend().conditional
         return Probe(writable=True, conditional=conditional)
+
+    def quick(self) -> "Folder":
+        """The same folder for who waits four seconds and wants the reason, not each try."""
+        quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
+        quick._retry_level = logging.DEBUG
+        quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
+        return quick
+
+    def reach(self) -> Reach:
+        """How this process gets at the folder. Nothing is asked of the store."""
+        return self._backend().reach()
 
     def _delete(self, keys: list[str]) -> None:
         self._call("delete", keys[0], lambda backend: backend.delete(keys))
@@ -215,7 +227,8 @@ class Folder:
         return self._backend()
 
     def _error(self, verb: str, key: str, fault: Fault) -> StorageError:
-        return StorageError(f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}", fault.retryable)
+        message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
+        return StorageError(message, fault.retryable, fault)
 
 
 def _absolute(url: str) -> str:

@@ -1,14 +1,14 @@
 """Which shard is leased, done or failed: what the pools of one run share instead of a queue.
 
-A plain class that runs as one small Ray actor. It holds no truth: a shard is done when its manifest exists, and a
-ledger that died is built again from the run folder and from its workers' heartbeats.
+A plain class that runs inside one small Ray actor (`pipelines.ledger_actor`). It holds no truth: a shard is done when
+its manifest exists, and a ledger that died is built again from the run folder and from its workers' heartbeats.
 What a call costs does not grow with the shards of the run, but with those in work.
 """
 
 import heapq
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +17,57 @@ from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Snapsh
 if TYPE_CHECKING:
     from pipelines.repair import Order
 
-HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 60.0
+HEARTBEAT_S, SLOWEST_HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 10.0, 60.0
+WORKERS_A_HEARTBEAT_S = 100  # above so many workers they beat less often: the ledger takes a third of a ms for each
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
+MAX_LOSSES = 12  # of one shard in one run, with its node or in silence: nobody's fault, but not for ever
+EARLY_SHARDS, EARLY_ROWS, EARLY_TIMES = 2, 50, 10.0  # when a run of too many failures is stopped: see `FailureLimit`
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """Stops a run early where failed rows are EARLY_TIMES the share that may fail.
+
+    Counted over rows that reached an engine, after EARLY_SHARDS shards and EARLY_ROWS such rows. A share below 1 % is
+    taken for 1 %: one unlucky row among fifty is not far above it.
+    """
+
+    max_fraction: float
+
+    def reason(self, counts: "_Counts") -> str | None:
+        """Why the run is to stop, None where it is to go on."""
+        reached, failed = counts.ok + counts.engine_failed, counts.engine_failed
+        if counts.shards < EARLY_SHARDS or reached < EARLY_ROWS:
+            return None
+        if failed <= EARLY_TIMES * max(self.max_fraction, 0.01) * reached:
+            return None
+        most = "; ".join(f"{rows:,} times {reason}" for reason, rows in counts.reasons.most_common(3))
+        return (
+            f"{failed:,} of {reached:,} rows failed, more than {EARLY_TIMES:g} times failures.max_fraction "
+            f"{self.max_fraction:g}: {most}. The run is stopped before more is spent; finished shards are kept. "
+            "Mend the cause and type the command again, or set failures.stop_early: false"
+        )
 
 
 @dataclass(slots=True, eq=False)
 class _State:
     shard: Shard
-    failures: int = 0  # attempts before this ledger, deaths and failures since
+    deaths: int = 0  # processes that died over it on a living node, in this run and before
     order: "Order | None" = None
     raised: int = 0  # failures reported to this ledger
-    deaths: int = 0
+    deaths_now: int = 0  # of those deaths, in this run
+    losses: int = 0  # leases that ended with their node, or in silence
     found: bool = False  # its manifest was seen, written by nobody here as far as is known
     slot: Slot | None = None
-    beaten_at: float = 0.0
+    heard_at: float = 0.0
     images: int = 0
+    lent_to: set[Worker] = field(default_factory=set)  # by this ledger: their heartbeats adopt nothing
+
+    @property
+    def failures(self) -> int:
+        """Attempts that ended without a manifest because of what happened in them."""
+        return self.deaths + self.raised
 
     @property
     def rows(self) -> int:
@@ -47,79 +82,116 @@ class _State:
 
 @dataclass
 class _Counts:
-    rows: int = 0
+    """Of the shards committed in this run. engine_failed: failed rows that were good in the plan."""
+
+    shards: int = 0
     ok: int = 0
     failed: int = 0
     filtered: int = 0
     steps: int = 0
+    engine_failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """One shard's."""
+        self.shards += 1
+        for name in ("ok", "failed", "filtered", "steps", "engine_failed"):
+            setattr(self, name, getattr(self, name) + int(counts.get(name, 0)))
+        self.reasons.update(counts.get("reasons", {}))
 
 
 class Ledger:
     """Leases shards to slots, longest first. Never blocks; every call is cheap.
 
-    done: shards with a manifest. attempts: counted in the run folder, so that no driver's death makes one forgotten.
-    orders: of shards that are repaired, whose manifests are there already.
+    done: shards with a manifest. deaths: of processes over a shard, before this ledger. orders: of shards that are
+    repaired, whose manifests are there already. on_death: told of each death that counts, so that it is written down.
+    adopting_s: so long nothing is leased, that workers of an earlier ledger may say what they hold. actors: at most, of
+    each pool.
     """
 
     def __init__(
         self,
         shards: Iterable[Shard],
         done: Iterable[str] = (),
-        attempts: Mapping[str, int] | None = None,
+        deaths: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         orders: "Mapping[str, Order] | None" = None,
+        limit: FailureLimit | None = None,
+        on_death: Callable[[str, str], None] = lambda shard, reason: None,
+        adopting_s: float = 0.0,
+        actors: Mapping[str, int] | None = None,
     ):
-        self._clock, self._stopping = clock, False
+        self._actors = actors or {}
+        self._clock, self._stopping, self._limit, self._on_death = clock, False, limit, on_death
+        self._adopting_until = clock() + adopting_s
         self._fatal: str | None = None
         self._draining: frozenset[str] = frozenset()
         self._deaths = 0
         self._shards = self._rows = 0
         self._open: dict[str, _State] = {}  # without a manifest
         self._open_in: Counter[tuple[str, ...]] = Counter()  # of them, by the pools that may serve them
+        self._leased_in: Counter[tuple[str, ...]] = Counter()  # and of those the leased ones
         self._leased: dict[str, _State] = {}
         self._failed: dict[str, _State] = {}  # free, and failed before
         self._free: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)  # heaps of the others' ranks
-        self._take_in(shards, set(done), attempts or {}, orders or {})
+        self._take_in(shards, set(done), deaths or {}, orders or {})
         self._rows_done = self._rows - sum(state.rows for state in self._open.values())
         self._counts = _Counts()
         self._seen: dict[Worker, float] = {}
+        self._gone: set[Worker] = set()  # lives that have ended, whatever may still be heard of them
+        self._leased_ever: set[str] = set()
+        self._stages: dict[Worker, str] = {}
         self._stats: dict[Worker, Mapping[str, float]] = {}
 
     def _take_in(
-        self, shards: Iterable[Shard], done: set[str], attempts: Mapping[str, int], orders: "Mapping[str, Order]"
+        self, shards: Iterable[Shard], done: set[str], deaths: Mapping[str, int], orders: "Mapping[str, Order]"
     ) -> None:
         for shard in shards:
             self._shards, self._rows = self._shards + 1, self._rows + shard.rows
             if shard.id not in done:
-                state = _state(shard, attempts.get(shard.id, 0), orders.get(shard.id))
+                state = _State(shard, deaths.get(shard.id, 0), orders.get(shard.id))
                 self._open[shard.id] = state
                 self._open_in[shard.pools] += 1
                 self._put_back(state)
 
     def lease(self, slot: Slot) -> Lease | str:
-        """A lease, WAIT (others hold all that is left) or DONE (nothing is left for this pool, or the run is stopping).
+        """A lease, WAIT, or DONE: nothing is left that this worker could take, or the run is stopping.
 
         The same slot asking twice gets the same shard. A shard that has failed before is leased to a worker that holds
-        nothing else, and its worker gets nothing else meanwhile: it must not burn its neighbour's attempts.
+        nothing else, and its worker gets nothing else meanwhile: it must not burn its neighbour's attempts. A second
+        shard is leased only while there is one for each other worker of the pool, so that none idles at the end.
         """
+        if slot.worker in self._gone:
+            return DONE
         self._see(slot.worker)
         held = [state for state in self._leased.values() if state.slot and state.slot.worker == slot.worker]
         for state in held:
             if state.slot == slot:
-                return Lease(state.shard, state.failures, state.order)
-        mine = any(count and slot.worker.pool in pools for pools, count in self._open_in.items())
-        if self._stopping or self._fatal or not mine:
+                state.heard_at = self._clock()
+                return _lease_of(state)
+        if self._stopping or self._fatal:
             return DONE
-        if any(state.failures for state in held) or slot.worker.node in self._draining:
+        if slot.worker.node in self._draining or self._clock() < self._adopting_until:
             return WAIT
         self._expire()
-        chosen = self._next(slot.worker.pool, may_have_failed=not held)
+        chosen = None
+        if not held or (not any(state.failures for state in held) and self._has_one_for_each_other(slot.worker)):
+            chosen = self._next(slot.worker.pool, may_have_failed=not held)
         if chosen is None:
-            return WAIT
+            return WAIT if held else DONE
         self._lend(chosen, slot)
         chosen.images = 0
-        return Lease(chosen.shard, chosen.failures, chosen.order)
+        return _lease_of(chosen)
+
+    def _has_one_for_each_other(self, worker: Worker) -> bool:
+        """Whether every other worker of its pool, there or still to come, could have a free shard too."""
+        others = {w.actor for w in self._alive() if w.pool == worker.pool} - {worker.actor}
+        free = sum(count for pools, count in self._free_in().items() if worker.pool in pools)
+        return free > max(len(others), self._actors.get(worker.pool, 1) - 1)
+
+    def _free_in(self) -> dict[tuple[str, ...], int]:
+        return {pools: count - self._leased_in[pools] for pools, count in self._open_in.items()}
 
     def _next(self, pool: str, may_have_failed: bool) -> _State | None:
         """The longest free shard of this pool, those that failed after all others."""
@@ -133,19 +205,22 @@ class Ledger:
         return min(failed, key=lambda state: state.rank, default=None)
 
     def _is_free(self, shard_id: str) -> bool:
-        """Heaps keep what was leased, adopted or committed since; what has failed is not theirs."""
+        """Entries of a heap may be stale: leased, done and failed shards are skipped when they are popped."""
         state = self._open.get(shard_id)
         return state is not None and state.slot is None and not state.failures
 
     def _lend(self, state: _State, slot: Slot) -> None:
-        state.slot, state.beaten_at = slot, self._clock()
+        state.slot, state.heard_at = slot, self._clock()
+        state.lent_to.add(slot.worker)
         self._leased[state.shard.id] = state
+        self._leased_in[state.shard.pools] += 1
+        self._leased_ever.add(slot.worker.actor)
+        self._stages.pop(slot.worker, None)
         self._failed.pop(state.shard.id, None)
 
     def _put_back(self, state: _State) -> None:
         """It is in nobody's hands now. What another committed is over: how its rows ended is not counted."""
-        state.slot = None
-        self._leased.pop(state.shard.id, None)
+        self._take_from(state)
         if state.found:
             self._close(state)
         elif state.failures:
@@ -153,22 +228,29 @@ class Ledger:
         else:
             heapq.heappush(self._free[state.shard.pools], state.rank)
 
+    def _take_from(self, state: _State) -> None:
+        state.slot = None
+        if self._leased.pop(state.shard.id, None):
+            self._leased_in[state.shard.pools] -= 1
+
     def _close(self, state: _State) -> None:
         """The shard has a manifest."""
-        for shards in (self._open, self._leased, self._failed):
-            shards.pop(state.shard.id, None)
+        self._take_from(state)
+        self._open.pop(state.shard.id, None)
+        self._failed.pop(state.shard.id, None)
         self._open_in[state.shard.pools] -= 1
         self._rows_done += state.rows
 
     def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
-        """The shard has a manifest, whoever wrote it. counts: ok, failed, filtered, steps of its rows."""
+        """The shard has a manifest, whoever wrote it. counts: what became of its rows, as `_Counts` has it."""
         self._see(slot.worker)
         state = self._open.get(shard_id)
         if state is None:
             return
         self._close(state)
-        for name in ("ok", "failed", "filtered", "steps"):
-            setattr(self._counts, name, getattr(self._counts, name) + int(counts[name]))
+        self._counts.add(counts)
+        if self._limit and not self._fatal:
+            self._fatal = self._limit.reason(self._counts)
 
     def fail(self, slot: Slot, shard_id: str, reason: str) -> None:
         """A shard raised. It is leased again; after MAX_ATTEMPTS the run ends, since no row is to blame for it."""
@@ -176,7 +258,7 @@ class Ledger:
         state = self._open.get(shard_id)
         if state is None or not _holds(slot, state):
             return
-        state.failures, state.raised = state.failures + 1, state.raised + 1
+        state.raised += 1
         self._put_back(state)
         self._counts.errors.append(f"shard {shard_id}: {reason}")
         if state.raised >= MAX_ATTEMPTS:
@@ -187,6 +269,16 @@ class Ledger:
         state = self._open.get(shard_id)
         if state and _holds(slot, state):
             self._put_back(state)
+
+    def broke(self, worker: Worker, reason: str) -> None:
+        """The worker's engine is broken and its process ends: each of its leases counts as a death."""
+        self._counts.errors.append(reason)
+        self._end_life(worker, reason, on_living_node=True)
+
+    def bury(self, actor: str, living_nodes: Collection[str]) -> None:
+        """The actor's process has ended. Its leases count as deaths only where its node lives."""
+        for worker in [worker for worker in self._seen if worker.actor == actor]:
+            self._end_life(worker, "its process died", worker.node in living_nodes)
 
     def found(self, done: Iterable[str]) -> None:
         """Shards whose manifests are there, whoever wrote them. One that is in work here is left to its worker."""
@@ -202,19 +294,35 @@ class Ledger:
         self._draining = frozenset(nodes)
 
     def beat(self, beat: Beat) -> Answer:
-        """Renews the worker's leases, and adopts those that an earlier ledger gave."""
-        self._see(beat.worker)
-        self._stats[beat.worker] = beat.stats
+        """Renews the worker's leases, and adopts those that an earlier ledger gave.
+
+        A heartbeat may be late: what this ledger itself once leased to the worker is never adopted from one.
+        """
+        worker = beat.worker
+        if worker in self._gone:
+            return Answer(drop=tuple(beat.images))
+        self._see(worker)
+        self._stats[worker] = beat.stats
+        if beat.stage and worker.actor not in self._leased_ever:
+            self._stages[worker] = beat.stage
         for number, (shard_id, images) in enumerate(beat.images.items()):
             state = self._open.get(shard_id)
             if state is None:
                 continue
-            if state.slot is None:
-                self._lend(state, Slot(beat.worker, -1 - number))
-            if state.slot and state.slot.worker == beat.worker:
-                state.beaten_at, state.images = self._clock(), images
-        done = [id for id in beat.images if id not in self._open or self._open[id].found]
-        return Answer(beat.worker.node in self._draining, tuple(done))
+            if state.slot is None and worker not in state.lent_to:
+                self._lend(state, Slot(worker, -1 - number))
+            if state.slot and state.slot.worker == worker:
+                state.heard_at, state.images = self._clock(), images
+        drop = tuple(shard_id for shard_id in beat.images if not self._is_held(worker, shard_id))
+        return Answer(worker.node in self._draining, drop, self._interval_s())
+
+    def _is_held(self, worker: Worker, shard_id: str) -> bool:
+        """Whether the worker is to go on with it."""
+        state = self._open.get(shard_id)
+        return state is not None and not state.found and state.slot is not None and state.slot.worker == worker
+
+    def _interval_s(self) -> float:
+        return min(SLOWEST_HEARTBEAT_S, max(HEARTBEAT_S, len(self._seen) / WORKERS_A_HEARTBEAT_S))
 
     def stop(self) -> None:
         """No more leases: what is in work is finished and committed, then the run is over."""
@@ -223,7 +331,7 @@ class Ledger:
     def snapshot(self) -> Snapshot:
         """For the driver, twice a second."""
         self._expire()
-        alive = [w for w, at in self._seen.items() if self._clock() - at < LEASE_TIMEOUT_S]
+        alive = self._alive()
         leased = self._leased.values()
         counts = self._counts
         return Snapshot(
@@ -239,12 +347,20 @@ class Ledger:
             leased=len(leased),
             deaths=self._deaths,
             workers=len(alive),
-            pools=frozenset(w.pool for w in alive),
+            pools=frozenset(worker.pool for worker in alive),
+            heard=frozenset(worker.actor for worker in alive),
+            busy=frozenset(state.slot.worker.actor for state in leased if state.slot),
+            leased_ever=frozenset(self._leased_ever),
+            free={pools: count for pools, count in self._free_in().items() if count},
+            stages=tuple(sorted({self._stages[worker] for worker in alive if worker in self._stages})),
             errors=tuple(counts.errors[-5:]),
             fatal=self._fatal,
             finished=not self._open or bool((self._stopping or self._fatal) and not leased),
             stats=self._summed_stats(),
         )
+
+    def _alive(self) -> list[Worker]:
+        return [worker for worker, at in self._seen.items() if self._clock() - at < LEASE_TIMEOUT_S]
 
     def _summed_stats(self) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -254,29 +370,45 @@ class Ledger:
         return totals
 
     def _see(self, worker: Worker) -> None:
+        """A new life of an actor ends the old one."""
+        if worker in self._gone:
+            return
         if worker not in self._seen:
-            for old in [w for w in self._seen if w.actor == worker.actor]:
-                del self._seen[old]
-                self._void(lambda state, old=old: state.slot.worker == old)  # type: ignore[misc]
+            for old in [old for old in self._seen if old.actor == worker.actor]:
+                self._end_life(old, "its process died", on_living_node=True)
         self._seen[worker] = self._clock()
 
+    def _end_life(self, worker: Worker, reason: str, on_living_node: bool) -> None:
+        self._gone.add(worker)
+        self._seen.pop(worker, None)
+        self._stages.pop(worker, None)
+        for state in [s for s in self._leased.values() if s.slot and s.slot.worker == worker]:
+            self._void(state, reason, counts=on_living_node)
+
     def _expire(self) -> None:
+        """A lease whose worker fell silent is void; that is nobody's fault as far as is known."""
         now = self._clock()
-        self._void(lambda state: now - state.beaten_at > LEASE_TIMEOUT_S)
+        for state in [state for state in self._leased.values() if now - state.heard_at > LEASE_TIMEOUT_S]:
+            self._void(state, "its worker fell silent", counts=False)
 
-    def _void(self, gone: Callable[[_State], bool]) -> None:
-        """A lease whose worker died or fell silent counts as a failure of its shard."""
-        for state in [state for state in self._leased.values() if gone(state)]:
-            state.failures, state.deaths = state.failures + 1, state.deaths + 1
-            self._put_back(state)
-            self._deaths += 1
-            if state.deaths >= MAX_DEATHS:
-                self._fatal = f"shard {state.shard.id}: {state.deaths} workers died over it, even in isolation"
+    def _void(self, state: _State, reason: str, counts: bool) -> None:
+        """A lease that ended with its worker. counts: the attempt is one of those that lead to isolation."""
+        shard_id = state.shard.id
+        self._deaths += 1
+        if counts:
+            state.deaths, state.deaths_now = state.deaths + 1, state.deaths_now + 1
+            self._on_death(shard_id, reason)
+        else:
+            state.losses += 1
+        self._put_back(state)
+        if state.deaths_now >= MAX_DEATHS:
+            self._fatal = f"shard {shard_id}: {state.deaths_now} workers died over it, even in isolation"
+        elif state.losses >= MAX_LOSSES:
+            self._fatal = f"shard {shard_id} was lost {state.losses} times with its node, or with a worker in silence"
 
 
-def _state(shard: Shard, attempts: int, order: "Order | None") -> _State:
-    """The attempts that led to the manifest that is repaired were no failures."""
-    return _State(shard, max(0, attempts - order.attempts) if order else attempts, order)
+def _lease_of(state: _State) -> Lease:
+    return Lease(state.shard, state.failures, state.order, state.deaths >= MAX_ATTEMPTS)
 
 
 def _holds(slot: Slot, state: _State) -> bool:

@@ -3,11 +3,12 @@
 import errno
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pipelines.backends import GRANT, Fault
+from pipelines.backends import GRANT, REFUSED, Fault, Reach
 
 TEMPORARY = ".tmp-"  # files under this name are half-written; no listing shows them
 
@@ -109,6 +110,10 @@ class LocalBackend:
                 return
             folder = os.path.dirname(folder)
 
+    def reach(self) -> Reach:
+        """The path on this machine."""
+        return Reach(socket.gethostname(), self.root)
+
     def diagnose(self, error: BaseException) -> Fault:
         """By errno; what may pass on a network file system is retryable."""
         code = getattr(error, "errno", None)
@@ -124,8 +129,8 @@ _LOCAL_FAULTS = {
     errno.ENOENT: Fault("no such file or folder", "Choose a folder that can be made", absent=True),
     errno.ENOTDIR: Fault("a part of the path is a file, not a folder", "Choose another folder"),
     errno.EISDIR: Fault("it is a folder, not a file", "Choose another path"),
-    errno.EACCES: Fault("permission denied", GRANT),
-    errno.EPERM: Fault("operation not permitted", GRANT),
+    errno.EACCES: Fault("permission denied", GRANT, kind=REFUSED),
+    errno.EPERM: Fault("operation not permitted", GRANT, kind=REFUSED),
     errno.EROFS: Fault("the file system is read-only", GRANT),
     errno.ENOSPC: Fault("the disk is full", _SPACE),
     errno.EDQUOT: Fault("the disk quota is used up", _SPACE),

@@ -5,15 +5,22 @@ Pure: dictionaries in, dictionaries out. Which columns there are, and their type
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from actors.rows import Picture, SamplerConfig
 from pipelines.scoring import Scored
 from pipelines.sinks import FORMATS, Stored, encoder_name
 from pipelines.store import Attempt
 
+if TYPE_CHECKING:
+    from pipelines.repair import Order
+
+REASON_CHARS = 160
 _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
 
 
@@ -87,3 +94,21 @@ def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig
     parts = [row[name] for name in _KEY_COLUMNS]
     parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+
+
+def outcome_counts(manifest: pa.Table, order: "Order | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
+    """What became of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes it.
+
+    bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
+    """
+    rows = manifest.select(["id", "status", "num_steps", "error_type", "error_message"]).to_pylist()
+    if order:
+        again = set(order.ids)
+        rows = [row for row in rows if row["id"] in again]
+    statuses = Counter(row["status"] for row in rows)
+    failed = [row for row in rows if row["status"] == "failed" and row["id"] not in bad]
+    return {name: statuses[name] for name in ("ok", "failed", "filtered")} | {
+        "steps": sum(row["num_steps"] for row in rows if row["status"] == "ok"),
+        "engine_failed": len(failed),
+        "reasons": Counter(f"{row['error_type']}: {row['error_message']}"[:REASON_CHARS] for row in failed),
+    }

@@ -1,28 +1,33 @@
-"""A pool of render actors: a Ray Data dataset of tickets over an actor pool, consumed on a thread of its own.
+"""A pool of render actors: which shards it may serve, its handles, and what a call of theirs that ended means.
 
-Which shard a ticket buys is the ledger's; whether the run goes on is `pipelines.render`'s.
+Which shard an actor renders is the ledger's; whether the run goes on is `pipelines.render`'s.
 """
 
 import functools
-import math
+import logging
 import sys
-import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
 
 from actors.rows import SamplerConfig
+from pipelines.capacity import actor_states, living_nodes
 from pipelines.epochs import Term
-from pipelines.lease import Shard
+from pipelines.lease import Shard, Snapshot, Unfit
 from pipelines.models import ModelSource
 from pipelines.scoring import ScorerSource
 from pipelines.store import RunFolder
 from pipelines.worker import RenderWorker, WorkerJob
 
+log = logging.getLogger(__name__)
 INDEX_ROWS = 10_000  # shards of an index that are Python objects at a time
+MOST_UNFIT = 3  # processes of one actor that could not render: then it is not made again
+MOST_DEAD = 3  # actors in a row that ended for good and had never leased: then the pool is given up
+PAUSE_S = 1.0  # before an actor is called again
+CALLS = 4  # at a time: `serve`, one that joins it after a cut connection, and some to spare
 
 
 class RenderError(RuntimeError):
@@ -31,15 +36,27 @@ class RenderError(RuntimeError):
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """budgets: None serves all. actors: a number or (min, max). num_gpus None: 1 where the cluster has GPUs, else 0."""
+    """budgets: None serves all. actors: at most. num_gpus None: 1 where this Ray has GPUs, else 0."""
 
     name: str = "default"
     budgets: tuple[int, ...] | None = None
-    actors: int | tuple[int, int] = 1
+    actors: int = 1
     num_gpus: float | None = None
     num_cpus: float = 1
     lanes: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, float]:
+        """What one actor asks Ray for."""
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus or 0.0, **self.resources}
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    @property
+    def wants(self) -> str:
+        """The same, in words."""
+        each = ", ".join(f"{amount:g} {name}" for name, amount in self.request.items())
+        return f"an actor of pool {self.name} ({each or 'no resources'})"
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class RenderConfig:
     """sampler.model_path is not used here: `model` says where each node fetches the checkpoint from.
 
     no_progress_s: of the whole run, until it ends. row_timeout_s: of one engine with rows in hand, until its process
-    is ended.
+    is ended. max_failed: share of rows that may fail; where by far more do, the run stops early; None: it never does.
     """
 
     model: ModelSource
@@ -58,6 +75,7 @@ class RenderConfig:
     scorers: tuple[ScorerSource, ...] = ()
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
+    max_failed: float | None = None
 
 
 def planned_shards(run: RunFolder, pools: tuple[PoolSpec, ...]) -> list[Shard]:
@@ -90,26 +108,51 @@ def _able_pools(pools: tuple[PoolSpec, ...], budgets: frozenset[int]) -> tuple[s
     return tuple(able)
 
 
+def device_of(spec: PoolSpec, device: str) -> str:
+    """cpu or cuda: what a pool's engines run on, said openly, so that an actor on the wrong device fails.
+
+    An actor that asks for no GPU touches none, unless the job file names the device.
+    """
+    if device != "auto":
+        return device
+    return "cuda" if spec.num_gpus else "cpu"
+
+
+def auto_dtype(config: RenderConfig) -> str:
+    """What `dtype: auto` means, by the devices that the pools ask for."""
+    devices = [device_of(spec, config.sampler.device) for spec in config.pools]
+    return "float16" if any(device.startswith("cuda") for device in devices) else "float32"
+
+
+@dataclass(eq=False)
+class _Handle:
+    """One actor. restarts: of its process, as far as is known here; call: of `serve`, None while it is not called."""
+
+    actor: Any
+    id: str
+    call: Any = None
+    call_at: float = 0.0
+    restarts: int = 0
+    unfit: int = 0
+
+
 class Pool:
-    """One pool's dataset of tickets, consumed on a thread of its own; what it raises is kept for the main thread."""
+    """Handles of render actors with one long call each; `tend` looks after them, twice a second.
+
+    lost: actors that are not made again; unfit: why. Raises RenderError where Ray ends each actor that it makes.
+    """
 
     def __init__(
-        self,
-        spec: PoolSpec,
-        run: RunFolder,
-        config: RenderConfig,
-        schemas: Mapping[int, str],
-        ledger: Any,
-        undone: list[Shard],
+        self, spec: PoolSpec, run: RunFolder, config: RenderConfig, schemas: Mapping[int, str], ledger: Any,
         term: Term | None = None,
-    ):
-        self.spec, self.ledger, self.starts = spec, ledger, 0
-        self.error: Exception | None = None
-        sampler = replace(config.sampler, lanes=spec.lanes, num_threads=max(1, int(spec.num_cpus)))
+    ):  # fmt: skip
+        self.spec, self.ledger = spec, ledger
+        device = device_of(spec, config.sampler.device)
+        threads = max(1, int(spec.num_cpus))
         self.job = WorkerJob(
             run=run,
             model=config.model,
-            sampler=sampler,
+            sampler=replace(config.sampler, lanes=spec.lanes, num_threads=threads, device=device),
             pool=spec.name,
             layout=config.layout,
             image_format=config.image_format,
@@ -117,74 +160,125 @@ class Pool:
             scorers=config.scorers,
             row_timeout_s=config.row_timeout_s,
             term=term,
+            auto_dtype=auto_dtype(config),
         )
-        self.num_gpus = self._num_gpus()
-        servable = sum(spec.name in shard.pools for shard in undone)
-        self.most_actors = spec.actors if isinstance(spec.actors, int) else spec.actors[1]
-        self.tickets = math.ceil(1.25 * servable) + 2 * self.most_actors if servable else 0
-        self._thread: threading.Thread | None = None
-
-    def _num_gpus(self) -> float:
-        if self.spec.num_gpus is not None:
-            return self.spec.num_gpus
-        return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        self.handles: list[_Handle] = []
+        self.lost, self.unfit = 0, ""
+        self._dead_in_a_row = 0
+        self._leased_ever: set[str] = set()
 
     @property
-    def wants(self) -> str:
-        """What the pool asks the cluster for, in words."""
-        each = [f"{self.spec.num_cpus:g} CPU", *([f"{self.num_gpus:g} GPU"] if self.num_gpus else [])]
-        each += [f"{amount:g} {name}" for name, amount in self.spec.resources.items()]
-        return f"an actor of pool {self.spec.name} ({', '.join(each)})"
+    def is_out(self) -> bool:
+        """Whether it has no actor any more and makes none."""
+        return not self.handles and self.lost >= self.spec.actors
 
     @property
-    def running(self) -> bool:
-        """Whether its dataset still has tickets out."""
-        return self._thread is not None and self._thread.is_alive()
+    def has_lived(self) -> bool:
+        """Whether one of its actors ever had a place: then the cluster has nodes of that kind."""
+        return bool(self._leased_ever)
 
-    def start(self) -> None:
-        """Hands out the tickets (again)."""
-        self.starts += 1
-        dataset = self._dataset()
-        self._thread = threading.Thread(target=self._consume, args=(dataset,), name=self.spec.name, daemon=True)
-        self._thread.start()
+    def unplaced(self, snapshot: Snapshot) -> list[_Handle]:
+        """Handles of which the ledger has heard nothing."""
+        return [handle for handle in self.handles if handle.id not in snapshot.heard]
 
-    def _dataset(self) -> Any:
-        tickets = ray.data.from_items(list(range(self.tickets)), override_num_blocks=self.tickets)
-        dataset = tickets.map_batches(
-            RenderWorker,
-            fn_constructor_args=(self.job, self.ledger),
-            batch_size=1,
-            compute=self._actors(),
-            num_cpus=self.spec.num_cpus,
-            num_gpus=self.num_gpus or None,
-            resources=dict(self.spec.resources) or None,
-            runtime_env={"env_vars": _thread_variables(self.spec.num_cpus)},
-        )
-        context = dataset.context
-        context.enable_progress_bars = context.enable_operator_progress_bars = False
-        context.max_consecutive_actor_init_deaths = 3  # one preemption while weights load is no reason to end
-        context.execution_no_progress_timeout_s = -1  # the watch below knows better
-        context.max_errored_blocks = 0
-        context.autoscaling_config.actor_pool_util_upscaling_threshold = (
-            1.0  # else a pool of two-call actors never grows
-        )
-        return dataset
+    def tend(self, snapshot: Snapshot, stopping: bool) -> None:
+        """Looks at calls that ended, and makes as many actors as there is work for; ends those that wait for none."""
+        self._leased_ever |= snapshot.leased_ever & {handle.id for handle in self.handles}
+        self._look_at_ended_calls()
+        self._call_again()
+        free = 0 if stopping else sum(count for pools, count in snapshot.free.items() if self.spec.name in pools)
+        busy = sum(handle.id in snapshot.busy for handle in self.handles)
+        unplaced = self.unplaced(snapshot)
+        placed_idle = len(self.handles) - len(unplaced) - busy  # they take what is free
+        for handle in unplaced[max(0, free - placed_idle) :]:
+            self._end(handle)
+        wanted = min(self.spec.actors - self.lost, busy + free)
+        while len(self.handles) < wanted:
+            self._make()
 
-    def _actors(self) -> ActorPoolStrategy:
-        calls: dict[str, Any] = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
-        if isinstance(self.spec.actors, int):
-            return ActorPoolStrategy(size=self.spec.actors, **calls)
-        low, high = self.spec.actors
-        return ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=2, **calls)
+    def end(self) -> None:
+        """All its actors, at once; the ledger goes with them and need not be told."""
+        for handle in self.handles:
+            ray.kill(handle.actor)
+        self.handles.clear()
 
-    def _consume(self, dataset: Any) -> None:
-        try:
-            for _ in dataset.iter_internal_ref_bundles():
-                pass
-        except ray.exceptions.RayError as error:
-            self.error = error
+    def _make(self) -> None:
+        spec = self.spec
+        options: dict[str, Any] = {
+            "num_cpus": spec.num_cpus,
+            "num_gpus": spec.num_gpus or 0,
+            "resources": dict(spec.resources) or None,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": CALLS,
+            "runtime_env": {"env_vars": _variables(spec, self.job.sampler.device)},
+        }
+        actor: Any = ray.remote(RenderWorker).options(**options).remote(self.job)
+        self.handles.append(_Handle(actor, actor._actor_id.hex(), actor.serve.remote(self.ledger)))
+
+    def _end(self, handle: _Handle) -> None:
+        self.handles.remove(handle)
+        ray.kill(handle.actor)  # no restart
+        self.ledger.bury.remote(handle.id, ())
+
+    def _look_at_ended_calls(self) -> None:
+        calls = {handle.call: handle for handle in self.handles if handle.call is not None}
+        ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0) if calls else ([], [])
+        for call in ended:
+            handle, handle.call = calls[call], None
+            try:
+                outcome = ray.get(call)
+            except ray.exceptions.RayTaskError as error:
+                outcome = Unfit(str(error.cause))
+            except ray.exceptions.RayError as error:
+                self._look_at_lost_call(handle, error)
+                continue
+            if outcome is None:
+                self._end(handle)
+            else:
+                self._look_at_unfit(handle, outcome)
+
+    def _look_at_unfit(self, handle: _Handle, outcome: Unfit) -> None:
+        """A process that cannot render is replaced, by Ray where there is room; after some the actor is given up."""
+        handle.unfit, self.unfit = handle.unfit + 1, outcome.reason
+        log.warning("an actor of pool %s cannot render: %s", self.spec.name, outcome.reason)
+        if handle.unfit >= MOST_UNFIT:
+            self.lost += 1
+            self._end(handle)
+            return
+        ray.kill(handle.actor, no_restart=False)
+        handle.call_at = time.monotonic() + PAUSE_S
+
+    def _look_at_lost_call(self, handle: _Handle, error: Exception) -> None:
+        """What it means is read from the actor's state: the exception does not tell.
+
+        Dead: another handle. Restarted: its old leases are void. Else (not yet known, or the connection broke) nothing
+        is void. All but the dead are called again.
+        """
+        state = actor_states([handle.id]).get(handle.id)
+        if state and state.state == "DEAD":
+            self._look_at_dead(handle, state.death or str(error))
+            return
+        if state and state.restarts > handle.restarts:
+            handle.restarts = state.restarts
+            ray.get(self.ledger.bury.remote(handle.id, [node.id for node in living_nodes()]))
+        handle.call_at = time.monotonic() + PAUSE_S
+
+    def _look_at_dead(self, handle: _Handle, reason: str) -> None:
+        log.warning("an actor of pool %s is dead: %s", self.spec.name, reason)
+        self.handles.remove(handle)
+        ray.get(self.ledger.bury.remote(handle.id, [node.id for node in living_nodes()]))
+        self._dead_in_a_row = 0 if handle.id in self._leased_ever else self._dead_in_a_row + 1
+        if self._dead_in_a_row >= MOST_DEAD:
+            raise RenderError(f"Ray ends the actors of pool {self.spec.name} before they render: {reason}")
+
+    def _call_again(self) -> None:
+        for handle in self.handles:
+            if handle.call is None and time.monotonic() >= handle.call_at:
+                handle.call = handle.actor.serve.remote(self.ledger)
 
 
-def _thread_variables(num_cpus: float) -> dict[str, str]:
-    """Threads that sleep when they wait: on shared cores spinning ones are many times slower."""
-    return {"OMP_NUM_THREADS": str(max(1, int(num_cpus))), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+def _variables(spec: PoolSpec, device: str) -> dict[str, str]:
+    """Threads that sleep when they wait: on shared cores spinning ones are many times slower. No GPU not asked for."""
+    threads = {"OMP_NUM_THREADS": str(max(1, int(spec.num_cpus))), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    return threads | ({} if device.startswith("cuda") or spec.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})

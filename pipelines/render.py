@@ -1,33 +1,33 @@
 """Shards to images and manifests, through pools of warm actors that share one ledger.
 
-Each pool is a Ray Data dataset of tickets over an actor pool; a worker spends a ticket by leasing a shard. Ray starts,
-places, restarts and scales the actors; which shard goes where is the ledger's. Only tickets pass through Ray's store.
+The driver makes actors where there is work for them and ends those for which nothing is left; which shard an actor
+renders is the ledger's. While actors exist no Ray Data dataset may be started: it would wait in silence for their CPUs.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
-from ray._private.state import state as cluster  # the only place that tells of a drain
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.boundary import raised_by
+from pipelines.capacity import draining_nodes, resolve_gpus, waiting_for
 from pipelines.epochs import Term
-from pipelines.folder import StorageError
-from pipelines.lease import Shard, Snapshot
-from pipelines.ledger import Ledger
-from pipelines.pools import Pool, PoolSpec, RenderConfig, RenderError, planned_shards
+from pipelines.lease import Snapshot
+from pipelines.ledger import FailureLimit
+from pipelines.ledger_actor import LedgerActor, RenderTask
+from pipelines.pools import Pool, RenderConfig, RenderError
 from pipelines.repair import Order
 from pipelines.store import RunFolder
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
-RESTARTS = 5  # of a dataset that ended with shards undone
-LOOK_S, DRAIN_S = 30.0, 5.0  # between two looks at the manifests of others, and at nodes that are drained
+LOOK_S, DRAIN_S = 30.0, 1.0  # between two looks at the manifests of others, and at nodes that are drained
+CAPACITY_S = 5.0  # between two looks at what the cluster gives no actor for
 
 
 class StopSignal(Protocol):
@@ -74,39 +74,10 @@ class RenderResult:
 
 @dataclass(frozen=True)
 class Repair:
-    """What is to be rendered again, by shard, by the driver of `term`. alone: nothing else is rendered."""
+    """What is to be rendered again, by shard. alone: nothing else is rendered."""
 
     orders: Mapping[str, Order]
-    term: Term | None = None
     alone: bool = True
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A call of `render`, as far as its ledger has to know it."""
-
-    run: RunFolder
-    pools: tuple[PoolSpec, ...]
-    repair: Repair = field(default_factory=lambda: Repair({}, alone=False))
-
-    def shards(self) -> list[Shard]:
-        """All that the task is about, done or not."""
-        shards = planned_shards(self.run, self.pools)
-        return [shard for shard in shards if shard.id in self.repair.orders] if self.repair.alone else shards
-
-    def done(self, again: bool = False) -> set[str]:
-        """By their manifests. again: it began before, so that some of what it repairs may be done."""
-        orders = self.repair.orders
-        repaired = {shard for shard, order in orders.items() if again and order.is_done(self.run)}
-        return self.run.done_shards() - orders.keys() | repaired
-
-
-class _LedgerActor(Ledger):
-    """The ledger in its process: it reads its state from the run folder, so that a restart needs nobody's help."""
-
-    def __init__(self, task: _Task):
-        again = ray.get_runtime_context().was_current_actor_reconstructed
-        super().__init__(task.shards(), task.done(again), task.run.attempts(), orders=task.repair.orders)
 
 
 def render(
@@ -115,34 +86,51 @@ def render(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
     repair: Repair | None = None,
+    term: Term | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
-    Where `stop` is set, what is in work is finished and committed. Raises RenderError, resumable.
+    Where `stop` is set, what is in work is finished and committed. term: this driver's epoch, by which each process
+    proves that it sees this very folder. Raises RenderError, resumable; never returns with planned shards unended,
+    unless it was interrupted.
     """
-    task = _Task(run, config.pools, repair) if repair else _Task(run, config.pools)
-    done = task.done()
-    undone = [shard for shard in task.shards() if shard.id not in done]
+    pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
+    config = replace(config, pools=pools)
+    limit = None if config.max_failed is None else FailureLimit(config.max_failed)
+    orders, only = (repair.orders, repair.alone) if repair else ({}, False)
+    task = RenderTask(run, pools, orders, only, term, limit)
+    shards, done = {shard.id for shard in task.shards()}, task.done()
+    undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    ledger = _start_ledger(task)
     schemas = {generation: run.read_plan(generation)["manifest_schema"] for generation in run.generations()}
-    pools = [Pool(spec, run, config, schemas, ledger, undone, task.repair.term) for spec in config.pools]
-    lookout = _Lookout(ledger, run, {shard.id for shard in undone} - task.repair.orders.keys())
+    ledger = _start_ledger(task)
+    every = [Pool(spec, run, config, schemas, ledger, term) for spec in pools]
     try:
-        with lookout:
-            return _Watch(ledger, [pool for pool in pools if pool.tickets], config, on_progress, stop).until_over()
+        with _Lookout(ledger, run, undone - orders.keys()):
+            result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))
     finally:
+        for pool in every:
+            pool.end()
         ray.kill(ledger)
+    if not result.interrupted and (left := shards - orders.keys() - run.done_shards()):
+        raise RenderError(
+            f"{len(left):,} of {len(shards):,} planned shards have no manifest in {run.url}, though the ledger says "
+            "that all are done: do the workers see another folder? The same command goes on where it stopped"
+        )
+    return result
 
 
-def _start_ledger(task: _Task) -> Any:
-    """On this node, with no CPU of its own; alive before any worker asks."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+def _num_gpus(asked: float | None) -> float:
+    """What was not resolved before is what this Ray has at this moment."""
+    return resolve_gpus({}, local=True) if asked is None else asked
+
+
+def _start_ledger(task: RenderTask) -> Any:
+    """On the driver's own node, with no CPU of its own: where the driver lives it lives."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    ledger: Any = ray.remote(_LedgerActor).options(**options).remote(task)
-    ray.get(ledger.snapshot.remote())
-    return ledger
+    return ray.remote(LedgerActor).options(**options).remote(task)
 
 
 class _Lookout:
@@ -161,9 +149,7 @@ class _Lookout:
 
     def _keep(self, look: Callable[[], None], every_s: float) -> None:
         while not self._over.wait(every_s):
-            try:
-                look()
-            except (StorageError, ray.exceptions.RayError) as error:
+            if (error := raised_by(look)) is not None and not self._over.is_set():
                 log.warning("%s", error)
 
     def _manifests(self) -> None:
@@ -172,13 +158,12 @@ class _Lookout:
             self.undone -= found
 
     def _drains(self) -> None:
-        with suppress(ray.exceptions.RaySystemError):  # a driver behind ray:// is not told
-            if nodes := cluster.get_draining_nodes():
-                ray.get(self.ledger.drain.remote(list(nodes)))
+        if nodes := draining_nodes():
+            ray.get(self.ledger.drain.remote(list(nodes)))
 
 
 class _Watch:
-    """The main thread's loop: progress, capacity, restarts of a dataset that ended early, and the end of the run."""
+    """The main thread's loop: progress, actors, capacity, and the end of the run."""
 
     def __init__(
         self,
@@ -191,23 +176,34 @@ class _Watch:
         self.ledger, self.pools, self.config, self.on_progress, self.stop = ledger, pools, config, on_progress, stop
         self.started = self.moved = time.monotonic()
         self.stopping = False
+        self._hopeless: str | None = None  # why what is left can be rendered by nobody
         self._seen: object = None
         self._rate = _Rate()
+        self._lack, self._lack_at = "", 0.0
 
-    def until_over(self) -> RenderResult:
-        """Raises RenderError where the run cannot go on."""
-        for pool in self.pools:
-            pool.start()
+    def until_over(self, shards: int) -> RenderResult:
+        """shards: that the ledger must know of. Raises RenderError where the run cannot go on."""
         while True:
-            if self.stop is not None and self.stop.is_set() and not self.stopping:
-                self.stopping = True
-                self._ask("stop")
+            if self.stop is not None and self.stop.is_set():
+                self._stop()
             snapshot: Snapshot = self._ask("snapshot")
-            self.on_progress(self._progress(snapshot))
+            if snapshot.loaded and snapshot.shards != shards:
+                raise RenderError(f"the ledger sees {snapshot.shards:,} planned shards, this driver {shards:,}")
+            waiting = self._waiting(snapshot)
+            self.on_progress(self._progress(snapshot, waiting))
             if snapshot.finished:
                 return self._over(snapshot)
-            self._keep_going(snapshot)
+            self._look_at_time(snapshot, waiting)
+            if snapshot.loaded:
+                for pool in self.pools:
+                    pool.tend(snapshot, self.stopping)
+                self._look_at_lost_pools(snapshot)
             time.sleep(POLL_S)
+
+    def _stop(self) -> None:
+        if not self.stopping:
+            self.stopping = True
+            self._ask("stop")
 
     def _ask(self, method: str) -> Any:
         try:
@@ -216,27 +212,30 @@ class _Watch:
             raise RenderError(f"the ledger did not answer for {self.config.no_progress_s:.0f} s") from None
 
     def _over(self, snapshot: Snapshot) -> RenderResult:
-        if snapshot.fatal:
-            raise RenderError(snapshot.fatal)
+        if self._hopeless or snapshot.fatal:
+            raise RenderError(self._hopeless or snapshot.fatal)
         return _result(snapshot, time.monotonic() - self.started, snapshot.shards_done < snapshot.shards)
 
-    def _keep_going(self, snapshot: Snapshot) -> None:
-        if self._moves(snapshot) != self._seen or self._lacks_capacity(snapshot):
+    def _look_at_lost_pools(self, snapshot: Snapshot) -> None:
+        """Where shards are left that only pools without actors may serve, the others finish what they have in work."""
+        out = {pool.spec.name: pool.unfit for pool in self.pools if pool.is_out}
+        stuck = [pools for pools in snapshot.free if out.keys() >= set(pools)]
+        if stuck and not self._hopeless:
+            shards = sum(snapshot.free[pools] for pools in stuck)
+            reasons = "; ".join(f"pool {name}: {out[name]}" for name in dict.fromkeys(stuck[0]))
+            self._hopeless = f"no actor is left that can render {shards:,} shards: {reasons}"
+            self._stop()
+
+    def _look_at_time(self, snapshot: Snapshot, waiting: str | None) -> None:
+        """Raises RenderError where nothing went on for too long; waiting for the cluster is no reason to end."""
+        if self._moves(snapshot) != self._seen or (waiting and not snapshot.leased and self._may_wait(snapshot)):
             self._seen, self.moved = self._moves(snapshot), time.monotonic()
         if time.monotonic() - self.moved > self.config.no_progress_s:
             raise RenderError(
                 f"no progress in {self.config.no_progress_s:.0f} s: {snapshot.leased} shards in work at "
                 f"{snapshot.workers} workers, {snapshot.deaths} workers died; "
-                + (snapshot.errors[-1] if snapshot.errors else "no error was reported")
+                + (snapshot.errors[-1] if snapshot.errors else waiting or "no error was reported")
             )
-        for pool in self.pools:
-            if pool.running or self.stopping:
-                continue
-            if pool.starts > RESTARTS:
-                raise RenderError(f"pool {pool.spec.name} ended {pool.starts} times with shards undone: {pool.error}")
-            if pool.error:
-                log.warning("pool %s is started again: %s", pool.spec.name, pool.error)
-            pool.start()
 
     @staticmethod
     def _moves(snapshot: Snapshot) -> object:
@@ -244,11 +243,11 @@ class _Watch:
         stats = [snapshot.stats.get(name, 0) for name in ("unet_calls", "images", "isolated_moves")]
         return snapshot.rows_done, snapshot.images_in_work, snapshot.deaths, stats
 
-    def _lacks_capacity(self, snapshot: Snapshot) -> bool:
-        """Whether nothing is in work because a pool waits for the cluster: that is no reason to end."""
-        return not snapshot.workers or (not snapshot.leased and self._waiting(snapshot) is not None)
+    def _may_wait(self, snapshot: Snapshot) -> bool:
+        """A cluster may take its time to give an actor a place; an actor that has one may not take for ever to load."""
+        return not snapshot.workers and any(pool.handles for pool in self.pools)
 
-    def _progress(self, snapshot: Snapshot) -> Progress:
+    def _progress(self, snapshot: Snapshot, waiting: str | None) -> Progress:
         done = min(snapshot.rows, snapshot.rows_done + snapshot.images_in_work)
         rate = self._rate.of(done)
         return Progress(
@@ -260,13 +259,27 @@ class _Watch:
             mean_steps=snapshot.steps / snapshot.ok if snapshot.ok else None,
             images_per_second=rate,
             eta_s=(snapshot.rows - done) / rate if rate else None,
-            waiting=self._waiting(snapshot),
+            waiting=waiting,
             workers=snapshot.workers,
         )
 
     def _waiting(self, snapshot: Snapshot) -> str | None:
-        missing = [pool.wants for pool in self.pools if pool.spec.name not in snapshot.pools and pool.running]
-        return f"waiting for {missing[0]}" if missing and not snapshot.finished else None
+        """What a pool, or the whole run, cannot go on without."""
+        if snapshot.finished:
+            return None
+        if not snapshot.loaded:
+            return f"waiting for {snapshot.errors[-1] if snapshot.errors else 'the ledger'}"
+        missing = [pool for pool in self.pools if pool.unplaced(snapshot) and pool.spec.name not in snapshot.pools]
+        if missing:
+            return f"waiting for {missing[0].spec.wants}: {self._what_is_lacking(missing[0])}"
+        stages = [] if snapshot.leased else snapshot.stages
+        return f"waiting for a worker: {stages[0]}" if stages else None
+
+    def _what_is_lacking(self, pool: Pool) -> str:
+        """By the cluster, which is asked now and then."""
+        if time.monotonic() - self._lack_at > CAPACITY_S:
+            self._lack, self._lack_at = waiting_for(pool.spec.request, pool.has_lived), time.monotonic()
+        return self._lack
 
 
 class _Rate:

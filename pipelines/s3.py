@@ -5,15 +5,19 @@ Imported by `pipelines.folder` in the process that uses it; waiting and trying a
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import s3fs
 from botocore import exceptions as boto
+from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.session import Session
 from fsspec.asyn import sync
 
-from pipelines.backends import Fault, Timeouts
+from pipelines.backends import NO_BUCKET, NO_CREDENTIALS, REFUSED, UNREACHABLE, Fault, Reach, Timeouts
 
 WHOLE_PUT = 5 * 2**29  # s3fs sends up to twice its chunk size, here S3's own limit of 5 GiB, in one PUT
 POOL = 32  # connections a process
@@ -32,7 +36,7 @@ class S3Backend:
         self, url: str, endpoint_url: str | None, region: str | None, put_options: Mapping[str, Any], timeouts: Timeouts
     ) -> None:
         self.bucket, _, self.prefix = url.partition("://")[2].partition("/")
-        self.endpoint_url = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self.endpoint_url, self.endpoint_from = _endpoint(endpoint_url)
         self.conditional = True
         self.fs = s3fs.S3FileSystem(
             endpoint_url=endpoint_url,
@@ -143,6 +147,19 @@ class S3Backend:
         for failed in answer.get("Errors", []):
             raise boto.ClientError({"Error": {"Code": failed.get("Code", "InternalError")}}, "DeleteObjects")
 
+    def reach(self) -> Reach:
+        """By botocore's own search, in the session that makes the requests."""
+        url = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
+        return Reach(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
+
+    def _credentials(self) -> str:
+        try:
+            sync(self.fs.loop, self.fs.set_session)
+            found = sync(self.fs.loop, self.fs.session.get_credentials)
+        except (OSError, boto.BotoCoreError):
+            return "none"
+        return _credentials_from(found.method) if found else "none"
+
     def diagnose(self, error: BaseException) -> Fault:
         """By the server's error code, the HTTP status, or the kind of the client's exception."""
         code, status = _response(error)
@@ -153,6 +170,7 @@ class S3Backend:
                 "no usable credentials were found",
                 "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
                 retryable=self.served,
+                kind=NO_CREDENTIALS,
             )
         if isinstance(error, boto.ParamValidationError):
             return Fault(f"{self.bucket!r} is no valid name of a bucket", "Correct the URL")
@@ -164,27 +182,33 @@ class S3Backend:
             f"{self._place()} cannot be reached ({type(error).__name__})",
             "Check that it runs and that the endpoint URL and the network are right",
             retryable=True,
+            kind=UNREACHABLE,
         )
 
     def _diagnose_answer(self, code: str, status: int) -> Fault:
         if code in ("NoSuchKey", "404"):
             return Fault("no such object", absent=True)
         if code == "NoSuchBucket":
-            return Fault(f"there is no bucket {self.bucket!r} at {self._place()}", "Create it or correct its name")
+            remedy = "Create it or correct its name"
+            return Fault(f"there is no bucket {self.bucket!r} at {self._place()}", remedy, kind=NO_BUCKET)
         if code in _EXPIRED or (code == "400" and status == 400):  # a HEAD has no body to say that the token expired
-            return Fault("the credentials have expired", "Refresh them", retryable=True, reconnect=True)
+            return Fault("the credentials have expired", "Refresh them", retryable=True, reconnect=True, kind=REFUSED)
         if code in _FAULTS:
-            return Fault(*_FAULTS[code])
+            return Fault(*_FAULTS[code], kind=REFUSED if code in _REFUSALS else "")
         if code in _PASSING or status >= 500 or status in (408, 409, 429):
             return Fault(f"{self._place()} answered {code or status}", "Try again later", retryable=True)
         if status in (301, 307, 308):
             return Fault(*_FAULTS["PermanentRedirect"])
         if status in (401, 403):
-            return Fault(*_FAULTS["AccessDenied"])
+            return Fault(*_FAULTS["AccessDenied"], kind=REFUSED)
         return Fault(f"{self._place()} answered {code or status}", "Look it up in the manual of the store")
 
     def _place(self) -> str:
-        return self.endpoint_url or "S3"
+        """The endpoint without what may be secret in it: an environment may hold a user and a password there."""
+        if not self.endpoint_url:
+            return "S3"
+        place = urlsplit(self.endpoint_url)
+        return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
 
 
 _NO_CREDENTIALS = (
@@ -236,6 +260,34 @@ _FAULTS = {
     "InvalidArgument": ("the store does not take an argument of the request", "Check storage.put_options"),
     "NotImplemented": ("the store cannot do this", "Check storage.put_options, or use another store"),
 }
+
+
+_REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
+
+
+def _endpoint(of_the_job: str | None) -> tuple[str | None, str]:
+    """The URL that botocore will use, None for AWS, and where it was found."""
+    if of_the_job:
+        return of_the_job, "storage.endpoint_url of the job"
+    session = Session()
+    try:
+        if session.get_config_variable("ignore_configured_endpoint_urls"):
+            return None, "AWS itself"
+        files = (session.full_config, session.get_scoped_config())
+        found = ConfiguredEndpointProvider(*files, "s3").provide()
+    except boto.BotoCoreError:  # a profile or a file that is not there: the request itself says so
+        found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    named = [name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if found and os.environ.get(name)]
+    if named:
+        return found, f"{named[0]} in the environment"
+    return (found, "endpoint_url of the AWS configuration") if found else (None, "AWS itself")
+
+
+def _credentials_from(method: str) -> str:
+    """A name of botocore's in plain words."""
+    if method == "env":
+        return "the environment"
+    return "a role" if "role" in method else "a profile"
 
 
 def _response(error: BaseException) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import re
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from pipelines.ranges import RangeFile
 
 JOB = "job.yaml"
 READERS = 8
+RELEASED, DIED = ".released", ".died"  # endings of what is said of an attempt once it is over
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,80}", re.ASCII)
 _TRY = pa.struct(
     [("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", pa.map_(pa.string(), pa.float64()))],
@@ -181,16 +182,32 @@ class RunFolder(Folder):
             for start in range(0, len(shards), 4 * READERS):
                 yield from pool.map(self.read_manifest, shards[start : start + 4 * READERS])
 
-    def begin_attempt(self, shard: str) -> Attempt:
-        """Write down that work on a shard starts, before it does: a worker that dies is counted."""
+    def begin_attempt(self, shard: str, epoch: int | None = None, node: str | None = None) -> Attempt:
+        """Write down that work on a shard starts, before it does. epoch: of the driver; node: Ray's id of it."""
         attempt = Attempt(shard, self.num_attempts(shard) + 1, secrets.token_hex(4))
-        note = {"host": socket.gethostname(), "started_at": datetime.now(UTC).isoformat()}
+        note = {"host": socket.gethostname(), "epoch": epoch, "node": node, "started_at": _now()}
         self.write(f"attempts/{shard}/{attempt.name}", json.dumps(note).encode("utf-8"))
         return attempt
 
     def release_attempt(self, attempt: Attempt) -> None:
         """Say that an attempt was given up cleanly; it no longer counts."""
-        self.write(f"attempts/{attempt.shard}/{attempt.name}.released", b"{}")
+        self.write(f"attempts/{attempt.shard}/{attempt.name}{RELEASED}", b"{}")
+
+    def mark_death(self, shard: str, reason: str) -> None:
+        """Say of a shard's newest open attempt that its process died, on a node and under a driver that live.
+
+        Only these deaths lead to isolation: a driver or a node that dies takes innocent shards with it.
+        """
+        names = self.names(f"attempts/{shard}")
+        ended = {name.rpartition(".")[0] for name in names if "." in name}
+        if begun := sorted((name for name in names if "." not in name and name not in ended), key=_number):
+            note = json.dumps({"reason": reason, "died_at": _now()})
+            self.write(f"attempts/{shard}/{begun[-1]}{DIED}", note.encode("utf-8", "replace"))
+
+    def deaths(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of each shard's attempts whose process died, by one listing; shards with none are left out."""
+        found = {shard: tuple(_number(n) for n in names if n.endswith(DIED)) for shard, names in self._attempts()}
+        return {shard: numbers for shard, numbers in found.items() if numbers}
 
     def num_attempts(self, shard: str) -> int:
         """Attempts of one shard that were started and not released."""
@@ -198,11 +215,14 @@ class RunFolder(Folder):
 
     def attempts(self) -> dict[str, int]:
         """Attempts of each shard that were started and not released, by one listing; shards with none are left out."""
+        return {shard: count for shard, names in self._attempts() if (count := _counted(names))}
+
+    def _attempts(self) -> Iterable[tuple[str, list[str]]]:
         names: dict[str, list[str]] = {}
         for key, _ in self.walk("attempts"):
             _, shard, name = key.split("/", 2)
             names.setdefault(shard, []).append(name)
-        return {shard: count for shard, found in names.items() if (count := _counted(found))}
+        return names.items()
 
     @staticmethod
     def image_key(shard: str, attempt: Attempt, name: str, ext: str) -> str:
@@ -248,5 +268,15 @@ def _table(data: bytes) -> pa.Table:
 
 
 def _counted(names: list[str]) -> int:
-    kinds = Counter(name.endswith(".released") for name in names)
+    kinds = Counter(name.endswith(RELEASED) for name in names if not name.endswith(DIED))
     return kinds[False] - kinds[True]
+
+
+def _number(name: str) -> int:
+    """Of an attempt, by its name."""
+    number = name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -6,13 +6,14 @@ No Ray and no engine: where a row's picture comes from, and why an attempt is dr
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from actors.rows import Picture, Row, SamplerConfig
+from actors.rows import EngineBroken, Picture, Row, SamplerConfig
+from pipelines.boundary import raised_by
 from pipelines.folder import StorageError
 from pipelines.manifest import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.scoring import ShardScores
@@ -67,20 +68,22 @@ class Work:
     _rendering: set[Future] = field(default_factory=set)
     _committing: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def dropped(self) -> bool:
         """Whether it was given up, and did not fail."""
         return isinstance(self.error, Dropped)
 
-    def render(self, submit: Submit, writers: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    def render(self, submit: Submit, writers: Executor, in_work: int = IN_WORK) -> list[dict[str, Any]]:
         """Every row's manifest columns; every picture is stored. Raises what ended the attempt.
 
-        What was written is deleted where not all of it could be: no manifest will name it.
+        What was written is deleted where not all of it could be: no manifest will name it. in_work: rows that are
+        submitted and not yet stored, at most.
         """
         complete = False
         try:
-            results = self._results(submit, writers)
+            results = self._results(submit, writers, in_work)
             packed = self.sink.close()
             complete = True
         finally:
@@ -117,9 +120,9 @@ class Work:
             self.sink.run.release_attempt(self.sink.attempt)
             self.sink.discard()
 
-    def _results(self, submit: Submit, writers: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    def _results(self, submit: Submit, writers: Executor, in_work: int) -> list[dict[str, Any]]:
         """One manifest row (its place still open in packed layouts) for each planned row, in their order."""
-        room = threading.BoundedSemaphore(IN_WORK)
+        room = threading.BoundedSemaphore(max(1, in_work))
         results: list[Future[dict[str, Any]]] = []
         for row in self.rows:
             if self.error:
@@ -158,14 +161,17 @@ class Work:
         return rendered
 
     def _store(self, row: dict[str, Any], rendered: "Future[Picture]") -> dict[str, Any]:
-        """On a writer's thread: the row's manifest columns. Raises StorageError, which ends the attempt."""
+        """On a writer's thread: the row's manifest columns. Raises what ends the attempt: a store, a broken engine."""
         if self.error:
             raise self.error
         sink, error = self.sink, rendered.exception()
+        if isinstance(error, EngineBroken):
+            raise error
         if isinstance(error, BadRow):
             return failed_row(row, sink.shard, sink.attempt, *error.args)
         self.span.reach()
-        self.images += 1
+        with self._counting:
+            self.images += 1
         if self.scores:
             self.scores.add(row, None if error is not None else rendered.result().image)
         if error is not None:
@@ -191,7 +197,19 @@ def settled(result: Any) -> "Future[Any]":
     return future
 
 
-def _then(first: Future, pool: ThreadPoolExecutor, call: Callable[[Future], Any]) -> "Future[Any]":
+class Inline(Executor):
+    """Runs what is submitted at once, in the thread that submits it: for pictures that come one at a time."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """A future that is settled."""
+        future: Future[Any] = Future()
+        error = raised_by(lambda: future.set_result(fn(*args, **kwargs)))
+        if error is not None:
+            future.set_exception(error)
+        return future
+
+
+def _then(first: Future, pool: Executor, call: Callable[[Future], Any]) -> "Future[Any]":
     """The future of call(first), which runs on the pool once `first` is settled."""
     second: Future[Any] = Future()
 

@@ -1,8 +1,8 @@
-"""RenderWorker: what spends a ticket. It leases a shard, renders every row, stores the pictures, commits the manifest.
+"""RenderWorker: an actor that leases shards, renders every row, stores the pictures and commits the manifest.
 
-Ray Data makes it an actor with two calls at a time, so that the lanes never drain between two shards. It never raises:
-what a shard raises is reported to the ledger. Told to leave (SIGTERM, or its node is drained) it drops what is not yet
-committed, says so, and ends its process; its tickets go to others.
+It never raises: what a shard raises is reported to the ledger, and a process that cannot render says why and does not
+lease. Two shards are in hand at a time, so that the lanes never drain between them. Told to leave (SIGTERM, or its node
+is drained) it drops what is not yet committed, says so, and ends its process.
 """
 
 import logging
@@ -12,34 +12,37 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
-from actors.rows import SamplerConfig
+from actors.rows import EngineBroken, SamplerConfig
+from pipelines.boundary import raised_by
 from pipelines.epochs import Term
-from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
-from pipelines.ledger import HEARTBEAT_S, MAX_ATTEMPTS
+from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Unfit, Worker
+from pipelines.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
+from pipelines.manifest import outcome_counts
 from pipelines.models import ModelSource
-from pipelines.repair import Order, replace_manifest
+from pipelines.precision import keep_dtype, settled_dtype
+from pipelines.proof import prove
+from pipelines.repair import replace_manifest
 from pipelines.scoring import ScorerSource, ShardScores, load_scorer
 from pipelines.sinks import Sink
 from pipelines.store import RunFolder, manifest_key, schema_from_json
 from pipelines.watchdog import Submit, Watchdog
-from pipelines.work import Dropped, Span, Work, engine_row, settled
+from pipelines.work import IN_WORK, Dropped, Inline, Span, Work, engine_row, settled
 
 if TYPE_CHECKING:
     from actors.sampler import DDIMSampler
 
 log = logging.getLogger(__name__)
 POLL_S = 0.3
-DTYPE_KEY = "plan/dtype"
+SLOTS = 2  # shards in hand
 WRITERS = 8
 LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under way; a pod has 30 s by default
 
@@ -48,7 +51,8 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 class WorkerJob:
     """All that a worker of one pool needs. schemas: of each generation's manifests, as plan.json has them.
 
-    row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver that repairs.
+    row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
+    `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
     """
 
     run: RunFolder
@@ -61,35 +65,87 @@ class WorkerJob:
     scorers: tuple[ScorerSource, ...] = ()
     row_timeout_s: float | None = None
     term: Term | None = None
+    auto_dtype: str = "float32"
 
 
 class RenderWorker:
-    """A ticket in, the ticket out. `__init__` does nothing that can raise: an actor whose does is not replaced."""
+    """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
 
-    def __init__(self, job: WorkerJob, ledger: Any):
+    def __init__(self, job: WorkerJob, ledger: Any = None):
         self.job, self.ledger = job, ledger
         self._lock = threading.Lock()
         self._sampler: DDIMSampler | None = None
         self._scorer: Any = None
         self._scoring = threading.Lock()
         self._worker: Worker | None = None
-        self._slots: dict[int, int] = {}
+        self._serving: Future[Unfit | None] | None = None
+        self._stage = "starting"
         self._works: dict[str, Work] = {}
+        self._answered_at = time.monotonic()
         self._leaving, self._handing = False, threading.Lock()
+        self._ending = threading.Lock()  # held by the thread that ends the process
         self._isolated_moves = 0
         self._watchdog = Watchdog(job.row_timeout_s, self._engine_stats)
         self._writers = ThreadPoolExecutor(WRITERS, "writer")
         self._span = Span()
         self._heed_sigterm()
 
-    def __call__(self, ticket: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """ticket -> ticket: at most one shard is rendered in between."""
-        slot = self._slot()
-        while self._leaving or (lease := self._ask("lease", slot)) == WAIT:
-            time.sleep(POLL_S)
-        if lease != DONE:
-            self._serve(slot, lease)
-        return ticket
+    def serve(self, ledger: Any) -> Unfit | None:
+        """Leases, renders and commits until nothing is left for this worker. Unfit: why it cannot.
+
+        A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
+        constructor was given a handle may not be started again.
+        """
+        with self._lock:
+            self.ledger = ledger
+            serving, mine = self._serving, self._serving is None
+            if serving is None:
+                serving = self._serving = Future()
+        if mine:
+            outcome: list[Unfit | None] = []
+            error = raised_by(lambda: outcome.append(self._serve_all()))
+            self._serving = None
+            serving.set_exception(error) if error else serving.set_result(outcome[0])
+        return serving.result()
+
+    def _serve_all(self) -> Unfit | None:
+        self._introduce()
+        if (error := raised_by(self._prepare)) is not None:
+            log.error("this worker cannot render", exc_info=error)
+            return Unfit(f"{type(error).__name__}: {error}")
+        with ThreadPoolExecutor(SLOTS, "slot") as slots:
+            for ended in [slots.submit(self._serve_slot, number) for number in range(SLOTS)]:
+                ended.result()
+        return None
+
+    def _introduce(self) -> None:
+        """The first call makes this process known and starts its heartbeat."""
+        if self._worker is None:
+            context = ray.get_runtime_context()
+            self._worker = Worker(
+                context.get_actor_id() or "local", secrets.token_hex(4), self.job.pool, context.get_node_id()
+            )
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _prepare(self) -> None:
+        """Before the first lease: that this process sees the run folder, and that its engine works."""
+        if self.job.term is not None:
+            prove(self.job.run, self.job.term.proof)
+        self._stage = "loading the model"
+        self._loaded()
+        self._stage = ""
+
+    def _serve_slot(self, number: int) -> None:
+        assert self._worker is not None
+        slot = Slot(self._worker, number)
+        while True:
+            lease: Lease | str = WAIT if self._leaving else self._ask("lease", slot)
+            if isinstance(lease, Lease):
+                self._serve_shard(slot, lease)
+            elif lease == DONE:
+                return
+            else:
+                time.sleep(POLL_S)
 
     def _heed_sigterm(self) -> None:
         """Ray runs __init__ in the main thread; its own handler would let the running calls go on to their end."""
@@ -104,54 +160,69 @@ class RenderWorker:
         """
         from pipelines.isolation import end_children
 
-        deadline = threading.Timer(LEAVE_S, os._exit, (1,))
-        deadline.daemon = True
-        deadline.start()
-        with self._handing:
-            self._leaving = True
-        log.warning("this worker leaves: %s", reason)
-        dropped = {shard: work for shard, work in list(self._works.items()) if work.drop(COMMIT_S)}
-        end_children()
-        for shard, work in dropped.items():
-            work.clear_away()
-            assert self._worker is not None  # it has leased
+        with self._ending:  # for good: this process ends
+            deadline = threading.Timer(LEAVE_S, os._exit, (1,))
+            deadline.daemon = True
+            deadline.start()
+            with self._handing:
+                self._leaving = True
+            log.warning("this worker leaves: %s", reason)
+            dropped = {shard: work for shard, work in list(self._works.items()) if work.drop(COMMIT_S)}
+            end_children()
+            for shard, work in dropped.items():
+                work.clear_away()
+                assert self._worker is not None  # it has leased
+                with suppress(ray.exceptions.RayError):
+                    ray.get(self.ledger.release.remote(Slot(self._worker, 0), shard), timeout=HEARTBEAT_S)
+            os._exit(1)  # Ray starts the actor again, where there is room for it
+
+    def _end_broken(self, reason: str) -> None:
+        """The engine is of no use, and with it this process: what it holds counts as attempts, and others take it."""
+        with self._ending:
+            log.error("this worker ends: %s", reason)
             with suppress(ray.exceptions.RayError):
-                ray.get(self.ledger.release.remote(Slot(self._worker, 0), shard), timeout=HEARTBEAT_S)
-        os._exit(1)  # Ray starts the actor again, where there is room for it
+                ray.get(self.ledger.broke.remote(self._worker, reason), timeout=LEASE_TIMEOUT_S)
+            os._exit(1)
 
-    def _slot(self) -> Slot:
-        """The calling thread's slot; the first call makes this process known and starts its heartbeat."""
-        with self._lock:
-            if self._worker is None:
-                actor = ray.get_runtime_context().get_actor_id() or "local"
-                node = ray.get_runtime_context().get_node_id()
-                self._worker = Worker(actor, secrets.token_hex(4), self.job.pool, node)
-                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-            number = self._slots.setdefault(threading.get_ident(), len(self._slots))
-            return Slot(self._worker, number)
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        return ray.get(getattr(self.ledger, method).remote(*args))
+    def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        return ray.get(getattr(self.ledger, method).remote(*args), timeout=timeout_s)
 
     def _beat(self) -> None:
-        """Until the process ends. A ledger that is being restarted is asked again a second later."""
+        """Until the process ends, whatever is raised meanwhile. A ledger that is away is asked again a second later."""
+        interval_s = HEARTBEAT_S
+
+        def beat() -> None:
+            nonlocal interval_s
+            asked = self.ledger.beat.options(max_task_retries=0).remote(self._news())
+            answer = ray.get(asked, timeout=LEASE_TIMEOUT_S)
+            self._answered_at, interval_s = time.monotonic(), max(HEARTBEAT_S, answer.interval_s)
+            self._heed(answer)
+
         while True:
-            try:
-                self._heed(self._ask("beat", self._news()))
-            except ray.exceptions.RayError as error:
+            if (error := raised_by(beat)) is not None:
                 log.warning("no heartbeat: %s", error)
-            time.sleep(HEARTBEAT_S)
+                interval_s = HEARTBEAT_S
+                self._drop_if_cut_off()
+            time.sleep(interval_s)
+
+    def _drop_if_cut_off(self) -> None:
+        """Its leases have run out where nobody has answered for so long: others work on its shards by now."""
+        if time.monotonic() - self._answered_at > LEASE_TIMEOUT_S:
+            for shard, work in list(self._works.items()):
+                if work.drop():
+                    log.warning("shard %s is dropped: the ledger has not answered for too long", shard)
 
     def _news(self) -> Beat:
         assert self._worker is not None
-        return Beat(self._worker, {shard: work.images for shard, work in list(self._works.items())}, self._stats())
+        images = {shard: work.images for shard, work in list(self._works.items())}
+        return Beat(self._worker, images, self._stats(), self._stage)
 
     def _heed(self, answer: Answer) -> None:
         if answer.leave:
             self._leave("its node is being drained")
-        for shard in answer.done:
+        for shard in answer.drop:
             if (work := self._works.get(shard)) and work.drop():
-                log.info("shard %s was committed by another worker; this attempt is dropped", shard)
+                log.info("shard %s is another worker's now; this attempt is dropped", shard)
 
     def _engine_stats(self) -> dict[str, float]:
         return dict(self._sampler.stats()) if self._sampler else {}
@@ -159,45 +230,48 @@ class RenderWorker:
     def _stats(self) -> dict[str, float]:
         return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
 
-    def _serve(self, slot: Slot, lease: Lease) -> None:
-        try:
-            counts = self._render(lease)
-        except Dropped:
+    def _serve_shard(self, slot: Slot, lease: Lease) -> None:
+        counts: dict[str, Any] = {}
+        error = raised_by(lambda: counts.update(self._render(lease)))  # the worker's boundary
+        if isinstance(error, EngineBroken) or (error is not None and self._sampler and self._sampler.broken):
+            self._end_broken(f"{type(error).__name__}: {error}")
+        self._works.pop(lease.shard.id, None)
+        if isinstance(error, Dropped):
             self._ask("release", slot, lease.shard.id)
-        except Exception as error:  # the worker's boundary: Ray would end the dataset, the ledger leases again
-            log.exception("shard %s", lease.shard.id)
+        elif error is not None:
+            log.error("shard %s", lease.shard.id, exc_info=error)
             self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
         else:
             self._ask("beat", self._news())  # first: after the last shard's end nobody asks for the figures
             self._ask("finish", slot, lease.shard.id, counts)
-        finally:
-            self._works.pop(lease.shard.id, None)
 
-    def _render(self, lease: Lease) -> dict[str, int]:
+    def _render(self, lease: Lease) -> dict[str, Any]:
         """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
         run, shard, order = self.job.run, lease.shard, lease.order
         if lease.failures and self._is_done(lease):  # committed by who did not live to say so
-            return _counts(run.read_manifest(shard.id), order)
+            return outcome_counts(run.read_manifest(shard.id), order)
         schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
         mending = order.mending(run, shard.part, shard.row_group, schema) if order else None
         rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
+        bad = {row["id"] for row in rows if row["error_type"]}
         work = self._begin(shard, rows)
         try:
-            finished = work.render(self._submitter(lease, rows), self._writers)
+            finished = self._finished(lease, work)
             table = mending.manifest(finished) if mending else pa.Table.from_pylist(finished, schema=schema)
             if work.commit(partial(self._commit, lease, table)):
-                return _counts(table, order)
+                return outcome_counts(table, order, bad)
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
             work.sink.discard()
         except Dropped:
             work.clear_away()
             if not self._is_done(lease):
                 raise
-        return _counts(run.read_manifest(shard.id), order)
+        return outcome_counts(run.read_manifest(shard.id), order, bad)
 
     def _begin(self, shard: Shard, rows: list[dict[str, Any]]) -> Work:
         """Written down in the run folder before anything is done; known to `_leave` from here on."""
-        attempt = self.job.run.begin_attempt(shard.id)
+        term, worker = self.job.term, self._worker
+        attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
         work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows))
         with self._handing:
@@ -221,22 +295,26 @@ class RenderWorker:
         replace_manifest(run, term, shard, table)
         return True
 
-    def _submitter(self, lease: Lease, rows: list[dict[str, Any]]) -> Submit:
-        """How a row gets its picture: by the engine, or where workers keep dying, in a process apart."""
-        if all(row["error_type"] for row in rows):
-            return lambda row: settled(AssertionError(row.id))  # no row needs the model
-        if lease.failures >= MAX_ATTEMPTS:
-            return self._isolated(rows)
-        return self._watchdog.watched(self._loaded().submit)
+    def _finished(self, lease: Lease, work: Work) -> list[dict[str, Any]]:
+        """The rows rendered: by the engine, or where workers keep dying over them, in a process apart."""
+        if all(row["error_type"] for row in work.rows):
+            return work.render(lambda row: settled(AssertionError(row.id)), self._writers)  # no row needs the model
+        if lease.isolate:
+            return work.render(self._isolated(work.rows), Inline(), in_work=len(work.rows))
+        return work.render(self._watchdog.watched(self._loaded().submit), self._writers, IN_WORK)
 
     def _loaded(self) -> "DDIMSampler":
-        """The sampler with its model on the device; loaded by the first call, under the lock."""
+        """The sampler with its model on the device, tried on a known-good row; by the first call, under the lock."""
         with self._lock:
             if self._sampler is None:
                 from actors.sampler import DDIMSampler  # torch is imported where pictures are made, not by a driver
 
-                self._sampler = DDIMSampler(self._settings())
-            self._sampler.load()
+                settings = self._settings()
+                sampler = DDIMSampler(settings)
+                sampler.load()
+                if self.job.sampler.dtype == "auto":
+                    keep_dtype(self.job.run, settings.dtype)
+                self._sampler = sampler
             return self._sampler
 
     def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
@@ -249,43 +327,21 @@ class RenderWorker:
         return ShardScores(self._scorer, rows, self._scoring)
 
     def _settings(self) -> SamplerConfig:
-        """The job's, with the folder of the checkpoint on this node."""
-        source, dtype = self.job.model, settle_dtype(self.job.run, self.job.sampler)
+        """The job's, with the folder of the checkpoint on this node and the run's precision."""
+        source, dtype = self.job.model, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype)
         return replace(self.job.sampler, model_path=source.local(), variant=source.variant, dtype=dtype)
 
     def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
         """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
-        from pipelines.isolation import SILENCE_S, render_isolated
+        from pipelines.isolation import SILENCE_S, IsolatedRows
 
         with self._lock:
             if self._sampler is not None:
                 self._sampler.close()
                 self._sampler = None
         good = [engine_row(row) for row in rows if not row["error_type"]]
-        pictures = render_isolated(self._settings(), good, self.job.row_timeout_s or SILENCE_S, self._isolated_moved)
-        return lambda row: settled(pictures[row.id])
+        silence_s = self.job.row_timeout_s or SILENCE_S
+        return IsolatedRows(self._settings(), good, silence_s, self._isolated_moved).submit
 
     def _isolated_moved(self) -> None:
         self._isolated_moves += 1
-
-
-def settle_dtype(run: RunFolder, sampler: SamplerConfig) -> str:
-    """The run's precision: what `auto` meant to its first worker holds for all, on whatever device they are."""
-    if sampler.dtype != "auto":
-        return sampler.dtype
-    from actors.diffusion import resolve_device, resolve_dtype
-
-    chosen = str(resolve_dtype("auto", resolve_device(sampler.device))).removeprefix("torch.")
-    run.create(DTYPE_KEY, chosen.encode())
-    return run.read(DTYPE_KEY).decode()
-
-
-def _counts(manifest: pa.Table, order: Order | None) -> dict[str, int]:
-    """Of a shard's rows; of a repair those that were to be rendered again."""
-    rows = manifest.select(["id", "status", "num_steps"]).to_pylist()
-    if order:
-        again = set(order.ids)
-        rows = [row for row in rows if row["id"] in again]
-    statuses = [row["status"] for row in rows]
-    steps = sum(row["num_steps"] for row in rows if row["status"] == "ok")
-    return {name: statuses.count(name) for name in ("ok", "failed", "filtered")} | {"steps": steps}

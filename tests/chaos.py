@@ -24,7 +24,7 @@ import psutil
 from tests.other_servers import Server
 
 ROOT = Path(__file__).parent.parent
-RENDERER, LEDGER, ANY = "RenderWorker", "_LedgerActor", "ray::"
+RENDERER, LEDGER, ANY = "RenderWorker", "LedgerActor", "ray::"
 WORKER_NODES, CPUS_A_NODE = 2, 2
 RAYLET_S = 60.0
 STORE_BYTES = 90 << 20

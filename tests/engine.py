@@ -1,14 +1,20 @@
-"""How the tests look into the engine: latents instead of pictures, in the calling thread."""
+"""How the tests look into the engine: latents instead of pictures, in the calling thread; and lanes without a model."""
 
 from concurrent.futures import Future
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 
-from actors.denoise import ListSource
+from actors.denoise import Denoiser, ListSource
 from actors.lanes import Flight
 from actors.rows import Row, SamplerConfig
 from actors.sampler import DDIMSampler, _Request
+from actors.solver import NoiseSchedule, guided_steps, noise_schedule, step_table
+
+SHAPE = (2, 4, 4)
+CPU = torch.device("cpu")
+SCHEDULE = noise_schedule(DDIMScheduler(timestep_spacing="trailing", clip_sample=False).config)
 
 
 def row(id: str = "a", prompt: str = "a red fox", **values: Any) -> Row:
@@ -43,3 +49,27 @@ def latents(sampler: DDIMSampler, rows: list[Row]) -> dict[str, torch.Tensor]:
     requests = [_Request(r, Future()) for r in rows]
     sampler.denoiser.run(ListSource(requests), deliver, fail)
     return found
+
+
+def flight(name: str, num_steps: int, scale: float = 5.0, schedule: NoiseSchedule = SCHEDULE, shape=SHAPE) -> Flight:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(len(name) + num_steps))
+    table = step_table(schedule, num_steps, "ddim", guided_steps(num_steps, scale))
+    return Flight(name, table, scale, shape, noise, torch.zeros(2, 3, 4), {})
+
+
+def quiet(x, t, embeds, added):
+    return 0.1 * x
+
+
+def denoiser(num_lanes: int, predict=quiet, batch: int = 8) -> Denoiser:
+    return Denoiser(predict, lambda rows: rows, SCHEDULE, CPU, lambda shape: num_lanes, batch)
+
+
+def run(loop: Denoiser, flights) -> tuple[dict, dict]:
+    latents, errors = {}, {}
+    loop.run(
+        ListSource(flights),
+        lambda f, latent: latents.__setitem__(f.row, latent),
+        lambda f, error: errors.__setitem__(getattr(f, "row", f), error),
+    )
+    return latents, errors

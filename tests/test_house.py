@@ -43,7 +43,7 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 
 
 def test_at_most_two_broad_excepts() -> None:
-    """Around one row and at the worker's boundary."""
+    """Around one row, and at the boundary of what must go on: a worker's shard, a thread that has to live."""
     broad = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in OURS

@@ -1,11 +1,13 @@
 """A row that kills its process, in real child processes."""
 
+import threading
+
 import numpy as np
 import pytest
 
-from actors.rows import SamplerConfig
+from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler
-from pipelines.isolation import WorkerDied, render_isolated
+from pipelines.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
 
@@ -21,11 +23,30 @@ if "ISOLATION_TEST_FATAL" in os.environ:
             os.abort()
         if row.prompt == "exit":
             os._exit(3)
+        if row.prompt == "break":
+            self._model_is_lost()
         if row.prompt == "hang":
             time.sleep(1000)
         return honest(self, row)
     sampler.DDIMSampler.submit = submit
+    loaded = sampler.DDIMSampler.load
+    def load(self):
+        if os.path.exists(os.environ["ISOLATION_TEST_FATAL"]):
+            raise RuntimeError("the device is lost")
+        loaded(self)
+    def lose(self):
+        def lost(*args, **kwargs):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        self.model.predict = self.model.encode = self.model.decode = self.model.unet.forward = lost
+    sampler.DDIMSampler.load, sampler.DDIMSampler._model_is_lost = load, lose
 """
+
+
+def render_isolated(config, rows, silence_s=SILENCE_S):
+    """{id: picture, or what became of the row}."""
+    found = {}
+    Isolation(config, found.__setitem__, silence_s).render(rows)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +59,8 @@ def config(tmp_path_factory):
 def fatal_prompts(tmp_path, monkeypatch):
     (tmp_path / FATAL).write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("ISOLATION_TEST_FATAL", "1")
+    monkeypatch.setenv("ISOLATION_TEST_FATAL", str(tmp_path / "the device is lost"))
+    return tmp_path / "the device is lost"
 
 
 def test_rows_are_what_they_are_without_a_child(config):
@@ -55,6 +77,7 @@ def test_rows_are_what_they_are_without_a_child(config):
     ("prompt", "reason"),
     [
         ("die", "SIGABRT"),
+        ("break", "its engine broke"),
         pytest.param("exit", "code 3", marks=pytest.mark.slow),
         pytest.param("hang", "hung for 20 s", marks=pytest.mark.slow),
     ],
@@ -72,3 +95,50 @@ def test_what_a_row_raises_comes_back(config):
     results = render_isolated(config, [row("a", num_steps=3000), row("b")])
     assert "3000 steps" in str(results["a"])
     assert results["b"].image.shape == (16, 16, 3)
+
+
+def test_no_row_is_to_blame_where_no_child_can_load_the_model(config, fatal_prompts):
+    fatal_prompts.touch()
+    with pytest.raises(EngineBroken, match="no process can load the model here"):
+        render_isolated(config, [row("a"), row("b")])
+
+
+def test_no_row_is_to_blame_where_the_device_is_lost_with_it(config, fatal_prompts):
+    """The last row kills its child; and the next child cannot even load."""
+    found = {}
+
+    def deliver(id, result):
+        found[id] = result
+        fatal_prompts.touch()
+
+    with pytest.raises(EngineBroken):
+        Isolation(config, deliver).render([row("a"), row("b", "die")])
+    assert not [result for result in found.values() if isinstance(result, Exception)]
+
+
+def test_one_picture_is_in_memory_at_a_time(config):
+    """A future's callbacks store its picture; the next one is read after that."""
+    rows, held, most = [row(str(i), seed=i) for i in range(12)], [], []
+    isolated = IsolatedRows(config, rows, SILENCE_S, lambda: None)
+    futures = []
+    for r in rows:
+        future = isolated.submit(r)
+        future.add_done_callback(lambda done: (held.append(done), most.append(len(held)), held.clear()))
+        futures.append(future)
+    assert [future.result(300).image.shape for future in futures] == [(16, 16, 3)] * 12
+    assert most == [1] * 12
+    assert isolated._futures == {}
+
+
+def test_rows_that_nobody_waits_for_end_the_child(config):
+    rows = [row(str(i), num_steps=200, seed=i) for i in range(64)]
+    before = set(threading.enumerate())
+    isolated = IsolatedRows(config, rows, SILENCE_S, lambda: None)
+    futures = [isolated.submit(r) for r in rows]
+    for future in futures[1:]:
+        future.cancel()
+    (thread,) = [t for t in threading.enumerate() if t.name == "isolation" and t not in before]
+    thread.join(300)
+    assert not thread.is_alive()
+    assert all(future.done() for future in futures)
+    assert not _CHILDREN

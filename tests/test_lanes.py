@@ -9,37 +9,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors.denoise import Denoiser, ListSource
-from actors.lanes import Flight, Lanes, pick
-from actors.solver import NoiseSchedule, guided_steps, noise_schedule, step_table
-
-SHAPE = (2, 4, 4)
-CPU = torch.device("cpu")
-SCHEDULE = noise_schedule(DDIMScheduler(timestep_spacing="trailing", clip_sample=False).config)
-
-
-def flight(name: str, num_steps: int, scale: float = 5.0, schedule: NoiseSchedule = SCHEDULE, shape=SHAPE) -> Flight:
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(len(name) + num_steps))
-    table = step_table(schedule, num_steps, "ddim", guided_steps(num_steps, scale))
-    return Flight(name, table, scale, shape, noise, torch.zeros(2, 3, 4), {})
-
-
-def quiet(x, t, embeds, added):
-    return 0.1 * x
-
-
-def denoiser(num_lanes: int, predict=quiet, batch: int = 8) -> Denoiser:
-    return Denoiser(predict, lambda rows: rows, SCHEDULE, CPU, lambda shape: num_lanes, batch)
-
-
-def run(loop: Denoiser, flights) -> tuple[dict, dict]:
-    latents, errors = {}, {}
-    loop.run(
-        ListSource(flights),
-        lambda f, latent: latents.__setitem__(f.row, latent),
-        lambda f, error: errors.__setitem__(getattr(f, "row", f), error),
-    )
-    return latents, errors
+from actors.lanes import Lanes, pick
+from actors.solver import guided_steps, noise_schedule, step_table
+from tests.engine import CPU, SCHEDULE, SHAPE, denoiser, flight, run
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

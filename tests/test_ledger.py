@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
-from pipelines.ledger import LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, Ledger
+from pipelines.ledger import LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, MAX_LOSSES, FailureLimit, Ledger
 from pipelines.repair import Order
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
@@ -32,7 +32,8 @@ def test_longest_first_and_the_same_slot_gets_the_same_shard():
     assert ledger.lease(slot()).shard.id == "s2"
     assert ledger.lease(slot(number=1)).shard.id == "s3"
     assert ledger.lease(slot("b")).shard.id == "s1"
-    assert ledger.lease(slot("c")) == WAIT
+    assert ledger.lease(slot("b", 1)) == WAIT  # it holds one, and another may be given back
+    assert ledger.lease(slot("c")) == DONE  # it holds none: no GPU is paid for while the others work
 
 
 def test_done_is_judged_by_what_the_pool_may_serve():
@@ -69,22 +70,127 @@ def test_a_silent_worker_loses_its_lease():
     ledger = Ledger([shard("s1")], clock=clock)
     ledger.lease(slot())
     clock.now = LEASE_TIMEOUT_S - 1
-    assert ledger.lease(slot("b")) == WAIT
+    assert ledger.lease(slot("b")) == DONE
     ledger.beat(Beat(slot().worker, {"s1": 3}, {}))
     clock.now = LEASE_TIMEOUT_S + 1
-    assert ledger.lease(slot("b")) == WAIT
+    assert ledger.lease(slot("b")) == DONE
     clock.now = 2 * LEASE_TIMEOUT_S + 1
-    assert ledger.lease(slot("b")) == Lease(shard("s1"), 1)
+    assert ledger.lease(slot("b")) == Lease(shard("s1"), 0)  # silence is nobody's fault
+
+
+def test_shards_that_are_lost_for_ever_end_the_run():
+    clock = Clock()
+    ledger = Ledger([shard("s1")], clock=clock)
+    for life in range(MAX_LOSSES):
+        assert ledger.lease(slot(f"a{life}")).failures == 0
+        clock.now += LEASE_TIMEOUT_S + 1
+    ledger.snapshot()
+    assert ledger.lease(slot("b")) == DONE
+    assert f"lost {MAX_LOSSES} times" in ledger.snapshot().fatal
 
 
 def test_a_shard_that_failed_is_leased_alone():
-    ledger = Ledger([shard("bad", 9), shard("good", 5)], attempts={"bad": 1})
+    ledger = Ledger([shard("bad", 9), shard("good", 5)], deaths={"bad": 1})
     assert ledger.lease(slot()).shard.id == "good"
     assert ledger.lease(slot(number=1)) == WAIT
     assert ledger.lease(slot("b")).shard.id == "bad"
     assert ledger.lease(slot("b", 1)) == WAIT
-    ledger.finish(slot(), "good", OK)
-    assert ledger.lease(slot("b", 1)) == WAIT
+    ledger.release(slot(), "good")
+    assert ledger.lease(slot("b", 1)) == WAIT  # its worker holds one that failed before
+
+
+def test_a_shard_is_isolated_after_three_deaths_and_not_after_other_failures():
+    ledger = Ledger([shard("s1")], deaths={"s1": MAX_ATTEMPTS - 1})
+    assert not ledger.lease(slot()).isolate
+    ledger.fail(slot(), "s1", "StorageError: away")
+    assert ledger.lease(slot()) == Lease(shard("s1"), MAX_ATTEMPTS)
+    assert ledger.lease(slot(incarnation="2")) == Lease(shard("s1"), MAX_ATTEMPTS + 1, isolate=True)
+
+
+def test_a_second_shard_is_leased_only_while_the_others_find_one():
+    ledger = Ledger([shard(f"s{i}") for i in range(5)])
+    for actor in "abc":
+        assert ledger.lease(slot(actor)) != WAIT
+    assert ledger.lease(slot("a", 1)) == WAIT  # two are free, for b and c
+    ledger.bury("c", ["n"])
+    assert ledger.lease(slot("a", 1)) != WAIT
+
+
+@pytest.mark.parametrize(("living", "failures"), [(["n1"], 1), (["n2"], 0)])
+def test_an_attempt_counts_only_where_a_process_died_on_a_living_node(living, failures):
+    written = []
+    ledger = Ledger([shard("s1")], on_death=lambda *death: written.append(death))
+    here = Slot(Worker("a", "1", "default", "n1"), 0)
+    ledger.lease(here)
+    ledger.bury("a", living)
+    assert ledger.lease(slot("b")) == Lease(shard("s1"), failures)
+    assert [shard_id for shard_id, _ in written] == ["s1"] * failures
+    assert ledger.lease(here) == DONE  # whatever is still heard of that life
+    assert ledger.beat(Beat(here.worker, {"s1": 1}, {})).drop == ("s1",)
+
+
+@pytest.mark.parametrize("end", ["fail", "release", "finish"])
+def test_a_late_heartbeat_adopts_nothing_that_its_worker_has_ended(end):
+    """A heartbeat that was under way when the worker reported: nobody would work on the shard for a minute."""
+    ledger = Ledger([shard("s1"), shard("s2", 1)])
+    ledger.lease(slot())
+    getattr(ledger, end)(slot(), "s1", *{"fail": ("no",), "release": (), "finish": (OK,)}[end])
+    assert ledger.beat(Beat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert ledger.snapshot().leased == 0
+    names = [ledger.lease(slot(actor)).shard.id for actor in ("b", "c") if end != "finish" or actor == "b"]
+    assert sorted(names) == (["s2"] if end == "finish" else ["s1", "s2"])
+    assert ledger.snapshot().deaths == 0
+
+
+def test_a_broken_engine_counts_for_all_that_its_worker_holds():
+    ledger = Ledger([shard("s1"), shard("s2")])
+    ledger.lease(slot())
+    ledger.lease(slot(number=1))
+    ledger.broke(slot().worker, "EngineBroken: an illegal memory access")
+    assert ledger.lease(slot("b")).failures == 1
+    assert ledger.lease(slot("c")).failures == 1
+    assert ledger.snapshot().errors == ("EngineBroken: an illegal memory access",)
+    assert ledger.snapshot().ok == 0
+
+
+def counts(ok, failed, bad=0, filtered=0):
+    reasons = {"NotFinite: nan": failed}
+    return {
+        "ok": ok,
+        "failed": failed + bad,
+        "filtered": filtered,
+        "steps": 0,
+        "engine_failed": failed,
+        "reasons": reasons,
+    }
+
+
+@pytest.mark.parametrize(
+    ("shards", "fraction", "stops"),
+    [
+        ([counts(20, 10), counts(20, 10)], 0.01, True),
+        ([counts(20, 40)], 0.01, False),  # one shard may be an odd one
+        ([counts(20, 2), counts(20, 3)], 0.01, False),  # fewer than 50 rows
+        ([counts(55, 0, bad=200), counts(55, 5)], 0.01, False),  # bad rows never reached an engine
+        ([counts(30, 0, filtered=300), counts(30, 0, filtered=300)], 0.01, False),
+        ([counts(90, 10), counts(90, 10)], 0.01, False),  # ten times, and not more
+        ([counts(89, 11), counts(89, 11)], 0.01, True),
+        ([counts(89, 11), counts(89, 11)], 0.2, False),
+        ([counts(99, 1), counts(99, 1)], 0.0, False),
+        ([counts(0, 100), counts(0, 100)], None, False),
+    ],
+)
+def test_a_run_of_far_too_many_failures_stops_while_it_is_cheap(shards, fraction, stops):
+    limit = None if fraction is None else FailureLimit(fraction)
+    ledger = Ledger([shard(f"s{i}") for i in range(9)], limit=limit)
+    for done in shards:
+        ledger.finish(slot(), ledger.lease(slot()).shard.id, done)
+    state = ledger.snapshot()
+    assert (state.fatal is not None) == stops
+    assert state.finished == stops
+    if stops:
+        assert "NotFinite: nan" in state.fatal
+        assert "stop_early: false" in state.fatal
 
 
 def test_a_shard_that_keeps_raising_ends_the_run_with_its_reason():
@@ -130,6 +236,26 @@ def test_a_new_ledger_adopts_leases_from_heartbeats():
     assert reborn.snapshot().shards_done == 1
 
 
+def test_a_new_ledger_listens_before_it_leases():
+    clock = Clock()
+    reborn = Ledger([shard("s1"), shard("s2")], clock=clock, adopting_s=3)
+    assert reborn.lease(slot("b")) == WAIT
+    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    clock.now = 3
+    assert reborn.lease(slot("b")).shard.id == "s2"
+    assert reborn.beat(Beat(slot("z").worker, {"s2": 4}, {})).drop == ("s2",)  # too late
+
+
+def test_workers_beat_less_often_where_there_are_many():
+    ledger = Ledger([shard("s1")])
+    for i in range(400):
+        answer = ledger.beat(Beat(slot(f"a{i}").worker, {}, {}))
+    assert answer.interval_s == 4
+    for i in range(2000):
+        answer = ledger.beat(Beat(slot(f"a{i}").worker, {}, {}))
+    assert answer.interval_s == 10
+
+
 def test_released_shards_count_as_no_failure():
     ledger = Ledger([shard("s1")])
     ledger.lease(slot())
@@ -168,10 +294,10 @@ def test_a_worker_hears_that_its_shard_was_committed_by_another():
     ledger.lease(slot())
     ledger.found(["s1"])
     assert ledger.snapshot().shards_done == 0  # it may be this worker's own commit, not yet told
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(done=("s1",))
+    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(drop=("s1",))
     ledger.release(slot(), "s1")
     assert ledger.snapshot().finished
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(done=("s1",))
+    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(drop=("s1",))
 
 
 def test_a_worker_whose_own_commit_was_found_is_counted():
@@ -210,7 +336,7 @@ def test_a_shard_that_fails_under_an_adopted_lease_is_leased_again():
 
 def test_what_is_repaired_counts_the_rows_that_are_rendered_again():
     order = Order("s1", 1, ("r1", "r2"), frozenset(), attempts=2)
-    ledger = Ledger([shard("s1"), shard("s2")], ["s2"], {"s1": 2}, orders={"s1": order})
+    ledger = Ledger([shard("s1"), shard("s2")], ["s2"], orders={"s1": order})
     ledger.found(["s1"])  # its manifest is the one that is repaired
     assert (ledger.snapshot().rows, ledger.snapshot().rows_done) == (20, 18)
     assert ledger.lease(slot()) == Lease(shard("s1"), 0, order)
@@ -232,9 +358,9 @@ def test_random_lives_finish_every_shard_once(seed):
             lives[actor] += 1
             continue
         lease = ledger.lease(mine)
-        if lease == DONE:
+        if lease == DONE and ledger.snapshot().finished:
             break
-        if lease != WAIT and rng.random() < 0.5:
+        if lease not in (WAIT, DONE) and rng.random() < 0.5:
             committed.append(lease.shard.id)
             ledger.finish(mine, lease.shard.id, OK)
     assert sorted(committed) == sorted(names)
@@ -258,7 +384,7 @@ def test_the_longest_free_shard_whatever_became_of_the_others():
             if not [s for s in shards if each.worker.pool in s.pools]:
                 assert answer == DONE
             elif not free:
-                assert answer == WAIT
+                assert answer == DONE  # it holds nothing
             else:
                 best = min(free, key=lambda s: (failures[s.id] > 0, -s.lane_steps, s.id))
                 assert (answer.shard, answer.failures) == (best, failures[best.id])

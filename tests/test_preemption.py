@@ -24,7 +24,7 @@ from tests.plans import planned_row, write_plan
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
-RENDERER = "MapWorker"
+RENDERER = "RenderWorker"
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from actors.rows import SamplerConfig
 from pipelines.folder import StorageOptions
 from pipelines.models import ModelSource
 from pipelines.pools import PoolSpec, RenderConfig, RenderError
+from pipelines.precision import DTYPE_KEY, PrecisionError, keep_dtype, settled_dtype
 from pipelines.render import render
 from pipelines.store import RunFolder
-from pipelines.worker import DTYPE_KEY, settle_dtype
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
 from tests.plans import planned_row, write_plan
@@ -145,8 +145,9 @@ def test_stop_commits_what_is_in_work_and_a_second_call_does_the_rest(ray_cluste
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(ray_cluster, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i) for i in range(4)], 2)
-    with pytest.raises(RenderError, match="failed 3 times"):
+    with pytest.raises(RenderError, match=r"no actor is left that can render 2 shards: pool default: .*nowhere"):
         render(run, config(str(tmp_path / "nowhere")))
+    assert run.attempts() == {}  # no shard is to blame
 
 
 def test_lanes_stay_full_over_a_whole_job(ray_cluster, model, tmp_path):
@@ -159,23 +160,21 @@ def test_lanes_stay_full_over_a_whole_job(ray_cluster, model, tmp_path):
     assert result.lane_fill >= 0.97
 
 
-@pytest.mark.slow
-def test_an_elastic_pool_grows(ray_cluster, model, tmp_path):
+def test_the_precision_is_settled_once_and_holds_for_the_run(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
-    write_plan(run, [planned_row(i, num_steps=90) for i in range(160)], 10)
-    seen = []
-    render(run, config(model, [PoolSpec(actors=(1, 2), lanes=2)]), seen.append)
-    assert len(run.done_shards()) == 16
-    assert max(progress.workers for progress in seen) == 2
+    assert settled_dtype(run, "bfloat16", "float16") == "bfloat16"
+    assert settled_dtype(run, "auto", "float16") == "float16"
+    keep_dtype(run, "float32")  # by a run on CPUs
+    assert settled_dtype(run, "auto", "float16") == "float32"
+    with pytest.raises(PrecisionError, match="float32"):
+        keep_dtype(run, "float16")
 
 
-def test_the_first_workers_precision_holds_for_the_run(tmp_path):
+def test_a_run_keeps_what_auto_meant(ray_cluster, model, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
-    assert settle_dtype(run, SamplerConfig("", device="cpu", dtype="bfloat16")) == "bfloat16"
-    assert settle_dtype(run, SamplerConfig("", device="cpu")) == "float32"
-    other = RunFolder(str(tmp_path / "other"))
-    other.create(DTYPE_KEY, b"float16")  # by a worker with a GPU
-    assert settle_dtype(other, SamplerConfig("", device="cpu")) == "float16"
+    write_plan(run, [planned_row(i) for i in range(4)], 2)
+    render(run, config(model))
+    assert run.read(DTYPE_KEY) == b"float32"
 
 
 @pytest.mark.s3

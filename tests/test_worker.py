@@ -25,6 +25,7 @@ from tests.plans import planned_row, write_plan
 
 ROOT = Path(__file__).parent.parent
 SHARD = "0001-000000"
+COUNTS = {"ok": 6, "failed": 0, "filtered": 0, "steps": 13, "engine_failed": 0, "reasons": {}}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,9 @@ def test_a_shard_that_another_committed_meanwhile_is_not_rendered_to_the_end(tmp
     run = RunFolder(str(tmp_path / "run"))
     busy, _, thread, came = in_work(run, model)
     assert render_shard(run, SHARD)
-    busy._heed(Answer(done=(SHARD,)))
+    busy._heed(Answer(drop=(SHARD,)))
     thread.join(60)
-    assert came == [{"ok": 200, "failed": 0, "filtered": 0, "steps": 8000}]  # the other's
+    assert came == [COUNTS | {"ok": 200, "steps": 8000}]  # the other's
     busy._sampler.close()  # what is left in the engine is rendered
     assert busy._sampler.images < 150
     assert run.attempts() == {SHARD: 1}
@@ -163,9 +164,6 @@ def test_an_engine_that_moves_or_has_nothing_to_do_is_left_alone():
     subprocess.run([sys.executable, "-c", moving], cwd=ROOT, check=True, timeout=100)
 
 
-COUNTS = {"ok": 6, "failed": 0, "filtered": 0, "steps": 13}
-
-
 def test_a_lease_becomes_pictures_and_one_manifest(run, model):
     assert worker(run, model)._render(lease(run)) == COUNTS
     rows = run.read_manifest("0001-000000").to_pylist()
@@ -188,7 +186,8 @@ def test_a_loser_drops_its_pictures_and_counts_the_winners_rows(run, model):
     run.delete(["manifest/0001-000000.parquet"])
     run.commit_manifest("0001-000000", table.set_column(table.column_names.index("status"), "status", column))
     images = sorted(run.walk("images"))
-    assert worker(run, model)._render(lease(run)) == {"ok": 0, "failed": 6, "filtered": 0, "steps": 0}
+    counts = worker(run, model)._render(lease(run))
+    assert (counts["ok"], counts["failed"], counts["engine_failed"], counts["steps"]) == (0, 6, 6, 0)
     assert sorted(run.walk("images")) == images
 
 

@@ -1,0 +1,65 @@
+"""Workers with the sleeping engine, which fail in ways of their own: what the dispatch tests put into a pool."""
+
+import os
+from concurrent.futures import Future
+from typing import Any
+
+from actors.rows import EngineBroken, Picture, Row
+from benchmarks.fake_engine import FakeEngine, FakeWorker
+from pipelines.worker import WorkerJob
+
+
+class RaisingInit(FakeWorker):
+    """Ray ends its actors before they begin."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        raise OSError("no such environment here")
+
+
+class NeverFit(FakeWorker):
+    """Its engine fails its probe, in every process."""
+
+    def _loaded(self) -> Any:
+        raise EngineBroken("a known-good row failed: CUDA error: uncorrectable ECC error")
+
+
+class FailingEngine(FakeEngine):
+    """Fails every second row, by the row's own fault as far as anybody can tell."""
+
+    def submit(self, row: Row) -> "Future[Picture]":
+        if row.seed % 2:
+            future: Future[Picture] = Future()
+            future.set_exception(ValueError("the picture holds inf or nan"))
+            return future
+        return super().submit(row)
+
+
+class FailingRows(FakeWorker):
+    def _loaded(self) -> Any:
+        with self._lock:
+            if self._sampler is None:
+                self._sampler = FailingEngine(0.01)
+            return self._sampler
+
+
+class CountingServes(FakeWorker):
+    """Writes down each call of serve and each life of a process."""
+
+    def serve(self, ledger: Any) -> Any:
+        self._note("serve")
+        return super().serve(ledger)
+
+    def _serve_all(self) -> Any:
+        self._note("all")
+        return super()._serve_all()
+
+    def _note(self, what: str) -> None:
+        with open(os.path.join(os.environ["SLEEPING_NOTES"], what), "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class Holder:
+    """Takes up CPUs."""
+
+    def hold(self) -> None:
+        """Has its place."""
