@@ -1,4 +1,4 @@
-"""Settles what a job's pools ask Ray for before anything starts: `num_gpus: auto` becomes a number, never silently 0."""
+"""Settles what a job's pools ask Ray for, before anything starts: `num_gpus: auto` is a number, never silently 0."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

@@ -287,7 +287,7 @@ KEYS = (
     "sampling.guidance_interval",
     "pools",
     "pools.0.actors",
-    "pools.0.actors.min",
+    "pools.0.resources.spot",
     "pools.0.lanes",
     "pools.9.name",
     "output.path",
@@ -371,7 +371,7 @@ input: {path: prompts.csv, columns: {prompt: text}, images_per_prompt: 2}
 steps: {selector: words, choices: [2, 4, 8]}
 sampling: {solver: ddim, guidance_scale: 7.5}
 pools:
-  - {name: default, actors: {min: 1, max: 2}, lanes: 8}
+  - {name: default, actors: 2, lanes: 8}
 output: {path: out, layout: files, format: png}
 failures: {max_fraction: 0.01}
 """

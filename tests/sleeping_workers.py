@@ -6,6 +6,7 @@ from typing import Any
 
 from actors.rows import EngineBroken, Picture, Row
 from benchmarks.fake_engine import FakeEngine, FakeWorker
+from pipelines.precision import keep_dtype, settled_dtype
 from pipelines.worker import WorkerJob
 
 
@@ -63,3 +64,11 @@ class Holder:
 
     def hold(self) -> None:
         """Has its place."""
+
+
+class Settling(FakeWorker):
+    """Keeps the run's precision, as a worker does whose engine has passed its probe."""
+
+    def _loaded(self) -> Any:
+        keep_dtype(self.job.run, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype))
+        return super()._loaded()

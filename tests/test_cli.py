@@ -217,7 +217,7 @@ input: {path: p.csv, columns: {prompt: headline}, images_per_prompt: 2, limit: 9
 steps: {selector: words, choices: [5, 10], min: 5, max: 10, actors: 3}
 sampling: {guidance_scale: 3, guidance_interval: [0.2, 0.8], width: 64, solver: dpmpp_2m}
 pools:
-  - {name: a, budgets: [5], actors: {min: 1, max: 4}, num_gpus: 0.5, lanes: 8, resources: {spot: 1}}
+  - {name: a, budgets: [5], actors: 4, num_gpus: 0.5, lanes: 8, resources: {spot: 1}}
   - {name: b, budgets: [5, 10], num_cpus: 2}
 output: {path: out, layout: webdataset, format: webp}
 storage: {endpoint_url: "http://all:1", region: eu, put_options: {ServerSideEncryption: AES256}}
@@ -251,7 +251,7 @@ def test_the_rooms_get_what_the_job_file_says() -> None:
     one, other = config.pools
     assert (one.budgets, one.actors, one.num_gpus, one.lanes, dict(one.resources)) == (
         (5,),
-        (1, 4),
+        4,
         0.5,
         8,
         {"spot": 1},

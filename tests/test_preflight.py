@@ -162,7 +162,7 @@ def write_job(folder: Path, output: str, prompts: Path | None = None, more: str 
     job = folder / "job.yaml"
     job.write_text(
         f"input: {{path: {prompts}}}\nsteps: {{selector: fixed, fixed: 2}}\n"
-        f"pools: [{{name: default, actors: 1, lanes: 4}}]\noutput: {{path: {output}}}\n{more}"
+        f"pools: [{{name: default, actors: 1, num_gpus: 0, lanes: 4}}]\noutput: {{path: {output}}}\n{more}"
     )
     return job
 
