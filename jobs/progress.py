@@ -36,7 +36,7 @@ class Progress(Protocol):
 
     @property
     def waiting(self) -> str | None:
-        """What nothing goes on without, such as a GPU."""
+        """What nothing goes on without, such as a GPU; a whole phrase."""
 
     @property
     def eta_s(self) -> float | None:
@@ -52,7 +52,7 @@ def progress_line(progress: Progress, largest: int | None) -> str:
         parts.append(steps_text(progress.mean_steps, largest))
     parts.append(f"{progress.failed:,} failed")
     if progress.waiting:
-        parts.append(f"waiting for {progress.waiting.removeprefix('waiting for ')}")
+        parts.append(progress.waiting)
     elif progress.eta_s is not None and progress.done < progress.total:
         parts.append(f"ETA {duration(progress.eta_s)}")
     return " · ".join(parts)
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Call it with each Progress; it draws at most five lines a second, off a terminal one in ten seconds."""
+    """Call it with each Progress; at most five lines a second, off a terminal one in ten seconds and what it waits for."""
 
     def __init__(self, console: Console, largest: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -85,15 +85,17 @@ class ProgressLine:
         self.clock = clock
         self._last: float | None = None
         self._shown = ""
+        self._waiting: str | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Draw this state if it is time, and the last one always."""
         now, line = self.clock(), progress_line(progress, self.largest)
         interval = REDRAW_S if self.console.is_terminal else EVERY_S
         due = self._last is None or now - self._last >= interval or progress.done >= progress.total
+        due = due or (progress.waiting is not None and progress.waiting != self._waiting)
         if not due or line == self._shown:
             return
-        self._last, self._shown = now, line
+        self._last, self._shown, self._waiting = now, line, progress.waiting
         if self.console.is_terminal:
             width = shutil.get_terminal_size().columns
             self.console.draw(line if len(line) < width else line[: width - 2] + "…")

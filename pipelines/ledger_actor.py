@@ -132,7 +132,7 @@ class LedgerActor:
     def _load(self) -> None:
         wait_s = FIRST_WAIT_S
         while (error := raised_by(self._read)) is not None:
-            if isinstance(error, NotSharedError):
+            if isinstance(error, NotSharedError) and not error.may_pass:
                 self._refusal = str(error)
                 return
             self._trouble = f"the ledger cannot read the run folder: {error}"

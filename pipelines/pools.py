@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from actors.rows import SamplerConfig
-from pipelines.capacity import actor_states, living_nodes
+from pipelines.capacity import actor_states, draining_nodes, living_nodes
 from pipelines.epochs import Term
 from pipelines.lease import Shard, Snapshot, Unfit
 from pipelines.models import ModelSource
@@ -183,7 +183,11 @@ class Pool:
 
     def tend(self, snapshot: Snapshot, stopping: bool) -> None:
         """Looks at calls that ended, and makes as many actors as there is work for; ends those that wait for none."""
-        self._leased_ever |= snapshot.leased_ever & {handle.id for handle in self.handles}
+        for handle in self.handles:
+            if handle.id in snapshot.leased_ever:
+                self._leased_ever.add(handle.id)
+            if handle.id in snapshot.busy:
+                handle.unfit = 0
         self._look_at_ended_calls()
         self._call_again()
         free = 0 if stopping else sum(count for pools, count in snapshot.free.items() if self.spec.name in pools)
@@ -261,13 +265,13 @@ class Pool:
             return
         if state and state.restarts > handle.restarts:
             handle.restarts = state.restarts
-            ray.get(self.ledger.bury.remote(handle.id, [node.id for node in living_nodes()]))
+            ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()))
         handle.call_at = time.monotonic() + PAUSE_S
 
     def _look_at_dead(self, handle: _Handle, reason: str) -> None:
         log.warning("an actor of pool %s is dead: %s", self.spec.name, reason)
         self.handles.remove(handle)
-        ray.get(self.ledger.bury.remote(handle.id, [node.id for node in living_nodes()]))
+        ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()))
         self._dead_in_a_row = 0 if handle.id in self._leased_ever else self._dead_in_a_row + 1
         if self._dead_in_a_row >= MOST_DEAD:
             raise RenderError(f"Ray ends the actors of pool {self.spec.name} before they render: {reason}")
@@ -276,6 +280,12 @@ class Pool:
         for handle in self.handles:
             if handle.call is None and time.monotonic() >= handle.call_at:
                 handle.call = handle.actor.serve.remote(self.ledger)
+
+
+def _nodes_that_stay() -> list[str]:
+    """Living nodes that are not being drained: what ends on the others is nobody's fault."""
+    leaving = draining_nodes()
+    return [node.id for node in living_nodes() if node.id not in leaving]
 
 
 def _variables(spec: PoolSpec, device: str) -> dict[str, str]:

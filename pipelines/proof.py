@@ -7,6 +7,7 @@ process without the driver's folder would find is an empty one: nothing planned,
 import json
 import logging
 import os
+import random
 import secrets
 import time
 from collections.abc import Iterator
@@ -28,11 +29,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class NotSharedError(StorageError):
-    """This process cannot use its driver's run folder. finding: what it sees and the remedy, without its own name."""
+    """This process cannot use its driver's run folder. finding: what it sees and the remedy, without its own name.
 
-    def __init__(self, message: str, host: str = "", finding: str = "") -> None:
+    may_pass: the store cannot be reached from here at this moment.
+    """
+
+    def __init__(self, message: str, host: str = "", finding: str = "", may_pass: bool = False) -> None:
         super().__init__(message)
-        self.host, self.finding = host, finding
+        self.host, self.finding, self.may_pass = host, finding, may_pass
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ def prove(run: Folder, proof: Proof) -> None:
         raise _not_shared(quick, proof, ABSENT)
 
 
+def prove_in_time(run: Folder, proof: Proof) -> None:
+    """`prove` for who has begun and can wait: again while a store is away or busy, as long as the folder's calls try."""
+    deadline = time.monotonic() + run.deadline_s
+    while True:
+        try:
+            return prove(run, proof)
+        except StorageError as error:
+            passing = error.may_pass if isinstance(error, NotSharedError) else error.retryable
+            if not passing or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(BETWEEN_S, 2.0))
+
+
 def _token(run: Folder, key: str) -> str | None:
     """None where the object is absent. It is looked for again: a network file system keeps what it did not find."""
     for looks_left in reversed(range(LOOKS)):
@@ -96,7 +113,7 @@ def _token(run: Folder, key: str) -> str | None:
 def _not_shared(run: Folder, proof: Proof, fault: Fault) -> NotSharedError:
     here = run.reach()
     told = finding(here, proof, fault, in_it=os.path.isdir(run.url))
-    return NotSharedError(message(here.place, f"host {here.host}", told), here.host, told)
+    return NotSharedError(message(here.place, f"host {here.host}", told), here.host, told, fault.retryable)
 
 
 def message(place: str, who: str, finding: str) -> str:

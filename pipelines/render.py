@@ -190,7 +190,8 @@ class _Watch:
             if snapshot.loaded and snapshot.shards != shards:
                 raise RenderError(f"the ledger sees {snapshot.shards:,} planned shards, this driver {shards:,}")
             waiting = self._waiting(snapshot)
-            self.on_progress(self._progress(snapshot, waiting))
+            if snapshot.loaded or snapshot.errors:
+                self.on_progress(self._progress(snapshot, waiting))
             if snapshot.finished:
                 return self._over(snapshot)
             self._look_at_time(snapshot, waiting)
@@ -268,7 +269,7 @@ class _Watch:
         if snapshot.finished:
             return None
         if not snapshot.loaded:
-            return f"waiting for {snapshot.errors[-1] if snapshot.errors else 'the ledger'}"
+            return f"waiting: {snapshot.errors[-1]}" if snapshot.errors else None
         missing = [pool for pool in self.pools if pool.unplaced(snapshot) and pool.spec.name not in snapshot.pools]
         if missing:
             return f"waiting for {missing[0].spec.wants}: {self._what_is_lacking(missing[0])}"

@@ -5,13 +5,16 @@ thread that needs no lock (`faulthandler`), and it leaves every thread's traceba
 """
 
 import faulthandler
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from actors.rows import Picture, Row
+from pipelines.boundary import raised_by
 
+log = logging.getLogger(__name__)
 LOOK_S = 1.0
 Submit = Callable[[Row], "Future[Picture]"]
 
@@ -27,6 +30,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._in_hand = self._settled = 0
         self._thread: threading.Thread | None = None
+        self._seen: object = None  # what the engine had done at the last look
 
     def watched(self, submit: Submit) -> Submit:
         """The same submit; a row counts from before its call to its result."""
@@ -53,14 +57,22 @@ class Watchdog:
                 self._thread.start()
 
     def _watch(self) -> None:
-        assert self.timeout_s is not None
-        seen: object = None
         while True:
-            moves = (self._settled, dict(self._stats()))
-            if not self._in_hand:
-                faulthandler.cancel_dump_traceback_later()
-                seen = None
-            elif moves != seen:
-                seen = moves
-                faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=2)
+            self._look()
             time.sleep(LOOK_S)
+
+    def _look(self) -> None:
+        """Figures that cannot be read are no move: an engine that hangs ends all the same."""
+        assert self.timeout_s is not None
+        with self._lock:
+            in_hand, settled = self._in_hand, self._settled
+        figures: dict[str, float] = {}
+        if in_hand and (error := raised_by(lambda: figures.update(self._stats()))) is not None:
+            log.warning("the engine's figures could not be read: %s", error)
+        moves = (settled, figures)
+        if not in_hand:
+            faulthandler.cancel_dump_traceback_later()
+            self._seen = None
+        elif moves != self._seen:
+            self._seen = moves
+            faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=2)

@@ -29,7 +29,7 @@ from pipelines.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
 from pipelines.manifest import outcome_counts
 from pipelines.models import ModelSource
 from pipelines.precision import keep_dtype, settled_dtype
-from pipelines.proof import prove
+from pipelines.proof import prove_in_time
 from pipelines.repair import replace_manifest
 from pipelines.scoring import ScorerSource, ShardScores, load_scorer
 from pipelines.sinks import Sink
@@ -130,7 +130,8 @@ class RenderWorker:
     def _prepare(self) -> None:
         """Before the first lease: that this process sees the run folder, and that its engine works."""
         if self.job.term is not None:
-            prove(self.job.run, self.job.term.proof)
+            self._stage = "looking for the run folder"
+            prove_in_time(self.job.run, self.job.term.proof)
         self._stage = "loading the model"
         self._loaded()
         self._stage = ""

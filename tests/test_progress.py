@@ -60,9 +60,8 @@ def test_at_the_start_nothing_is_made_up() -> None:
     assert progress_line(State(), 50) == "0/1,632 images · 0 failed"
 
 
-@pytest.mark.parametrize("waiting", ["an actor of pool gpu (1 GPU)", "waiting for an actor of pool gpu (1 GPU)"])
-def test_what_it_waits_for_takes_the_place_of_the_eta(waiting: str) -> None:
-    line = progress_line(State(done=3, waiting=waiting, eta_s=9.0), None)
+def test_what_it_waits_for_takes_the_place_of_the_eta() -> None:
+    line = progress_line(State(done=3, waiting="waiting for an actor of pool gpu (1 GPU)", eta_s=9.0), None)
     assert line.endswith("0 failed · waiting for an actor of pool gpu (1 GPU)")
     assert "ETA" not in line
 
@@ -90,6 +89,16 @@ def test_off_a_terminal_a_line_in_ten_seconds_and_the_last(plain: Console) -> No
         line(State(total=24, done=done))
     assert [text.split(" ")[0] for text in written(plain).splitlines()] == ["0/24", "10/24", "20/24", "24/24"]
     assert "\r" not in written(plain)
+
+
+def test_off_a_terminal_what_it_waits_for_is_said_at_once(plain: Console) -> None:
+    now = 0.0
+    line = ProgressLine(plain, 50, clock=lambda: now)
+    for second, waiting in enumerate([None, None, "waiting for a node", "waiting for a node", None]):
+        now = float(second)
+        line(State(done=second, waiting=waiting))
+    assert [text.split(" ")[0] for text in written(plain).splitlines()] == ["0/1,632", "2/1,632"]
+    assert "waiting for a node" in written(plain)
 
 
 def test_the_same_state_is_not_said_twice(plain: Console) -> None:

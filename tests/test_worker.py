@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
+import pipelines.worker
 from actors.rows import SamplerConfig
 from pipelines.epochs import claim
 from pipelines.folder import StorageError
-from pipelines.lease import Answer, Lease, Shard
+from pipelines.lease import Answer, Lease, Shard, Worker
 from pipelines.models import ModelSource
 from pipelines.repair import Repairs, SupersededError
 from pipelines.store import RunFolder
@@ -138,6 +140,90 @@ def test_a_repair_needs_the_last_epoch(run, model):
     with pytest.raises(SupersededError):
         worker(run, model, term)._render(lease(run, order=order))
     assert set(run.read_manifest(SHARD)["revision"].to_pylist()) == {0}
+
+
+class Ledger:
+    """A ledger's handle; each heartbeat raises what is next, or is answered."""
+
+    def __init__(self, raises):
+        self.raises, self.beats = list(raises), []
+        self.beat = self
+
+    def options(self, **options):
+        return self
+
+    def remote(self, news):
+        self.beats.append(news)
+        if self.raises:
+            raise self.raises.pop(0)
+        return Answer()
+
+
+@pytest.fixture
+def quick_heartbeats(monkeypatch):
+    monkeypatch.setattr(pipelines.worker, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(pipelines.worker.ray, "get", lambda answer, timeout=None: answer)
+
+
+def beating(run, ledger, beats):
+    """A worker whose heart beats until the ledger has heard it so often; its thread."""
+    each = worker(run, "nowhere")
+    each.ledger, each._worker = ledger, Worker("a", "1", "default")
+    thread = threading.Thread(target=each._beat, name="heartbeat", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while len(ledger.beats) < beats and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return each, thread
+
+
+def test_a_heart_goes_on_beating_whatever_is_raised(run, quick_heartbeats):
+    ledger = Ledger([RuntimeError("CUDA error"), ValueError("x"), ray.exceptions.RayError("gone"), KeyError(1)])
+    _, thread = beating(run, ledger, 12)
+    assert thread.is_alive()
+    assert len(ledger.beats) >= 12
+
+
+def test_a_heart_goes_on_beating_where_the_engine_cannot_be_asked(run, quick_heartbeats):
+    ledger, asked = Ledger([]), []
+    each, thread = beating(run, ledger, 1)
+
+    class Lost:
+        def stats(self):
+            asked.append(1)
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    each._sampler = Lost()
+    deadline = time.monotonic() + 60
+    while len(asked) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    each._sampler = None
+    before = len(ledger.beats)
+    while len(ledger.beats) < before + 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert thread.is_alive()
+    assert len(ledger.beats) >= before + 3
+
+
+def test_a_worker_that_nobody_answers_drops_its_work(run, model, quick_heartbeats, monkeypatch):
+    """Its leases have run out by then: others work on its shards."""
+    monkeypatch.setattr(pipelines.worker, "LEASE_TIMEOUT_S", 0.2)
+    busy, work, thread, came = in_work(run, model)
+    busy.ledger, busy._worker = Ledger([ray.exceptions.RayError("cut off")] * 10**6), Worker("a", "1", "default")
+    busy._answered_at = time.monotonic()
+    threading.Thread(target=busy._beat, daemon=True).start()
+    thread.join(60)
+    assert [type(outcome) for outcome in came] == [Dropped]
+    assert work.dropped
+
+
+def test_a_watchdog_goes_on_where_the_figures_cannot_be_read():
+    looks = HUNG.replace("dict)", "figures)").replace(
+        "Watchdog(", "def figures(): raise RuntimeError('CUDA error')\nWatchdog("
+    )
+    ended = subprocess.run([sys.executable, "-c", looks], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert "watchdog.py" in ended.stderr
 
 
 HUNG = """
