@@ -77,7 +77,10 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Call it with each Progress; at most five lines a second, off a terminal one in ten seconds and what it waits for."""
+    """Call it with each Progress; it draws at most five lines a second.
+
+    Off a terminal it says one in ten seconds, and at once what is newly waited for.
+    """
 
     def __init__(self, console: Console, largest: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console

@@ -85,7 +85,7 @@ def prove(run: Folder, proof: Proof) -> None:
 
 
 def prove_in_time(run: Folder, proof: Proof) -> None:
-    """`prove` for who has begun and can wait: again while a store is away or busy, as long as the folder's calls try."""
+    """`prove` for who can wait: again while a store is away or busy, for as long as the folder's own calls try."""
     deadline = time.monotonic() + run.deadline_s
     while True:
         try:

@@ -18,6 +18,7 @@ import pipelines.render
 from actors.rows import SamplerConfig
 from benchmarks.fake_engine import FakeWorker
 from pipelines import pools
+from pipelines.folder import StorageOptions
 from pipelines.models import ModelSource
 from pipelines.pools import PoolSpec, RenderConfig, RenderError
 from pipelines.render import Progress, RenderResult, render
@@ -60,11 +61,12 @@ def actors(ray: Any, *states: str) -> list[dict[str, Any]]:
     return [a for a in known if a["ActorClassName"] in ("FakeWorker", "CountingServes") and a["State"] in states]
 
 
-def processes() -> list[psutil.Process]:
+def processes(*names: str) -> list[psutil.Process]:
+    """Of this session's Ray, by the class of their actor."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if any(name in "".join(process.cmdline()) for name in ("FakeWorker", "CountingServes")):
+            if any(name in "".join(process.cmdline()) for name in names or ("FakeWorker", "CountingServes")):
                 found.append(process)
         except psutil.Error:
             continue
@@ -281,6 +283,29 @@ def _of(task: Any, run: RunFolder) -> Any:
     from dataclasses import replace
 
     return replace(task, run=run)
+
+
+@pytest.mark.s3
+def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
+    ray_cluster, sleeping, s3, tmp_path, in_background
+):
+    run = plan(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)), [60] * 4)
+    settings = config(PoolSpec(num_cpus=0.1), call_s=0.05, layout="none")
+    said: list[str | None] = []
+    came = in_background(run, settings, lambda progress: said.append(progress.waiting))
+    wait_for(lambda: run.attempts())
+    before = {process.pid for process in processes("LedgerActor")}
+    s3.kill()
+    for process in processes("LedgerActor"):
+        process.kill()
+    wait_for(lambda: {process.pid for process in processes("LedgerActor")} - before)
+    wait_for(lambda: any("the ledger cannot read the run folder" in (text or "") for text in said))
+    s3.restart()
+    wait_for(lambda: came)
+    assert isinstance(came[0], RenderResult), came
+    assert len(run.done_shards()) == 4
+    assert run.deaths() == {}
+    assert set(run.attempts().values()) == {1}  # what was in work was adopted, and not rendered twice
 
 
 DRIVER = """

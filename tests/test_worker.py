@@ -146,7 +146,7 @@ class Ledger:
     """A ledger's handle; each heartbeat raises what is next, or is answered."""
 
     def __init__(self, raises):
-        self.raises, self.beats = list(raises), []
+        self.raises, self.beats, self.is_over = list(raises), [], False
         self.beat = self
 
     def options(self, **options):
@@ -154,6 +154,8 @@ class Ledger:
 
     def remote(self, news):
         self.beats.append(news)
+        if self.is_over:
+            raise SystemExit
         if self.raises:
             raise self.raises.pop(0)
         return Answer()
@@ -182,6 +184,7 @@ def test_a_heart_goes_on_beating_whatever_is_raised(run, quick_heartbeats):
     _, thread = beating(run, ledger, 12)
     assert thread.is_alive()
     assert len(ledger.beats) >= 12
+    ledger.is_over = True
 
 
 def test_a_heart_goes_on_beating_where_the_engine_cannot_be_asked(run, quick_heartbeats):
@@ -203,6 +206,7 @@ def test_a_heart_goes_on_beating_where_the_engine_cannot_be_asked(run, quick_hea
         time.sleep(0.01)
     assert thread.is_alive()
     assert len(ledger.beats) >= before + 3
+    ledger.is_over = True
 
 
 def test_a_worker_that_nobody_answers_drops_its_work(run, model, quick_heartbeats, monkeypatch):
@@ -215,6 +219,7 @@ def test_a_worker_that_nobody_answers_drops_its_work(run, model, quick_heartbeat
     thread.join(60)
     assert [type(outcome) for outcome in came] == [Dropped]
     assert work.dropped
+    busy.ledger.is_over = True
 
 
 def test_a_watchdog_goes_on_where_the_figures_cannot_be_read():
