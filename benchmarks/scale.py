@@ -33,7 +33,7 @@ from benchmarks.plan import MIB, Peaks, write_prompts
 from pipelines import pools
 from pipelines.canonical import RowDefaults
 from pipelines.inspection import PromptSource
-from pipelines.lease import Lease, Shard, Slot, Worker
+from pipelines.lease import Beat, Lease, Shard, Slot, Worker
 from pipelines.ledger import Ledger
 from pipelines.models import ModelSource
 from pipelines.plan import PlanConfig, PoolBudgets, make_plan
@@ -45,6 +45,7 @@ MENU = (3, 4, 5, 6, 8)
 BILLION = 1_000_000_000
 SHARD_ROWS = 500  # for the straight lines; a default plan has 280 at 27 mean steps, 2,000 at few
 LEDGERS = (2_000, 20_000, 200_000, 2_000_000)  # open shards
+WORKERS = 1_000
 COLUMNS = (
     *("rows", "shards", "actors", "plan s", "plan MiB", "render s", "actors busy", "overhead ms a shard"),
     *("lanes used", "driver MiB", "ledger MiB", "resume s"),
@@ -181,13 +182,40 @@ def ledger_costs(shards: int, slots: int = 128) -> tuple[float, float]:
     return 1e6 * (time.perf_counter() - started) / calls, memory / shards
 
 
+def ledger_of_workers(workers: int = WORKERS, open_shards: int = 20_000) -> tuple[float, float, float]:
+    """us of a heartbeat and of a lease with its finish, ms of a snapshot, where each worker holds two shards."""
+    ledger = Ledger(Shard(f"0001-{i:06d}", "part", i, 500, 500, 5000, ("default",)) for i in range(open_shards))
+    slots = [[Slot(Worker(f"w{i}", "1", "default"), number) for number in (0, 1)] for i in range(workers)]
+    held = {slot: ledger.lease(slot) for two in slots for slot in two}
+    counts = {"ok": 500, "failed": 0, "filtered": 0, "steps": 2500}
+    beats = [Beat(two[0].worker, {held[slot].shard.id: 7 for slot in two}, {"images": 1.0}) for two in slots]  # type: ignore[union-attr]
+    seconds = []
+    for beat in beats:
+        started = time.perf_counter()
+        ledger.beat(beat)
+        seconds.append(time.perf_counter() - started)
+    turns, started = [slot for two in slots for slot in two][:500], time.perf_counter()
+    for slot in turns:
+        ledger.finish(slot, held[slot].shard.id, counts)  # type: ignore[union-attr]
+        assert isinstance(ledger.lease(slot), Lease)
+    lease = (time.perf_counter() - started) / len(turns)
+    started = time.perf_counter()
+    ledger.snapshot()
+    return 1e6 * statistics.median(seconds), 1e6 * lease, 1e3 * (time.perf_counter() - started)
+
+
 def ledger_words() -> str:
     """At sizes that need no pictures: 500 rows a shard make a billion rows two million shards."""
     words = []
     for shards in LEDGERS:
         us, size = ledger_costs(shards)
         words.append(f"{shards:,} shards {us:.0f} us, {size:.0f} bytes a shard")
-    return f"A lease and its finish at the ledger: {'; '.join(words)}."
+    beat, lease, snapshot = ledger_of_workers()
+    many = (
+        f"{WORKERS:,} workers with two shards each: a heartbeat {beat:.0f} us, a lease and its finish {lease:.0f} us, "
+    )
+    many += f"a snapshot for the driver {snapshot:.1f} ms"
+    return f"A lease and its finish at the ledger: {'; '.join(words)}. {many}."
 
 
 def fit(lines: list[Line]) -> str:

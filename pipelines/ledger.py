@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.repair import Order
 
 HEARTBEAT_S, SLOWEST_HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 10.0, 60.0
+EXPIRY_LOOK_S = 1.0  # between two looks at all leases
 WORKERS_A_HEARTBEAT_S = 100  # above so many workers they beat less often: the ledger takes a third of a ms for each
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
@@ -133,12 +134,15 @@ class Ledger:
         self._open_in: Counter[tuple[str, ...]] = Counter()  # of them, by the pools that may serve them
         self._leased_in: Counter[tuple[str, ...]] = Counter()  # and of those the leased ones
         self._leased: dict[str, _State] = {}
+        self._held: defaultdict[Worker, dict[str, _State]] = defaultdict(dict)  # the same, by their worker
         self._failed: dict[str, _State] = {}  # free, and failed before
         self._free: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)  # heaps of the others' ranks
         self._take_in(shards, set(done), deaths or {}, orders or {})
         self._rows_done = self._rows - sum(state.rows for state in self._open.values())
         self._counts = _Counts()
         self._seen: dict[Worker, float] = {}
+        self._seen_in: Counter[str] = Counter()  # of them, by pool
+        self._looked_at = -EXPIRY_LOOK_S  # for leases that ran out
         self._gone: set[Worker] = set()  # lives that have ended, whatever may still be heard of them
         self._leased_ever: set[str] = set()
         self._stages: dict[Worker, str] = {}
@@ -165,7 +169,7 @@ class Ledger:
         if slot.worker in self._gone:
             return DONE
         self._see(slot.worker)
-        held = [state for state in self._leased.values() if state.slot and state.slot.worker == slot.worker]
+        held = list(self._held[slot.worker].values())
         for state in held:
             if state.slot == slot:
                 state.heard_at = self._clock()
@@ -186,9 +190,8 @@ class Ledger:
 
     def _has_one_for_each_other(self, worker: Worker) -> bool:
         """Whether every other worker of its pool, there or still to come, could have a free shard too."""
-        others = {w.actor for w in self._alive() if w.pool == worker.pool} - {worker.actor}
-        free = sum(count for pools, count in self._free_in().items() if worker.pool in pools)
-        return free > max(len(others), self._actors.get(worker.pool, 1) - 1)
+        others = max(self._seen_in[worker.pool], self._actors.get(worker.pool, 1)) - 1
+        return sum(count for pools, count in self._free_in().items() if worker.pool in pools) > others
 
     def _free_in(self) -> dict[tuple[str, ...], int]:
         return {pools: count - self._leased_in[pools] for pools, count in self._open_in.items()}
@@ -212,7 +215,7 @@ class Ledger:
     def _lend(self, state: _State, slot: Slot) -> None:
         state.slot, state.heard_at = slot, self._clock()
         state.lent_to.add(slot.worker)
-        self._leased[state.shard.id] = state
+        self._leased[state.shard.id] = self._held[slot.worker][state.shard.id] = state
         self._leased_in[state.shard.pools] += 1
         self._leased_ever.add(slot.worker.actor)
         self._stages.pop(slot.worker, None)
@@ -229,9 +232,10 @@ class Ledger:
             heapq.heappush(self._free[state.shard.pools], state.rank)
 
     def _take_from(self, state: _State) -> None:
-        state.slot = None
-        if self._leased.pop(state.shard.id, None):
+        if state.slot is not None:
+            del self._leased[state.shard.id], self._held[state.slot.worker][state.shard.id]
             self._leased_in[state.shard.pools] -= 1
+        state.slot = None
 
     def _close(self, state: _State) -> None:
         """The shard has a manifest."""
@@ -376,18 +380,24 @@ class Ledger:
         if worker not in self._seen:
             for old in [old for old in self._seen if old.actor == worker.actor]:
                 self._end_life(old, "its process died", on_living_node=True)
+            self._seen_in[worker.pool] += 1
         self._seen[worker] = self._clock()
 
     def _end_life(self, worker: Worker, reason: str, on_living_node: bool) -> None:
         self._gone.add(worker)
-        self._seen.pop(worker, None)
         self._stages.pop(worker, None)
-        for state in [s for s in self._leased.values() if s.slot and s.slot.worker == worker]:
+        if self._seen.pop(worker, None) is not None:
+            self._seen_in[worker.pool] -= 1
+        for state in list(self._held[worker].values()):
             self._void(state, reason, counts=on_living_node)
+        del self._held[worker]
 
     def _expire(self) -> None:
         """A lease whose worker fell silent is void; that is nobody's fault as far as is known."""
         now = self._clock()
+        if now - self._looked_at < EXPIRY_LOOK_S:
+            return
+        self._looked_at = now
         for state in [state for state in self._leased.values() if now - state.heard_at > LEASE_TIMEOUT_S]:
             self._void(state, "its worker fell silent", counts=False)
 
