@@ -185,8 +185,12 @@ class RenderWorker:
                 ray.get(self.ledger.broke.remote(self._worker, reason), timeout=LEASE_TIMEOUT_S)
             os._exit(1)
 
-    def _ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        return ray.get(getattr(self.ledger, method).remote(*args), timeout=timeout_s)
+    def _ask(self, method: str, *args: Any) -> Any:
+        """What the ledger answers, however long it is away. A heartbeat is not repeated: the next one says more."""
+        call = getattr(self.ledger, method)
+        if method == "beat":
+            return ray.get(call.options(max_task_retries=0).remote(*args), timeout=LEASE_TIMEOUT_S)
+        return ray.get(call.remote(*args))
 
     def _beat(self) -> None:
         """Until the process ends, whatever is raised meanwhile. A ledger that is away is asked again a second later."""
@@ -194,8 +198,7 @@ class RenderWorker:
 
         def beat() -> None:
             nonlocal interval_s
-            asked = self.ledger.beat.options(max_task_retries=0).remote(self._news())
-            answer = ray.get(asked, timeout=LEASE_TIMEOUT_S)
+            answer = self._ask("beat", self._news())
             self._answered_at, interval_s = time.monotonic(), max(HEARTBEAT_S, answer.interval_s)
             self._heed(answer)
 
@@ -243,7 +246,8 @@ class RenderWorker:
             log.error("shard %s", lease.shard.id, exc_info=error)
             self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
         else:
-            self._ask("beat", self._news())  # first: after the last shard's end nobody asks for the figures
+            with suppress(ray.exceptions.RayError):  # first: after the last shard's end nobody asks for the figures
+                self._ask("beat", self._news())
             self._ask("finish", slot, lease.shard.id, counts)
 
     def _render(self, lease: Lease) -> dict[str, Any]:
