@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,17 +11,15 @@ from typing import Any
 
 from jobs.interrupts import leave_on_sigterm
 from jobs.source import ConfigError, Fault
+from jobs.surroundings import START_REMEDY, check_address, check_temporary_folder, upload_fault
 
 ROOT = Path(__file__).resolve().parent.parent
-START_REMEDY = "is it up, and is its token at hand (RAY_AUTH_MODE=token and ~/.ray/auth_token)?"
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves its address for "auto"
-TIMEOUT_S = 10.0
 
 
 def start_ray(address: str | None, debug: bool = False) -> None:
     """Connect to `address`, else to the cluster this process was submitted to, else start a local Ray.
 
-    Raises ConfigError where the address does not answer.
+    Raises ConfigError where the address does not answer, or Ray cannot be started here.
     """
     import ray
     from ray.data import DataContext
@@ -39,16 +36,23 @@ def start_ray(address: str | None, debug: bool = False) -> None:
         options |= {"include_dashboard": False}
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its working directory already
         options |= {"runtime_env": {"working_dir": str(ROOT)}}
-    check_reachable(address)
+    check_temporary_folder() if address == "local" else check_address(address)
     try:
         with _held_back_stderr():
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _unreachable(address, str(error).splitlines()[0]) from None
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        raise upload_fault(ROOT, first_line(error)) from None
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ConfigError([Fault(f"--address {address}", f"no Ray: {first_line(error)}; {START_REMEDY}")]) from None
     leave_on_sigterm()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an exception says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
@@ -67,19 +71,3 @@ def _held_back_stderr() -> Iterator[None]:
             if not started:
                 said.seek(0)
                 os.write(2, said.read())
-
-
-def check_reachable(address: str) -> None:
-    """Raises ConfigError where nobody listens; Ray itself would go on trying for minutes."""
-    known = CURRENT_CLUSTER.read_text() if address == "auto" and CURRENT_CLUSTER.exists() else address
-    host, _, port = known.strip().removeprefix("ray://").rpartition(":")
-    if known in ("local", "auto") or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
-    except OSError as error:
-        raise _unreachable(address, f"{known.strip()}: {error.strerror or error}") from None
-
-
-def _unreachable(address: str, reason: str) -> ConfigError:
-    return ConfigError([Fault(f"--address {address}", f"no Ray cluster answers: {reason}; {START_REMEDY}")])

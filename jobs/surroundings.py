@@ -1,0 +1,112 @@
+"""Looks at what Ray would trip over before it is started: its temporary folder, its address, what it uploads.
+
+Ray tells of these after half a minute and in forty lines; here each is one line with the remedy.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from jobs.source import ConfigError, Fault
+
+START_REMEDY = "is it up, and is its token at hand (RAY_AUTH_MODE=token and ~/.ray/auth_token)?"
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves its address for "auto"
+TIMEOUT_S = 10.0
+SOCKET_CHARS = 107  # that a Unix socket's path may have
+BELOW = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # Ray's longest, below its folder
+SHOWN = 3  # of the largest files
+
+
+def check_temporary_folder() -> None:
+    """Raises ConfigError where a local Ray cannot put its sockets into the folder that the environment names."""
+    names = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform.startswith("linux") else [])]
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return
+    folder = os.environ[name]
+    remedy = "set RAY_TMPDIR to a short folder that can be written, for example RAY_TMPDIR=/tmp"
+    if len(os.fsencode(folder)) + BELOW > SOCKET_CHARS:
+        raise _fault(
+            name, f"{folder} is too long: a path of Ray's sockets may have {SOCKET_CHARS} characters; {remedy}"
+        )
+    try:
+        os.makedirs(os.path.join(folder, "ray"), exist_ok=True)
+        tempfile.TemporaryFile(dir=os.path.join(folder, "ray")).close()
+    except OSError as error:
+        raise _fault(name, f"{folder} cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+def check_address(address: str) -> None:
+    """Raises ConfigError where no Ray answers at an address; Ray itself would go on trying for minutes."""
+    known = (CURRENT_CLUSTER.read_text() if address == "auto" and CURRENT_CLUSTER.exists() else address).strip()
+    if known.startswith(("http://", "https://")):
+        host = known.partition("://")[2].partition("/")[0].rpartition(":")[0]
+        raise _unreachable(
+            address,
+            f"that is the address of a dashboard, for `ray job submit`; give {host}:6379, ray://{host}:10001 or auto",
+        )
+    host, _, port = known.removeprefix("ray://").rpartition(":")
+    if known in ("local", "auto") or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(
+            address, f"no Ray cluster answers: {known}: {error.strerror or error}; {START_REMEDY}"
+        ) from None
+    if not _speaks_grpc(f"{host}:{port}"):
+        raise _unreachable(address, f"what listens at {known} is no Ray cluster, or hangs: give the address of its GCS")
+
+
+def _speaks_grpc(place: str) -> bool:
+    """As a GCS and a client server do; with TLS, which needs its certificates, nobody is asked."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return True
+    import grpc
+
+    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def upload_fault(folder: Path, reason: str) -> ConfigError:
+    """Where Ray could not bring the working directory to the cluster: its size, and the largest files in it."""
+    files = uploaded_files(folder)
+    largest = ", ".join(f"{path.relative_to(folder)} {size / 1e6:,.0f} MB" for size, path in files[:SHOWN])
+    return ConfigError(
+        [
+            Fault(
+                str(folder),
+                f"Ray could not bring the working directory to the cluster: {reason}. It holds "
+                f"{sum(size for size, _ in files) / 1e6:,.0f} MB, and 537 MB may be uploaded, packed; the largest: "
+                f"{largest}. Move what the job does not need, or list it in .gitignore or .rayignore",
+            )
+        ]
+    )
+
+
+def uploaded_files(folder: Path) -> list[tuple[int, Path]]:
+    """(bytes, path) of all that Ray takes along, the largest first."""
+    from ray._private.runtime_env.packaging import _dir_travel  # what is ignored is Ray's own rule
+
+    found: list[tuple[int, Path]] = []
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            found.append((path.stat().st_size, path))
+
+    _dir_travel(folder, [], note, include_gitignore=True)
+    return sorted(found, reverse=True)
+
+
+def _unreachable(address: str, reason: str) -> ConfigError:
+    return _fault(f"--address {address}", reason)
+
+
+def _fault(where: str, reason: str) -> ConfigError:
+    return ConfigError([Fault(where, reason)])
