@@ -92,7 +92,8 @@ def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
     subtitle = (
         f"{found.status['ok']} prompts, {mean}; selector: {chosen}. Right: the same seed at {budget} steps, for all"
     )
-    pairs = [row | {"beside": beside} for row, beside in zip(with_images(run, rows), _same(rows, largest), strict=True)]
+    shown = [row for row in with_images(run, rows) if row["image"]]
+    pairs = [row | {"beside": beside} for row, beside in zip(shown, _same(shown, largest), strict=True)]
     run.write(SHEET, contact_sheet(pairs, "stepthrift: steps where they pay", subtitle))
     return f"{job.config.output.path}/{SHEET}"
 
@@ -100,7 +101,8 @@ def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
 def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
     """The rows of the same ids in the other run; None where it has no picture."""
     run = build.run_folder(largest)
-    theirs = {row["id"]: row for row in with_images(run, totals(run, most_pictures=1 << 20).pictures)}
+    found = with_images(run, totals(run, most_pictures=1 << 20).pictures)
+    theirs = {row["id"]: row for row in found if row["image"]}
     return [theirs.get(row["id"]) for row in rows]
 
 

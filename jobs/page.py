@@ -65,9 +65,12 @@ def histogram_svg(histogram: Mapping[int, int]) -> str:
     )
 
 
-def thumbnail(data: bytes) -> str:
-    """A data URI of at most 128 px, small pictures enlarged."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
+def thumbnail(data: bytes) -> str | None:
+    """A data URI of at most 128 px, small pictures enlarged; None where the bytes are no picture."""
+    try:
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
     factor = THUMBNAIL_PX / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     buffer = io.BytesIO()
@@ -76,11 +79,10 @@ def thumbnail(data: bytes) -> str:
 
 
 def _card(row: Mapping[str, Any], bounds: tuple[int, int]) -> str:
-    steps = int(row["num_steps"])
+    steps, image = int(row["num_steps"]), row["image"] and thumbnail(row["image"])
+    shown = f'<img src="{image}" alt="">' if image else "<p class=grey>no picture is there: run repair</p>"
     badge = f'<span class=badge style="background:{budget_colour(steps, bounds)}">{steps} steps</span>'
-    return (
-        f'<div class=card><img src="{thumbnail(row["image"])}" alt="">{badge} {escape(str(row["prompt"])[:500])}</div>'
-    )
+    return f"<div class=card>{shown}{badge} {escape(str(row['prompt'])[:500])}</div>"
 
 
 def _table(rows: Any) -> str:

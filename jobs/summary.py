@@ -5,11 +5,14 @@ It counts every row of every run on the folder, where `RenderResult` knows its o
 
 import heapq
 import io
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,12 +63,24 @@ def totals(run: "RunFolder", most_pictures: int = SHOWN_PICTURES) -> Totals:
 
 
 def with_images(run: "RunFolder", rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that have an object, each with its bytes as `image`."""
-    return [row | {"image": image_bytes(run, row)} for row in rows if row["uri"]]
+    """The rows that have an object, each with its bytes as `image`, None where they are gone: no page fails over one."""
+    return [row | {"image": _image_or_none(run, row)} for row in rows if row["uri"]]
+
+
+def _image_or_none(run: "RunFolder", row: dict[str, Any]) -> bytes | None:
+    import pyarrow as pa
+
+    from pipelines.folder import StorageError
+
+    try:
+        return image_bytes(run, row)
+    except (FileNotFoundError, StorageError, pa.ArrowException, ValueError) as error:
+        log.warning("%s: its picture cannot be shown (%s); `python -m jobs repair` renders it again", row["id"], error)
+        return None
 
 
 def image_bytes(run: "RunFolder", row: dict[str, Any]) -> bytes:
-    """One row's picture, whatever the layout."""
+    """One row's picture, whatever the layout. Raises what the folder raises, ValueError where it has no such row."""
     key, _, _ = row["uri"].partition("#")
     if row.get("offset") is not None:
         return run.read_range(key, row["offset"], row["offset"] + row["bytes"])

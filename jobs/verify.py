@@ -46,8 +46,9 @@ def verb(console: Console, run_path: str, sample: float, full: bool, allow_orpha
     """Hold the plan against the manifests and the manifests against what is stored.
 
     RUN is a run folder (a path or a URL) or a job file. Every row of every
-    manifest is looked at, and a share of the images. Exit code 0: all is clean;
-    1: something is missing, doubled, damaged or of no row, and is named.
+    manifest is looked at; that each image is there, and how long it is, is seen
+    by listing; a share of them is read. Exit code 0: all is clean; 1: something
+    is missing, doubled, damaged or of no row, and is named.
 
     \b
     Examples:
@@ -79,6 +80,7 @@ def find_job(path: str, sets: tuple[str, ...]) -> "tuple[Job, RunFolder]":
     is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
     job = load_job(path, sets) if is_job else _job_of(path, sets)
     run = build.run_folder(job)
+    _demand_reachable(run, path)
     if not run.generations():
         raise ConfigError([Fault(path, f"nothing is planned in {run.url}: is it a run folder?")])
     return job, run
@@ -88,8 +90,21 @@ def _job_of(path: str, sets: tuple[str, ...]) -> Job:
     """The job that a run folder holds, at the address by which it was found: it may have been moved."""
     sets = (*sets, f"output.path={json.dumps(path)}")
     at = read_job("input: {path: '?'}", path, sets)
+    _demand_reachable(build.run_folder(at), path)
     text = build.run_folder(at).job_yaml()
     return read_job(text, f"{path}/job.yaml", sets) if text else at
+
+
+def _demand_reachable(run: "RunFolder", path: str) -> None:
+    """In seconds, with the endpoint that was tried. Raises ConfigError."""
+    from pipelines.folder import StorageError
+
+    try:
+        run.probe(write=False)
+    except StorageError as error:
+        reach = run.reach()
+        tried = f" ({reach.endpoint}: {reach.endpoint_from}; -s storage.endpoint_url=URL names another)"
+        raise ConfigError([Fault(path, f"{error}{tried if reach.endpoint else ''}")]) from error
 
 
 @dataclass
@@ -99,7 +114,8 @@ class Tally:
     shards: int = 0
     planned: int = 0
     rows: int = 0
-    images: int = 0
+    stored: int = 0  # images that are there with their size
+    images: int = 0  # those whose bytes were read
     found: Counter[str] = field(default_factory=Counter)
     kept: "list[Finding]" = field(default_factory=list)
 
@@ -108,6 +124,7 @@ class Tally:
         self.shards += checked.shard is not None
         self.planned += checked.planned
         self.rows += checked.rows
+        self.stored += checked.found
         self.images += checked.images
         self.found.update(finding.kind for finding in checked.findings)
         self.kept += checked.findings[: max(0, LISTED - len(self.kept))]
@@ -124,6 +141,7 @@ class Tally:
             "shards": self.shards,
             "planned": self.planned,
             "rows": self.rows,
+            "images_found": self.stored,
             "images_read": self.images,
             "found": dict(self.found),
             "findings": [asdict(finding) for finding in self.kept],
@@ -134,14 +152,18 @@ class Tally:
         """In words."""
         from pipelines.findings import KINDS
 
-        seen = f"{self.rows:,} of {self.planned:,} planned rows in {self.shards:,} shards, {self.images:,} images read"
-        lines = [f"{run}: {seen}"]
+        seen = f"{self.rows:,} of {self.planned:,} planned rows in {self.shards:,} shards"
+        lines = [f"{run}: {seen}; {self.stored:,} images are there with their size, {self.images:,} of them were read"]
         for kind in [kind for kind in KINDS if self.found[kind]]:
             lines.append(f"{kind}: {self.found[kind]:,} {KINDS[kind]}")
             some = [finding for finding in self.kept if finding.kind == kind][:SHOWN]
             lines += [f"  {_place(finding)}: {finding.message}" for finding in some]
             lines += [f"  and {self.found[kind] - len(some):,} more"] if self.found[kind] > len(some) else []
-        return "\n".join([*lines, "" if self.found else "clean"]).rstrip()
+        return "\n".join([*lines, "" if self.found else self._clean()]).rstrip()
+
+    def _clean(self) -> str:
+        """How far it was looked."""
+        return "clean" if self.images == self.stored else "clean, as far as it was read; --full reads every image"
 
 
 def _place(finding: "Finding") -> str:

@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -74,6 +75,8 @@ class LocalBackend:
         try:
             found = os.stat(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISDIR(found.st_mode):  # an object store has no folders
             return None
         return found.st_size, f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
@@ -168,5 +171,5 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as found:
             return [entry for entry in found if not entry.name.startswith(TEMPORARY)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

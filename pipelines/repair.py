@@ -192,8 +192,8 @@ def delete_orphans(run: RunFolder, term: Term, findings: Iterable[Finding]) -> i
         _demand(run, term)
         named = _named(run, finding.shard or shard_of(finding.key))
         if named is not None:
-            is_folder = finding.kind == "attempt_orphan" and finding.key.startswith("images/")
-            keys = [key for key, _ in run.walk(finding.key)] if is_folder else [finding.key]
+            is_object = run.stat(finding.key) is not None
+            keys = [finding.key] if is_object else [key for key, _ in run.walk(finding.key)]
             keys = [key for key in keys if key not in named]
             run.delete(keys)
             deleted += len(keys)

@@ -165,7 +165,7 @@ class RunFolder(Folder):
 
     def done_shards(self) -> set[str]:
         """The shards that have a manifest, by one listing."""
-        return {name.removesuffix(".parquet") for name in self.names("manifest") if name.endswith(".parquet")}
+        return done_of(self.names("manifest"))
 
     def commit_manifest(self, shard: str, table: pa.Table) -> bool:
         """Create the shard's manifest, its only commit. False: another worker's stands, and ours is to be dropped."""
@@ -220,8 +220,9 @@ class RunFolder(Folder):
     def _attempts(self) -> Iterable[tuple[str, list[str]]]:
         names: dict[str, list[str]] = {}
         for key, _ in self.walk("attempts"):
-            _, shard, name = key.split("/", 2)
-            names.setdefault(shard, []).append(name)
+            shard, _, name = key.removeprefix("attempts/").partition("/")
+            if name and not name.startswith("."):  # else a stray file of somebody else's
+                names.setdefault(shard, []).append(name)
         return names.items()
 
     @staticmethod
@@ -248,6 +249,11 @@ class RunFolder(Folder):
 def manifest_key(shard: str) -> str:
     """The key of a shard's manifest."""
     return f"manifest/{shard}.parquet"
+
+
+def done_of(names: Iterable[str]) -> set[str]:
+    """The shards whose manifests are among the names of a listing; hidden files are nobody's manifests."""
+    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.startswith(".")}
 
 
 def parquet_bytes(row_groups: list[pa.Table]) -> bytes:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.canonical import KEY_BYTES, id_key
 from pipelines.findings import Finding
-from pipelines.store import READERS, RunFolder, manifest_key, schema_from_json
+from pipelines.store import READERS, RunFolder, done_of, manifest_key, schema_from_json
 from pipelines.verify_images import UNREADABLE, ShardImages
 
 S = TypeVar("S")
@@ -37,11 +37,15 @@ STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "f
 
 @dataclass(frozen=True)
 class Checked:
-    """One shard, or (None) the folder around the shards. rows: in its manifest; images: whose bytes were read."""
+    """One shard, or (None) the folder around the shards. rows: in its manifest.
+
+    found: images that are there with the size that the manifest says; images: those whose bytes were read.
+    """
 
     shard: str | None
     planned: int = 0
     rows: int = 0
+    found: int = 0
     images: int = 0
     findings: tuple[Finding, ...] = ()
 
@@ -71,8 +75,9 @@ def verify(
     """Everything about a run folder, as it is found: the folder first, then each planned shard, then what is doubled.
 
     Every row of every manifest is held against the plan. sample: the share of images that are read, drawn by their ids
-    and `salt`, at least one a shard (in the Parquet layout: that share of the data files). From 1 on all are read, and
-    all images are listed. only: these shards, and nothing around them. StorageError where a store cannot be asked.
+    and `salt`, at least one a shard (in the Parquet layout: that share of the data files); from 1 on all are read. That
+    each is there, and how long it is, is seen by listing. only: these shards, and nothing around them. StorageError
+    where a store cannot be asked.
     """
     check = _Verification(run, sample, salt)
     if only is not None:
@@ -89,7 +94,7 @@ class _Verification:
     def __init__(self, run: RunFolder, sample: float, salt: str) -> None:
         self.run, self.sample, self.salt = run, sample, salt
         self.manifests = run.names("manifest")  # before the images: what it names was there before it
-        self.done = {name.removesuffix(".parquet") for name in self.manifests if name.endswith(".parquet")}
+        self.done = done_of(self.manifests)
         self.image_shards = set(run.names("images"))
         self.data: dict[str, dict[str, int]] = {}
         for key, size in run.walk("data"):
@@ -117,7 +122,9 @@ class _Verification:
         if self.damage:  # what its shards are called is not known
             return
         for name in self.manifests:
-            if name.removesuffix(".parquet") not in self.shards or not name.endswith(".parquet"):
+            if not name.endswith(".parquet") or name.startswith("."):
+                yield Finding("object_orphan", f"manifest/{name}", "no manifest is called so", rows=0)
+            elif name.removesuffix(".parquet") not in self.shards:
                 yield self._unknown(f"manifest/{name}")
         for shard in sorted(self.image_shards - self.shards):
             yield Finding("attempt_orphan", f"images/{shard}", "no planned shard is called so", rows=0)
@@ -183,18 +190,23 @@ class _Verification:
             return Checked(shard.name, planned, findings=(*findings, manifest))
         if shard.rows is not None:
             findings += compare(shard.rows, manifest, shard.name)
+        stored = {**self.data.get(shard.name, {}), **self._listed(shard.name)}
         images = ShardImages(
             self.run,
             shard.name,
-            self.data.get(shard.name, {}),
+            stored,
             self.sample,
             self.salt,
             stored=shard.generation.stored,
             whole=shard.number % max(1, round(1 / max(self.sample, 1e-9))) == 0,
         )
         findings += images.check([row for row in manifest if row["status"] == "ok"])
-        findings += self._orphans(shard.name, {str(row["uri"]).partition("#")[0] for row in manifest})
-        return Checked(shard.name, planned, len(manifest), images.read, tuple(findings))
+        findings += self._orphans(shard.name, stored, {str(row["uri"]).partition("#")[0] for row in manifest})
+        return Checked(shard.name, planned, len(manifest), images.found, images.read, tuple(findings))
+
+    def _listed(self, shard: str) -> dict[str, int]:
+        """{key: bytes} of all below a shard's images: one request a thousand objects."""
+        return dict(self.run.walk(f"images/{shard}")) if shard in self.image_shards else {}
 
     def _manifest(self, shard: _Shard) -> list[dict[str, Any]] | Finding:
         key = manifest_key(shard.name)
@@ -210,20 +222,17 @@ class _Verification:
         except UNREADABLE as error:
             return Finding("manifest_damaged", key, f"cannot be read: {error}", shard.name, rows=shard.num_rows)
 
-    def _orphans(self, shard: str, named: set[str]) -> Iterator[Finding]:
-        for key in self.data.get(shard, {}).keys() - named:
-            yield Finding("attempt_orphan", key, "no manifest names it", shard, rows=0)
-        if shard not in self.image_shards:
-            return
+    def _orphans(self, shard: str, stored: Mapping[str, int], named: set[str]) -> Iterator[Finding]:
+        """Attempts that no manifest names, each once, and what lies astray in those that one does."""
         attempts = {key.split("/")[2] for key in named if key.startswith(f"images/{shard}/")}
-        for attempt in self.run.names(f"images/{shard}"):
-            folder = f"images/{shard}/{attempt}"
-            if attempt not in attempts:
-                yield Finding("attempt_orphan", folder, "no manifest names it", shard, rows=0)
-            elif self.sample >= 1:
-                for key, _ in self.run.walk(folder):
-                    if key not in named:
-                        yield Finding("object_orphan", key, "no row names it", shard, rows=0)
+        others = set()
+        for key in sorted(stored.keys() - named):
+            parts = key.split("/")
+            if parts[0] == "images" and len(parts) > 3 and parts[2] in attempts:
+                yield Finding("object_orphan", key, "no row names it", shard, rows=0)
+            elif (place := "/".join(parts[:3]) if parts[0] == "images" else key) not in others:
+                others.add(place)
+                yield Finding("attempt_orphan", place, "no manifest names it", shard, rows=0)
 
     def planned_twice(self) -> Iterator[Finding]:
         """Ids that are in two planned shards, or twice in one: their rows are rendered twice."""

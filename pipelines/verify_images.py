@@ -40,8 +40,8 @@ Row = Mapping[str, Any]
 class ShardImages:
     """The images of one shard. sample: share of them that are read, 1: all; at least one is.
 
-    sizes: bytes of the shard's data files, by key. stored: whether the layout stores images. whole: whether a Parquet
-    data file is read to its end, or its ids only.
+    sizes: bytes of all that is stored of the shard, by key. stored: whether the layout stores images. whole: whether a
+    Parquet data file is read to its end, or its ids only.
     """
 
     run: RunFolder
@@ -52,6 +52,7 @@ class ShardImages:
     stored: bool = True
     whole: bool = True
     read: int = 0  # images whose bytes were seen
+    found: int = 0  # images that are there with their size
 
     def check(self, rows: Sequence[Row]) -> Iterator[Finding]:
         """Everything that is wrong with the images of these rows."""
@@ -69,13 +70,27 @@ class ShardImages:
             else:
                 by_object.setdefault(_object(row), []).append(row)
         alone = [row for key, members in by_object.items() for row in members if key.startswith("images/")]
-        for row in self._drawn(alone):
+        whole = []
+        for row in alone:
+            if wrong := self._size_fault(row):
+                yield self._finding(wrong[0], row, wrong[1])
+            else:
+                whole.append(row)
+        self.found += len(whole)
+        for row in self._drawn(whole):
             yield from self._judged(row, lambda row=row: self.run.read(row["uri"]))  # type: ignore[misc]
         for key, members in by_object.items():
             if key.endswith(".tar"):
                 yield from self._tar(key, members)
             elif key.startswith("data/"):
                 yield from self._parquet(key, members)
+
+    def _size_fault(self, row: Row) -> tuple[str, str] | None:
+        """By the listing: an image that is not there, or is longer or shorter than its row says."""
+        size = self.sizes.get(row["uri"])
+        if size is None:
+            return "image_missing", "no such object"
+        return None if size == row["bytes"] else ("image_wrong_length", _lengths(size, row))
 
     def _is_ours(self, uri: str) -> bool:
         key, _, name = uri.partition("#")
@@ -113,6 +128,7 @@ class ShardImages:
         for row in rows:
             if row["id"] not in inside:
                 yield self._finding("image_missing", row, f"at offset {row['offset']} of a file of {size} bytes")
+        self.found += len(inside)
         for row in self._drawn(list(inside.values())):
             start = row["offset"] - HEADER
             data = self.run.read_range(key, start, row["offset"] + row["bytes"])
@@ -135,6 +151,7 @@ class ShardImages:
             yield Finding("image_missing", key, "no such object", self.shard, rows=len(rows))
             return
         wanted = {row["id"]: row for row in rows}
+        self.found += len(wanted)  # those that it lacks are taken off again below
         columns = ["id", "image"] if self.whole else ["id"]
         try:
             with self.run.open_parquet(key, pre_buffer=False) as file:
@@ -144,8 +161,10 @@ class ShardImages:
                         if row is not None and self.whole:
                             yield from self._judged(row, lambda stored=stored: stored["image"])  # type: ignore[misc]
         except UNREADABLE as error:
+            self.found -= len(wanted)
             yield Finding("data_damaged", key, _words(error), self.shard, rows=len(wanted))
             return
+        self.found -= len(wanted)
         for row in wanted.values():
             yield self._finding("image_missing", row, "the file has no row of this id")
 
@@ -156,7 +175,7 @@ class ShardImages:
 def fault(row: Row, data: bytes) -> tuple[str, str] | None:
     """(kind, message) of what is wrong with an image's bytes, None where they are what the row says."""
     if len(data) != row["bytes"]:
-        return "image_wrong_length", f"{len(data)} bytes, the manifest says {row['bytes']}"
+        return "image_wrong_length", _lengths(len(data), row)
     if (digest := hashlib.sha256(data).hexdigest()) != row["sha256"]:
         return "image_wrong_hash", f"sha256 {digest[:12]}..., the manifest says {str(row['sha256'])[:12]}..."
     try:
@@ -168,6 +187,10 @@ def fault(row: Row, data: bytes) -> tuple[str, str] | None:
     except _UNDECODABLE as error:
         return "image_undecodable", _words(error)
     return None
+
+
+def _lengths(size: int, row: Row) -> str:
+    return f"{size} bytes, the manifest says {row['bytes']}"
 
 
 def _object(row: Row) -> str:

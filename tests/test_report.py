@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.page import histogram_svg, report_html
 from jobs.report import budget_colour, contact_sheet, wrapped
-from jobs.summary import Totals, image_bytes, totals
+from jobs.summary import Totals, image_bytes, totals, with_images
 from pipelines.store import RunFolder, manifest_schema
 
 
@@ -182,3 +182,22 @@ def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
     ]
     assert read == [b"plain", b"packed", b"second"]
     assert json.dumps([len(data) for data in read])
+
+
+def test_a_picture_that_is_gone_is_a_placeholder_and_breaks_no_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    run.write("images/s/1-x/good.png", png(0))
+    run.write("images/s/1-x/torn.png", png(0)[:40])
+    rows = [
+        {"id": name, "prompt": name, "num_steps": 5, "uri": f"images/s/1-x/{name}.png", "offset": None}
+        for name in ("good", "torn", "gone")
+    ]
+    rows.append({"id": "packed", "prompt": "packed", "num_steps": 5, "uri": "data/s-1-x.parquet#a.png", "offset": None})
+    shown = with_images(run, rows)
+    assert [row["image"] is None for row in shown] == [False, False, True, True]
+    page = report_html({"run": "spring"}, shown)
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert page.count("no picture is there: run repair") == 3
+    assert "gone: its picture cannot be shown" in caplog.text

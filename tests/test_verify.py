@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.epochs import claim
 from pipelines.findings import KINDS, ORPHANS, Finding
 from pipelines.folder import StorageOptions
+from pipelines.repair import delete_orphans
 from pipelines.sinks import LAYOUTS, encode_image
 from pipelines.store import RunFolder, manifest_key, parquet_bytes
 from pipelines.verify import verify
@@ -223,10 +225,53 @@ def test_attempts_of_a_shard_in_work_are_no_orphans(run: RunFolder) -> None:
     assert {kind for kind, _, _ in found(run)} == {"manifest_missing"}
 
 
-def test_an_object_among_the_images_shows_in_a_full_listing(run: RunFolder) -> None:
+def test_an_object_among_the_images_shows_in_the_listing(run: RunFolder) -> None:
     run.write(first(run)["uri"] + ".bak", b"x")
-    assert found(run, 0.01) == set()
-    assert found(run) == {("object_orphan", SHARD, None)}
+    assert found(run, 0.01) == {("object_orphan", SHARD, None)}
+
+
+def test_existence_and_size_of_every_image_are_seen_without_reading_them(run: RunFolder) -> None:
+    rows = [row for row in run.read_manifest(SHARD).to_pylist() if row["uri"]]
+    run.delete([rows[0]["uri"], rows[2]["uri"]])
+    run.write(rows[3]["uri"], run.read(rows[3]["uri"])[:-7])
+    checked = [each for each in verify(run, 0.01) if each.shard == SHARD]
+    assert {(f.kind, f.id) for each in checked for f in each.findings} == {
+        ("image_missing", rows[0]["id"]),
+        ("image_missing", rows[2]["id"]),
+        ("image_wrong_length", rows[3]["id"]),
+    }
+    assert (checked[0].found, checked[0].images) == (len(rows) - 3, 1)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "images/.DS_Store",
+        "images/notes.txt",
+        f"images/{SHARD}/.DS_Store",
+        f"images/{SHARD}/Thumbs.db",
+        f"images/{SHARD}/1-aaaaaaaa/.DS_Store",
+        "manifest/.DS_Store",
+        "manifest/._0001-000001.parquet",
+        "data/.DS_Store",
+        "attempts/.DS_Store",
+        f"attempts/{SHARD}/.DS_Store",
+        "epochs/.DS_Store",
+        "plan/.DS_Store",
+        ".DS_Store",
+    ],
+)
+def test_a_stray_file_is_at_most_an_orphan_and_can_be_deleted(run: RunFolder, stray: str) -> None:
+    run.write(stray, b"\0\0\0\1Bud1")
+    seen = findings(run, 0.01)
+    assert {finding.kind for finding in seen} <= {"attempt_orphan", "object_orphan"}
+    assert run.done_shards() == {f"0001-{i:06d}" for i in range(4)}
+    assert run.attempts().keys() <= run.done_shards()
+    assert run.deaths() == {}
+    term = claim(run).term
+    assert delete_orphans(run, term, seen) == len(seen)
+    assert (run.stat(stray) is None) == bool(seen)
+    assert findings(run, 0.01) == []
 
 
 def test_folders_of_no_shard(run: RunFolder) -> None:
@@ -337,7 +382,7 @@ def test_requests_of_a_sample_do_not_grow_with_the_images(tmp_path: Path, monkey
     )
     assert findings(run, 0.001) == []
     shards = 20
-    assert len(calls) < 3 * shards + 20  # a manifest, a listing of attempts and one image a shard
+    assert len(calls) < 4 * shards + 20  # a manifest, a listing (on a disk one a folder) and one image a shard
 
 
 def test_every_kind_is_explained() -> None:

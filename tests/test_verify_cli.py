@@ -33,10 +33,12 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_a_clean_run_by_path_and_by_job_file(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "runs/spring"]) == 0
-    assert capsys.readouterr().out == "runs/spring: 20 of 20 planned rows in 4 shards, 4 images read\nclean\n"
+    out = capsys.readouterr().out
+    assert out.startswith("runs/spring: 20 of 20 planned rows in 4 shards; 19 images are there with their size, 4 of ")
+    assert out.endswith("\nclean, as far as it was read; --full reads every image\n")
     Path("spring.yaml").write_text("input: {path: prompts.csv}\n")
     assert main(["verify", "spring.yaml", "--full"]) == 0
-    assert "19 images read" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("19 of them were read\nclean\n")
 
 
 def test_damage_is_named_and_counted(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,3 +101,27 @@ def test_a_url_by_set_and_by_the_job_file_inside(
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
     assert main(["verify", url]) == 0
     assert capsys.readouterr().out.count("clean") == 2
+
+
+def test_what_is_not_there_or_cut_short_is_seen_without_full(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uris = [uri for table in run.manifests() for uri in table["uri"].to_pylist() if uri]
+    run.delete(uris[:1])
+    run.write(uris[9], run.read(uris[9])[:-1])
+    assert main(["verify", "runs/spring"]) == 1
+    out = capsys.readouterr().out
+    assert f"{uris[0]} (row " in out
+    assert "no such object" in out
+    assert f"{uris[9]} (row " in out
+    assert "17 images are there with their size" in out
+
+
+def test_a_store_that_does_not_answer_is_told_with_its_endpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert main(["verify", "s3://bucket/runs/spring"]) == 2
+    err = capsys.readouterr().err
+    assert "http://127.0.0.1:1: AWS_ENDPOINT_URL in the environment; -s storage.endpoint_url=URL names another" in err
+    assert len(err.splitlines()) == 1
