@@ -95,6 +95,10 @@ class Backend(Protocol):
         """How this process gets at the store. Raises nothing."""
         ...
 
+    def unmet(self, key: str) -> list[str]:
+        """Which options of a put are not seen on an object that was just put."""
+        ...
+
 
 class FsspecBackend:
     """Any other store that fsspec knows. Only for those in `ATOMIC` is create-if-absent known to have one winner."""
@@ -155,6 +159,10 @@ class FsspecBackend:
         for key in keys:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(self._path(key))
+
+    def unmet(self, key: str) -> list[str]:
+        """Other stores than S3 take no options."""
+        return []
 
     def reach(self) -> Reach:
         """The URL; where fsspec finds the rest is its own."""

@@ -80,6 +80,10 @@ class LocalBackend:
             return None
         return found.st_size, f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
+    def unmet(self, key: str) -> list[str]:
+        """A disk takes no options."""
+        return []
+
     def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
         """All entries at once, without half-written files."""
         return [entry.name for entry in _entries(self._path(prefix))], None

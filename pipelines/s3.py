@@ -4,6 +4,7 @@ Imported by `pipelines.folder` in the process that uses it; waiting and trying a
 """
 
 import asyncio
+import difflib
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+import botocore.session
 import s3fs
 from botocore import exceptions as boto
 from botocore.configprovider import ConfiguredEndpointProvider
@@ -38,6 +40,7 @@ class S3Backend:
         self.bucket, _, self.prefix = url.partition("://")[2].partition("/")
         self.endpoint_url, self.endpoint_from = _endpoint(endpoint_url)
         self.conditional = True
+        self.put_options = dict(put_options)
         self.fs = s3fs.S3FileSystem(
             endpoint_url=endpoint_url,
             client_kwargs={"region_name": region} if region else {},
@@ -78,7 +81,8 @@ class S3Backend:
         return self._do(self.fs._cat_file, self._path(key), sent=LARGEST_GET, **limits)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        self._do(self.fs._pipe_file, self._path(key), data, sent=len(data), chunksize=WHOLE_PUT, **condition)
+        kind = {} if "ContentType" in self.put_options else {"ContentType": content_type(key)}
+        self._do(self.fs._pipe_file, self._path(key), data, sent=len(data), chunksize=WHOLE_PUT, **kind, **condition)
 
     def _ask(self, operation: str, **parameters: Any) -> dict[str, Any]:
         return self._do(self.fs._call_s3, operation, Bucket=self.bucket, **parameters)
@@ -109,6 +113,19 @@ class S3Backend:
             if code == "PreconditionFailed" or status == 412:
                 raise FileExistsError(key) from None
             raise
+
+    def unmet(self, key: str) -> list[str]:
+        """Which of the put options the store does not show on an object that was just put; "" where it shows all.
+
+        One HEAD. Only options that a HEAD tells of can be seen; a store that is silent of its encryption has none.
+        """
+        shown = self._ask("head_object", Key=self._key(key))
+        asked = {name: self.put_options[name] for name in _SHOWN if name in self.put_options}
+        return [
+            f"{name}: asked for {wanted!r}, the store shows {shown.get(name)!r}"
+            for name, wanted in asked.items()
+            if not _is_met(name, wanted, shown.get(name))
+        ]
 
     def stat(self, key: str) -> tuple[int, str] | None:
         """One HEAD."""
@@ -288,6 +305,56 @@ def _credentials_from(method: str) -> str:
     if method == "env":
         return "the environment"
     return "a role" if "role" in method else "a profile"
+
+
+_SHOWN = (
+    *("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled", "StorageClass", "ContentType", "CacheControl"),
+    *("ContentDisposition", "ContentEncoding", "ContentLanguage", "Metadata", "WebsiteRedirectLocation"),
+)
+_OURS = {"Bucket", "Key", "Body", "IfNoneMatch", "IfMatch", "WriteOffsetBytes", "ContentLength", "ContentMD5"}
+_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "json": "application/json",
+    "svg": "image/svg+xml",
+    "yaml": "application/yaml",
+    "html": "text/html; charset=utf-8",
+    "txt": "text/plain; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+    "tar": "application/x-tar",
+    "jsonl": "application/jsonl",
+}
+
+
+def content_type(key: str) -> str:
+    """By the ending of a key, so that a browser shows what a link to it leads to."""
+    return _TYPES.get(key.rpartition(".")[2].lower(), "application/octet-stream")
+
+
+def unknown_put_options(options: Mapping[str, Any]) -> str | None:
+    """Why an option cannot be meant: S3's PUT does not know its name, or it is not the user's to set. None: all are."""
+    known = set(botocore.session.get_session().get_service_model("s3").operation_model("PutObject").input_shape.members)
+    faults = []
+    for name in options:
+        if name in _OURS:
+            faults.append(f"{name} is set by this project itself")
+        elif name not in known:
+            close = difflib.get_close_matches(name.lower(), {each.lower(): each for each in known}, 1)
+            meant = {each.lower(): each for each in known}
+            guess = f"; did you mean {meant[close[0]]}?" if close else ""
+            faults.append(f"S3's PUT knows no {name}{guess}")
+    return "; ".join(faults) or None
+
+
+def _is_met(name: str, wanted: Any, shown: Any) -> bool:
+    if name == "StorageClass" and shown is None:
+        return wanted == "STANDARD"  # which is not told
+    if name == "SSEKMSKeyId" and shown is not None:
+        return str(shown).rpartition("/")[2] == str(wanted).rpartition("/")[2]  # an id or an ARN of it
+    if name == "Metadata" and isinstance(shown, dict):
+        return {key.lower(): str(value) for key, value in dict(wanted).items()}.items() <= shown.items()
+    return shown == wanted
 
 
 def _response(error: BaseException) -> tuple[str, int]:

@@ -400,3 +400,90 @@ def test_put_options_reach_the_store(s3: S3Server, run: RunFolder) -> None:
     for key in ("a", "b"):
         head = backend.fs.call_s3("head_object", Bucket=backend.bucket, Key=backend._key(key))
         assert head["Metadata"] == {"team": "spring"}
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("images/0001-000000/1-aa/r0.png", "image/png"),
+        ("images/0001-000000/1-aa/r0.jpg", "image/jpeg"),
+        ("images/0001-000000/1-aa/r0.webp", "image/webp"),
+        ("plan/0001/plan.json", "application/json"),
+        ("report.html", "text/html; charset=utf-8"),
+        ("manifest/0001-000000.parquet", "application/vnd.apache.parquet"),
+        ("data/0001-000000-1-aa.tar", "application/x-tar"),
+        ("plan/dtype", "application/octet-stream"),
+    ],
+)
+def test_every_object_says_what_it_is(s3: S3Server, run: RunFolder, key: str, kind: str) -> None:
+    backend = run._backend()
+    assert isinstance(backend, S3Backend)
+    for put in (run.write, run.create):
+        put(key, b"1")
+        head = backend.fs.call_s3("head_object", Bucket=backend.bucket, Key=backend._key(key))
+        assert head["ContentType"] == kind
+        run.delete([key])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"SSEKMSKeyID": "alias/x"}, "did you mean SSEKMSKeyId?"),
+        ({"ServerSideEncryptionn": "AES256"}, "did you mean ServerSideEncryption?"),
+        ({"serverSideEncryption": "AES256"}, "did you mean ServerSideEncryption?"),
+        ({"StorageKlass": "STANDARD_IA"}, "did you mean StorageClass?"),
+        ({"cache-control": "no-store"}, "did you mean CacheControl?"),
+        ({"Bucket": "other"}, "Bucket is set by this project itself"),
+        ({"IfNoneMatch": "*"}, "IfNoneMatch is set by this project itself"),
+        ({"colour": "red"}, "S3's PUT knows no colour"),
+    ],
+)
+def test_a_put_option_that_would_be_dropped_is_refused(options: dict[str, str], said: str) -> None:
+    with pytest.raises(StorageError, match=r"storage\.put_options") as error:
+        Folder("s3://bucket/run", StorageOptions("http://127.0.0.1:1", put_options=options)).write("a", b"1")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"CacheControl": "no-store"},
+        {"ContentType": "image/png"},
+        {"Metadata": {"team": "spring"}},
+        {"ContentDisposition": "inline"},
+        {"StorageClass": "STANDARD"},
+    ],
+)
+def test_put_options_that_the_store_applies_pass_the_probe(
+    s3: S3Server, run: RunFolder, options: dict[str, object]
+) -> None:
+    assert Folder(run.url, StorageOptions(s3.endpoint_url, put_options=options)).probe().writable
+
+
+@pytest.mark.parametrize(
+    ("shown", "unmet"),
+    [
+        ({}, ["ServerSideEncryption", "StorageClass"]),
+        ({"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}, ["ServerSideEncryption"]),
+        ({"ServerSideEncryption": "aws:kms", "StorageClass": "STANDARD_IA"}, []),
+    ],
+)
+def test_a_store_that_does_not_apply_what_is_asked_for_is_refused(
+    s3: S3Server, run: RunFolder, monkeypatch: pytest.MonkeyPatch, shown: dict[str, str], unmet: list[str]
+) -> None:
+    """radosgw has no KMS: what a HEAD shows is a stand-in's."""
+    asked = {"ServerSideEncryption": "aws:kms", "StorageClass": "STANDARD_IA"}
+    folder = Folder(run.url, StorageOptions(s3.endpoint_url, put_options=asked))
+    honest = S3Backend._ask
+    monkeypatch.setattr(S3Backend, "_put", lambda self, key, data, **condition: None)
+    monkeypatch.setattr(
+        S3Backend, "_ask", lambda self, what, **kw: shown if what == "head_object" else honest(self, what, **kw)
+    )
+    backend = folder._backend()
+    assert [each.partition(":")[0] for each in backend.unmet("a")] == unmet
+
+
+def test_encryption_that_the_store_cannot_give_is_refused_before_the_start(s3: S3Server, run: RunFolder) -> None:
+    options = StorageOptions(s3.endpoint_url, put_options={"ServerSideEncryption": "AES256", "StorageClass": "GLACIER"})
+    with pytest.raises(StorageError):
+        Folder(run.url, options).probe()
