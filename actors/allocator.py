@@ -1,10 +1,13 @@
-"""The C allocator of a process that computes on its CPU: what a layer frees the next one gets, without the kernel.
+"""Memory of a process: on a CPU what a layer frees the next one gets, without the kernel; giving back a model's.
 
-Not a pool, and nothing on a GPU. Where the C library is not glibc, nothing is changed.
+Not a pool. Where the C library is not glibc, nothing is changed.
 """
 
 import ctypes
+import gc
 import platform
+
+import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 KEPT_BYTES, STEP_BYTES, MAPPED_BYTES = 2**31 - 1, 64 << 20, 32 << 20
@@ -21,3 +24,10 @@ def keep_freed_memory() -> bool:
     values = {_TRIM_THRESHOLD: KEPT_BYTES, _TOP_PAD: STEP_BYTES, _MMAP_THRESHOLD: MAPPED_BYTES}
     results = [mallopt(name, value) for name, value in values.items()]
     return results == [1, 1, 1]
+
+
+def give_back_memory() -> None:
+    """Of a model that nobody needs any more: what refers to itself in a circle, and what CUDA's cache holds."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

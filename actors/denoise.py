@@ -183,7 +183,8 @@ class Denoiser:
 
     def _advance(self, lanes: Lanes, fail: Callable[[Any, Exception], None]) -> None:
         def failed(flight: Flight, error: Exception) -> None:
-            check_engine(lambda: lanes.probe(self.predict), error)
+            if lanes.has_passed:  # else this shape may be what cannot work
+                check_engine(lambda: lanes.probe(self.predict), error)
             lanes.remove(flight)
             fail(flight.row, error)
 
@@ -201,6 +202,7 @@ class Denoiser:
                 return self.predict(*inputs)
 
         self._ended.extend(lanes.advance(flights, predict))
+        lanes.has_passed = True
         for flight, width in zip(flights, widths, strict=True):
             flight.shares.append((blocks[0], width / sum(widths)))
         with self.figures:

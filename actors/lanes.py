@@ -93,6 +93,7 @@ class Lanes:
             raise ValueError("a guided row needs 2 lanes")
         self.schedule, self.num_lanes, self.device = schedule, num_lanes, device
         self.flights: dict[int, Flight] = {}
+        self.has_passed = False  # whether a call of this shape was ever good
         self._free: list[int] = []
         self._admitted = 0
         self._second_order = False

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.backends import Reach
+from pipelines.boundary import raised_by
 from pipelines.folder import StorageError
 from pipelines.proof import Proof, describe
 from pipelines.store import RunFolder
@@ -202,11 +203,8 @@ def driving(run: RunFolder, take_over: bool = False, on_wait: Callable[[str], No
 
 def _keep(epoch: Epoch, over: threading.Event) -> None:
     """A heartbeat that fails is missed, no more: the run has its own ways to meet a store that is away."""
-    while not over.wait(BEAT_S):
-        try:
-            if not epoch.beat():
-                return
-        except StorageError as error:
+    while not over.wait(BEAT_S) and not epoch.lost.is_set():
+        if (error := raised_by(epoch.beat)) is not None:
             log.warning("no heartbeat of this run: %s", error)
 
 

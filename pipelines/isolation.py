@@ -5,7 +5,6 @@ picture is in memory at a time: the child waits until the one before is stored.
 Run as `python -m pipelines.isolation FD`, it is the child: rows and settings from stdin, results to the descriptor.
 """
 
-import faulthandler
 import logging
 import os
 import pickle
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 from actors.rows import EngineBroken, Picture, Row, SamplerConfig
 from actors.sampler import DDIMSampler
 from pipelines.boundary import raised_by
+from pipelines.work import AttemptFailed, RowFailed
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +69,11 @@ class IsolatedRows:
 
     def _run(self) -> None:
         error = raised_by(lambda: self._isolation.render(self._rows))
+        if not isinstance(error, EngineBroken):  # whatever it is, no row is to blame
+            error = AttemptFailed(f"isolation ended with {type(error).__name__}: {error}")
         for future in list(self._futures.values()):
             if not future.done() and future.set_running_or_notify_cancel():
-                future.set_exception(error or AssertionError("isolation ended without this row"))
+                future.set_exception(error)
 
     def _deliver(self, id: str, result: "Picture | Exception") -> None:
         future = self._futures.pop(id)
@@ -126,7 +128,7 @@ class Isolation:
         reading, writing = os.pipe()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         child = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.isolation", str(writing), str(self.silence_s)],
+            [sys.executable, "-m", "pipelines.isolation", str(writing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=(writing,),
@@ -137,11 +139,15 @@ class Isolation:
         assert child.stdin is not None
         try:
             with os.fdopen(reading, "rb") as results:
+                impatient = threading.Timer(START_S, child.kill)  # one that never reads its rows
+                impatient.start()
                 try:
                     pickle.dump((self.config, list(rows)), child.stdin)
                     child.stdin.close()
                 except BrokenPipeError:
                     log.warning("the child process ended before it had its rows")
+                finally:
+                    impatient.cancel()
                 done, ready, hung = self._collect(child, results)
         finally:
             child.kill()
@@ -194,8 +200,8 @@ def _ending(code: int) -> str:
 class _Child:
     """Results to the parent, and a sign of life for every second with a step."""
 
-    def __init__(self, results: BinaryIO, silence_s: float) -> None:
-        self.results, self.silence_s = results, silence_s
+    def __init__(self, results: BinaryIO) -> None:
+        self.results, self.parent = results, os.getppid()
         self.lock = threading.Lock()
 
     def give(self, id: str | None, result: Any) -> None:
@@ -219,23 +225,21 @@ class _Child:
         if isinstance(error, EngineBroken):  # over one of the rows in it: as if that row had killed the process
             log.error("the engine broke", exc_info=error)
             os._exit(BROKEN)
-        self.give(id, error or future.result())
+        self.give(id, future.result() if error is None else RowFailed(type(error).__name__, str(error)))
 
     def _tick(self, sampler: DDIMSampler) -> None:
-        """A child that hangs and whose parent is gone ends itself."""
+        """Ends the process once its parent is gone: a child that hangs does not notice by itself."""
         seen: Any = None
-        while True:
+        while os.getppid() == self.parent:
             if (stats := sampler.stats()) != seen:
                 seen = stats
-                faulthandler.dump_traceback_later(2 * self.silence_s, exit=True)
-                try:
-                    self.give(None, None)
-                except BrokenPipeError:  # the parent is gone
-                    os._exit(1)
+                if raised_by(lambda: self.give(None, None)) is not None:
+                    break
             time.sleep(TICK_S)
+        os._exit(1)
 
 
 if __name__ == "__main__":
     with os.fdopen(int(sys.argv[1]), "wb") as descriptor:
         sampler_config, planned = pickle.load(sys.stdin.buffer)
-        _Child(descriptor, float(sys.argv[2])).serve(sampler_config, planned)
+        _Child(descriptor).serve(sampler_config, planned)

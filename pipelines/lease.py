@@ -28,12 +28,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Worker:
-    """One life of one actor; a restarted actor is a new incarnation, and its old leases are void."""
+    """One life of one actor; a restarted actor is a new incarnation, and its old leases are void.
+
+    life: how often Ray had started the actor again when this process began: what is heard late is told by it.
+    """
 
     actor: str
     incarnation: str
     pool: str
     node: str = ""
+    life: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,6 @@ class Snapshot:
     finished: bool = False
     stats: Mapping[str, float] = field(default_factory=dict)
     loaded: bool = True  # False: the ledger has not read the run folder yet
+    adopting: bool = False  # a new ledger that does not know yet what workers of an earlier one hold
+    broke: Mapping[str, int] = field(default_factory=dict)  # by actor, how often since it last finished a shard
+    proved: frozenset[str] = frozenset()  # actors whose present process has finished a shard

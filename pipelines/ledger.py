@@ -24,24 +24,26 @@ MAX_ATTEMPTS = 3
 MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
 MAX_LOSSES = 12  # of one shard in one run, with its node or in silence: nobody's fault, but not for ever
 EARLY_SHARDS, EARLY_ROWS, EARLY_TIMES = 2, 50, 10.0  # when a run of too many failures is stopped: see `FailureLimit`
+EARLY_MOST = 0.9  # of the rows, whatever share may fail: nobody wants a night of failures
+ARRIVAL_S = 60.0  # after a worker arrived, others of its pool may be on their way
 
 
 @dataclass(frozen=True)
 class FailureLimit:
     """Stops a run early where failed rows are EARLY_TIMES the share that may fail.
 
-    Counted over rows that reached an engine, after EARLY_SHARDS shards and EARLY_ROWS such rows. A share below 1 % is
-    taken for 1 %: one unlucky row among fifty is not far above it.
+    Counted over rows that reached an engine, after EARLY_SHARDS shards and EARLY_ROWS such rows; not over rows that are
+    repaired. A share below 1 % is taken for 1 %: one unlucky row among fifty is not far above it.
     """
 
     max_fraction: float
 
     def reason(self, counts: "_Counts") -> str | None:
         """Why the run is to stop, None where it is to go on."""
-        reached, failed = counts.ok + counts.engine_failed, counts.engine_failed
+        reached, failed = counts.reached, counts.engine_failed
         if counts.shards < EARLY_SHARDS or reached < EARLY_ROWS:
             return None
-        if failed <= EARLY_TIMES * max(self.max_fraction, 0.01) * reached:
+        if failed <= min(EARLY_MOST, EARLY_TIMES * max(self.max_fraction, 0.01)) * reached:
             return None
         most = "; ".join(f"{rows:,} times {reason}" for reason, rows in counts.reasons.most_common(3))
         return (
@@ -63,7 +65,8 @@ class _State:
     slot: Slot | None = None
     heard_at: float = 0.0
     images: int = 0
-    lent_to: set[Worker] = field(default_factory=set)  # by this ledger: their heartbeats adopt nothing
+    lent_to: frozenset[Worker] = frozenset()  # by this ledger: their heartbeats adopt nothing
+    died_on: frozenset[str] = frozenset()  # nodes on which processes died over it, in this run
 
     @property
     def failures(self) -> int:
@@ -83,23 +86,30 @@ class _State:
 
 @dataclass
 class _Counts:
-    """Of the shards committed in this run. engine_failed: failed rows that were good in the plan."""
+    """Of the rows of shards committed in this run; the last four of those that were not repaired.
 
-    shards: int = 0
+    reached: rows that reached an engine; engine_failed: those that failed there.
+    """
+
     ok: int = 0
     failed: int = 0
     filtered: int = 0
     steps: int = 0
+    shards: int = 0
+    reached: int = 0
     engine_failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
-    def add(self, counts: Mapping[str, Any]) -> None:
-        """One shard's."""
-        self.shards += 1
-        for name in ("ok", "failed", "filtered", "steps", "engine_failed"):
+    def add(self, counts: Mapping[str, Any], repaired: bool = False) -> None:
+        """One shard's. repaired: its rows failed or were lost before, and say nothing of the others."""
+        for name in ("ok", "failed", "filtered", "steps"):
             setattr(self, name, getattr(self, name) + int(counts.get(name, 0)))
-        self.reasons.update(counts.get("reasons", {}))
+        if not repaired:
+            failed = int(counts.get("engine_failed", 0))
+            self.shards, self.engine_failed = self.shards + 1, self.engine_failed + failed
+            self.reached += int(counts.get("ok", 0)) + failed
+            self.reasons.update(counts.get("reasons", {}))
 
 
 class Ledger:
@@ -142,6 +152,9 @@ class Ledger:
         self._counts = _Counts()
         self._seen: dict[Worker, float] = {}
         self._seen_in: Counter[str] = Counter()  # of them, by pool
+        self._arrived_at: dict[str, float] = {}  # when the newest worker of a pool was first heard
+        self._broke: Counter[str] = Counter()  # actors: how often their engine broke since they last finished a shard
+        self._proved: set[str] = set()  # actors whose present process has finished a shard
         self._looked_at = -EXPIRY_LOOK_S  # for leases that ran out
         self._gone: set[Worker] = set()  # lives that have ended, whatever may still be heard of them
         self._leased_ever: set[str] = set()
@@ -166,9 +179,9 @@ class Ledger:
         nothing else, and its worker gets nothing else meanwhile: it must not burn its neighbour's attempts. A second
         shard is leased only while there is one for each other worker of the pool, so that none idles at the end.
         """
+        self._see(slot.worker)
         if slot.worker in self._gone:
             return DONE
-        self._see(slot.worker)
         held = list(self._held[slot.worker].values())
         for state in held:
             if state.slot == slot:
@@ -181,23 +194,28 @@ class Ledger:
         self._expire()
         chosen = None
         if not held or (not any(state.failures for state in held) and self._has_one_for_each_other(slot.worker)):
-            chosen = self._next(slot.worker.pool, may_have_failed=not held)
+            chosen = self._next(slot.worker, may_have_failed=not held)
         if chosen is None:
-            return WAIT if held else DONE
+            return WAIT if held or self._has_failed_ones(slot.worker.pool) else DONE
         self._lend(chosen, slot)
         chosen.images = 0
         return _lease_of(chosen)
 
     def _has_one_for_each_other(self, worker: Worker) -> bool:
-        """Whether every other worker of its pool, there or still to come, could have a free shard too."""
-        others = max(self._seen_in[worker.pool], self._actors.get(worker.pool, 1)) - 1
+        """Whether every other worker of its pool, there or on its way, could have a free shard too."""
+        arriving = self._clock() - self._arrived_at.get(worker.pool, 0.0) < ARRIVAL_S
+        others = max(self._seen_in[worker.pool], self._actors.get(worker.pool, 1) if arriving else 1) - 1
         return sum(count for pools, count in self._free_in().items() if worker.pool in pools) > others
 
     def _free_in(self) -> dict[tuple[str, ...], int]:
         return {pools: count - self._leased_in[pools] for pools, count in self._open_in.items()}
 
-    def _next(self, pool: str, may_have_failed: bool) -> _State | None:
-        """The longest free shard of this pool, those that failed after all others."""
+    def _next(self, worker: Worker, may_have_failed: bool) -> _State | None:
+        """The longest free shard of its pool, those that failed after all others.
+
+        A shard over which a process died on this worker's node is for other nodes, while there are any.
+        """
+        pool = worker.pool
         heaps = [heap for pools, heap in self._free.items() if pool in pools]
         for heap in heaps:
             while heap and not self._is_free(heap[0][1]):
@@ -205,7 +223,17 @@ class Ledger:
         if first := min((heap[0] for heap in heaps if heap), default=None):
             return self._open[first[1]]
         failed = (state for state in self._failed.values() if may_have_failed and pool in state.shard.pools)
-        return min(failed, key=lambda state: state.rank, default=None)
+        return min((s for s in failed if not self._is_for_others(s, worker)), key=lambda s: s.rank, default=None)
+
+    def _has_failed_ones(self, pool: str) -> bool:
+        """Free, and for workers of other nodes: who asked stays, in case that they go."""
+        return any(pool in state.shard.pools for state in self._failed.values())
+
+    def _is_for_others(self, state: _State, worker: Worker) -> bool:
+        if worker.node not in state.died_on:
+            return False
+        others = (other for other in self._alive() if other.pool in state.shard.pools)
+        return any(other.node not in state.died_on for other in others)
 
     def _is_free(self, shard_id: str) -> bool:
         """Entries of a heap may be stale: leased, done and failed shards are skipped when they are popped."""
@@ -214,7 +242,7 @@ class Ledger:
 
     def _lend(self, state: _State, slot: Slot) -> None:
         state.slot, state.heard_at = slot, self._clock()
-        state.lent_to.add(slot.worker)
+        state.lent_to |= {slot.worker}
         self._leased[state.shard.id] = self._held[slot.worker][state.shard.id] = state
         self._leased_in[state.shard.pools] += 1
         self._leased_ever.add(slot.worker.actor)
@@ -252,15 +280,17 @@ class Ledger:
         if state is None:
             return
         self._close(state)
-        self._counts.add(counts)
+        self._proved.add(slot.worker.actor)
+        del self._broke[slot.worker.actor]
+        self._counts.add(counts, repaired=state.order is not None)
         if self._limit and not self._fatal:
             self._fatal = self._limit.reason(self._counts)
 
     def fail(self, slot: Slot, shard_id: str, reason: str) -> None:
         """A shard raised. It is leased again; after MAX_ATTEMPTS the run ends, since no row is to blame for it."""
         self._see(slot.worker)
-        state = self._open.get(shard_id)
-        if state is None or not _holds(slot, state):
+        state = self._ended_by(slot, shard_id)
+        if state is None:
             return
         state.raised += 1
         self._put_back(state)
@@ -270,18 +300,30 @@ class Ledger:
 
     def release(self, slot: Slot, shard_id: str) -> None:
         """The shard goes back unworked; this counts as no failure."""
-        state = self._open.get(shard_id)
-        if state and _holds(slot, state):
+        if state := self._ended_by(slot, shard_id):
             self._put_back(state)
+
+    def _ended_by(self, slot: Slot, shard_id: str) -> _State | None:
+        """The shard, where the worker holds it; if not, a heartbeat that is still under way must not adopt it."""
+        state = self._open.get(shard_id)
+        if state is None or _holds(slot, state):
+            return state
+        state.lent_to |= {slot.worker}
+        return None
 
     def broke(self, worker: Worker, reason: str) -> None:
         """The worker's engine is broken and its process ends: each of its leases counts as a death."""
         self._counts.errors.append(reason)
+        self._broke[worker.actor] += 1
         self._end_life(worker, reason, on_living_node=True)
 
-    def bury(self, actor: str, living_nodes: Collection[str]) -> None:
-        """The actor's process has ended. Its leases count as deaths only where its node lives."""
-        for worker in [worker for worker in self._seen if worker.actor == actor]:
+    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+        """The actor's process has ended. Its leases count as deaths only where its node lives.
+
+        before: lives from this one on are not meant; None: all are.
+        """
+        lives = [w for w in self._seen if w.actor == actor and (before is None or w.life < before)]
+        for worker in lives:
             self._end_life(worker, "its process died", worker.node in living_nodes)
 
     def found(self, done: Iterable[str]) -> None:
@@ -306,6 +348,8 @@ class Ledger:
         if worker in self._gone:
             return Answer(drop=tuple(beat.images))
         self._see(worker)
+        if worker in self._gone:
+            return Answer(drop=tuple(beat.images))
         self._stats[worker] = beat.stats
         if beat.stage and worker.actor not in self._leased_ever:
             self._stages[worker] = beat.stage
@@ -337,7 +381,7 @@ class Ledger:
         self._expire()
         alive = self._alive()
         leased = self._leased.values()
-        counts = self._counts
+        counts, adopting = self._counts, self._clock() < self._adopting_until
         return Snapshot(
             shards=self._shards,
             shards_done=self._shards - len(self._open),
@@ -359,7 +403,10 @@ class Ledger:
             stages=tuple(sorted({self._stages[worker] for worker in alive if worker in self._stages})),
             errors=tuple(counts.errors[-5:]),
             fatal=self._fatal,
-            finished=not self._open or bool((self._stopping or self._fatal) and not leased),
+            finished=not self._open or bool((self._stopping or self._fatal) and not leased and not adopting),
+            adopting=adopting,
+            broke=dict(self._broke),
+            proved=frozenset(self._proved),
             stats=self._summed_stats(),
         )
 
@@ -374,21 +421,29 @@ class Ledger:
         return totals
 
     def _see(self, worker: Worker) -> None:
-        """A new life of an actor ends the old one."""
+        """A new life of an actor ends the old one; what is heard of an old one after that is of the dead."""
         if worker in self._gone:
             return
         if worker not in self._seen:
-            for old in [old for old in self._seen if old.actor == worker.actor]:
-                self._end_life(old, "its process died", on_living_node=True)
+            others = [other for other in self._seen if other.actor == worker.actor]
+            if any(other.life > worker.life for other in others):
+                self._gone.add(worker)
+                return
+            for old in others:
+                self._end_life(old, "its process died", on_living_node=old.node == worker.node)
             self._seen_in[worker.pool] += 1
+            self._arrived_at[worker.pool] = self._clock()
         self._seen[worker] = self._clock()
 
     def _end_life(self, worker: Worker, reason: str, on_living_node: bool) -> None:
         self._gone.add(worker)
+        self._proved.discard(worker.actor)
         self._stages.pop(worker, None)
         if self._seen.pop(worker, None) is not None:
             self._seen_in[worker.pool] -= 1
         for state in list(self._held[worker].values()):
+            if on_living_node:
+                state.died_on |= {worker.node}
             self._void(state, reason, counts=on_living_node)
         del self._held[worker]
 

@@ -29,10 +29,14 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 
 @dataclass(frozen=True)
 class RenderTask:
-    """A call of `render`, as far as its ledger has to know it. term: of the driver; only: nothing but the orders."""
+    """A call of `render`, as far as its ledger has to know it.
+
+    generations: of the plan, when it began; term: of the driver; only: nothing but the orders.
+    """
 
     run: RunFolder
     pools: tuple[PoolSpec, ...]
+    generations: tuple[int, ...]
     orders: Mapping[str, Order] = field(default_factory=dict)
     only: bool = False
     term: Term | None = None
@@ -40,7 +44,7 @@ class RenderTask:
 
     def shards(self) -> list[Shard]:
         """All that the task is about, done or not."""
-        shards = planned_shards(self.run, self.pools)
+        shards = planned_shards(self.run, self.pools, self.generations)
         return [shard for shard in shards if shard.id in self.orders] if self.only else shards
 
     def done(self, again: bool = False) -> set[str]:
@@ -70,6 +74,7 @@ class LedgerActor:
         self._trouble: str | None = None  # why it could not be loaded so far
         self._refusal: str | None = None  # why it never can
         self._early: list[Callable[[Ledger], object]] = []  # what was reported before it was loaded, in order
+        self._stopped = False
         self._lock = threading.Lock()
         self._deaths: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         threading.Thread(target=self._load, name="ledger", daemon=True).start()
@@ -88,7 +93,8 @@ class LedgerActor:
         if self._ledger:
             return self._ledger.snapshot()
         errors = (self._trouble,) if self._trouble else ()
-        return Snapshot(loaded=False, errors=errors, fatal=self._refusal, finished=self._refusal is not None)
+        finished = self._refusal is not None or (self._stopped and not self._again)  # then nothing is in work anywhere
+        return Snapshot(loaded=False, errors=errors, fatal=self._refusal, finished=finished)
 
     def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
         """As the ledger's, as all below."""
@@ -106,9 +112,9 @@ class LedgerActor:
         """A worker's engine is broken."""
         self._tell(lambda ledger: ledger.broke(worker, reason))
 
-    def bury(self, actor: str, living_nodes: Collection[str]) -> None:
+    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
         """An actor's process has ended."""
-        self._tell(lambda ledger: ledger.bury(actor, living_nodes))
+        self._tell(lambda ledger: ledger.bury(actor, living_nodes, before))
 
     def found(self, done: Iterable[str]) -> None:
         """Shards that others committed."""
@@ -120,6 +126,7 @@ class LedgerActor:
 
     def stop(self) -> None:
         """No more leases."""
+        self._stopped = True
         self._tell(lambda ledger: ledger.stop())
 
     def _tell(self, call: Callable[[Ledger], object]) -> None:
@@ -132,8 +139,9 @@ class LedgerActor:
     def _load(self) -> None:
         wait_s = FIRST_WAIT_S
         while (error := raised_by(self._read)) is not None:
-            if isinstance(error, NotSharedError) and not error.may_pass:
-                self._refusal = str(error)
+            absent = isinstance(error, FileNotFoundError) and not self._again  # the driver has just read it
+            if absent or (isinstance(error, NotSharedError) and not error.may_pass):
+                self._refusal = f"the ledger does not see this driver's plan: {error}"
                 return
             self._trouble = f"the ledger cannot read the run folder: {error}"
             log.warning("%s; again in %.0f s", self._trouble, wait_s)

@@ -7,13 +7,14 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
 from actors.rows import SamplerConfig
+from pipelines.boundary import raised_by
 from pipelines.capacity import actor_states, draining_nodes, living_nodes
 from pipelines.epochs import Term
 from pipelines.lease import Shard, Snapshot, Unfit
@@ -27,6 +28,7 @@ INDEX_ROWS = 10_000  # shards of an index that are Python objects at a time
 MOST_UNFIT = 3  # processes of one actor that could not render: then it is not made again
 MOST_DEAD = 3  # actors in a row that ended for good and had never leased: then the pool is given up
 PAUSE_S = 1.0  # before an actor is called again
+BURY_S = 30.0  # for a ledger that is being restarted; then it is told again
 CALLS = 4  # at a time: `serve`, one that joins it after a cut connection, and some to spare
 
 
@@ -78,12 +80,14 @@ class RenderConfig:
     max_failed: float | None = None
 
 
-def planned_shards(run: RunFolder, pools: tuple[PoolSpec, ...]) -> list[Shard]:
-    """Of all generations, each with the pools that may serve it. Raises RenderError where none may."""
+def planned_shards(
+    run: RunFolder, pools: tuple[PoolSpec, ...], generations: Iterable[int] | None = None
+) -> list[Shard]:
+    """Of these generations, else of all, each with the pools that may serve it. Raises RenderError where none may."""
     names = ["shard", "part", "row_group", "rows", "good_rows", "lane_steps", "budgets"]
     able = functools.cache(functools.partial(_able_pools, pools))
     found = []
-    for generation in run.generations():
+    for generation in run.generations() if generations is None else generations:
         for batch in run.shard_index(generation).select(names).to_batches(INDEX_ROWS):
             found += [_shard(row, able) for row in batch.to_pylist()]
     return found
@@ -183,11 +187,7 @@ class Pool:
 
     def tend(self, snapshot: Snapshot, stopping: bool) -> None:
         """Looks at calls that ended, and makes as many actors as there is work for; ends those that wait for none."""
-        for handle in self.handles:
-            if handle.id in snapshot.leased_ever:
-                self._leased_ever.add(handle.id)
-            if handle.id in snapshot.busy:
-                handle.unfit = 0
+        self._look_at_figures(snapshot)
         self._look_at_ended_calls()
         self._call_again()
         free = 0 if stopping else sum(count for pools, count in snapshot.free.items() if self.spec.name in pools)
@@ -199,6 +199,17 @@ class Pool:
         wanted = min(self.spec.actors - self.lost, busy + free)
         while len(self.handles) < wanted:
             self._make()
+
+    def _look_at_figures(self, snapshot: Snapshot) -> None:
+        """What the ledger knows of each actor: whether it renders, or breaks over whatever it gets."""
+        for handle in list(self.handles):
+            if handle.id in snapshot.leased_ever and handle.id not in self._leased_ever:
+                self._leased_ever.add(handle.id)
+                self._dead_in_a_row = 0
+            if handle.id in snapshot.proved:
+                handle.unfit = 0
+            if snapshot.broke.get(handle.id, 0) >= MOST_UNFIT:
+                self._give_up(handle, snapshot.errors[-1] if snapshot.errors else "its engine breaks")
 
     def end(self) -> None:
         """All its actors, at once; the ledger goes with them and need not be told."""
@@ -247,31 +258,43 @@ class Pool:
         handle.unfit, self.unfit = handle.unfit + 1, outcome.reason
         log.warning("an actor of pool %s cannot render: %s", self.spec.name, outcome.reason)
         if handle.unfit >= MOST_UNFIT:
-            self.lost += 1
-            self._end(handle)
+            self._give_up(handle, outcome.reason)
             return
         ray.kill(handle.actor, no_restart=False)
+        handle.restarts += 1
+        self.ledger.bury.remote(handle.id, (), handle.restarts)
         handle.call_at = time.monotonic() + PAUSE_S
+
+    def _give_up(self, handle: _Handle, reason: str) -> None:
+        """The pool is one actor smaller from now on."""
+        self.lost, self.unfit = self.lost + 1, reason
+        self._end(handle)
 
     def _look_at_lost_call(self, handle: _Handle, error: Exception) -> None:
         """What it means is read from the actor's state: the exception does not tell.
 
         Dead: another handle. Restarted: its old leases are void. Else (not yet known, or the connection broke) nothing
-        is void. All but the dead are called again.
+        is void. All but the dead are called again, and all where Ray cannot be asked at the moment.
         """
+        handle.call_at = time.monotonic() + PAUSE_S
+        trouble = raised_by(lambda: self._judge_lost_call(handle, str(error)))
+        if isinstance(trouble, RenderError):
+            raise trouble
+        if trouble is not None:
+            log.warning("what became of an actor of pool %s is not known yet: %s", self.spec.name, trouble)
+
+    def _judge_lost_call(self, handle: _Handle, error: str) -> None:
         state = actor_states([handle.id]).get(handle.id)
         if state and state.state == "DEAD":
-            self._look_at_dead(handle, state.death or str(error))
-            return
-        if state and state.restarts > handle.restarts:
+            self._look_at_dead(handle, state.death or error)
+        elif state and state.restarts > handle.restarts:
+            ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay(), state.restarts), timeout=BURY_S)
             handle.restarts = state.restarts
-            ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()))
-        handle.call_at = time.monotonic() + PAUSE_S
 
     def _look_at_dead(self, handle: _Handle, reason: str) -> None:
         log.warning("an actor of pool %s is dead: %s", self.spec.name, reason)
+        ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()), timeout=BURY_S)
         self.handles.remove(handle)
-        ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()))
         self._dead_in_a_row = 0 if handle.id in self._leased_ever else self._dead_in_a_row + 1
         if self._dead_in_a_row >= MOST_DEAD:
             raise RenderError(f"Ray ends the actors of pool {self.spec.name} before they render: {reason}")

@@ -20,7 +20,7 @@ from pipelines.epochs import Term
 from pipelines.lease import Snapshot
 from pipelines.ledger import FailureLimit
 from pipelines.ledger_actor import LedgerActor, RenderTask
-from pipelines.pools import Pool, RenderConfig, RenderError
+from pipelines.pools import Pool, RenderConfig, RenderError, auto_dtype, device_of
 from pipelines.repair import Order
 from pipelines.store import RunFolder
 
@@ -98,12 +98,14 @@ def render(
     config = replace(config, pools=pools)
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
     orders, only = (repair.orders, repair.alone) if repair else ({}, False)
-    task = RenderTask(run, pools, orders, only, term, limit)
+    generations = tuple(run.generations())
+    task = RenderTask(run, pools, generations, orders, only, term, limit)
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    schemas = {generation: run.read_plan(generation)["manifest_schema"] for generation in run.generations()}
+    schemas = {generation: run.read_plan(generation)["manifest_schema"] for generation in generations}
+    _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
     every = [Pool(spec, run, config, schemas, ledger, term) for spec in pools]
     try:
@@ -119,6 +121,12 @@ def render(
             "that all are done: do the workers see another folder? The same command goes on where it stopped"
         )
     return result
+
+
+def _warn_of_slow_pools(config: RenderConfig) -> None:
+    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
+    if slow and config.sampler.dtype == "auto" and auto_dtype(config) != "float32":
+        log.warning("pool %s renders on CPUs in the float16 of the GPU pools, many times slower", ", ".join(slow))
 
 
 def _num_gpus(asked: float | None) -> float:
@@ -184,7 +192,7 @@ class _Watch:
     def until_over(self, shards: int) -> RenderResult:
         """shards: that the ledger must know of. Raises RenderError where the run cannot go on."""
         while True:
-            if self.stop is not None and self.stop.is_set():
+            if self.stopping or (self.stop is not None and self.stop.is_set()):
                 self._stop()
             snapshot: Snapshot = self._ask("snapshot")
             if snapshot.loaded and snapshot.shards != shards:
@@ -195,16 +203,16 @@ class _Watch:
             if snapshot.finished:
                 return self._over(snapshot)
             self._look_at_time(snapshot, waiting)
-            if snapshot.loaded:
+            if snapshot.loaded and not snapshot.adopting:
                 for pool in self.pools:
-                    pool.tend(snapshot, self.stopping)
+                    pool.tend(snapshot, self.stopping or snapshot.fatal is not None)
                 self._look_at_lost_pools(snapshot)
             time.sleep(POLL_S)
 
     def _stop(self) -> None:
-        if not self.stopping:
-            self.stopping = True
-            self._ask("stop")
+        """Said again at each look: a ledger that was restarted meanwhile has forgotten it."""
+        self.stopping = True
+        self._ask("stop")
 
     def _ask(self, method: str) -> Any:
         try:
@@ -215,7 +223,8 @@ class _Watch:
     def _over(self, snapshot: Snapshot) -> RenderResult:
         if self._hopeless or snapshot.fatal:
             raise RenderError(self._hopeless or snapshot.fatal)
-        return _result(snapshot, time.monotonic() - self.started, snapshot.shards_done < snapshot.shards)
+        interrupted = snapshot.shards_done < snapshot.shards or not snapshot.loaded
+        return _result(snapshot, time.monotonic() - self.started, interrupted)
 
     def _look_at_lost_pools(self, snapshot: Snapshot) -> None:
         """Where shards are left that only pools without actors may serve, the others finish what they have in work."""

@@ -32,6 +32,14 @@ class BadRow(Exception):
     """A row that was bad at plan time: error type, message."""
 
 
+class RowFailed(Exception):
+    """A row that failed in another process: error type, message."""
+
+
+class AttemptFailed(RuntimeError):
+    """What goes wrong around the rows and is no row's fault: the attempt ends without a commit."""
+
+
 @dataclass
 class Span:
     """From a worker's first row to its last picture, in seconds."""
@@ -165,7 +173,7 @@ class Work:
         if self.error:
             raise self.error
         sink, error = self.sink, rendered.exception()
-        if isinstance(error, EngineBroken):
+        if isinstance(error, EngineBroken | AttemptFailed):
             raise error
         if isinstance(error, BadRow):
             return failed_row(row, sink.shard, sink.attempt, *error.args)
@@ -175,7 +183,8 @@ class Work:
         if self.scores:
             self.scores.add(row, None if error is not None else rendered.result().image)
         if error is not None:
-            return failed_row(row, sink.shard, sink.attempt, type(error).__name__, str(error))
+            words = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
+            return failed_row(row, sink.shard, sink.attempt, *words)
         picture = rendered.result()
         stored = sink.put(row, picture.image)
         key = render_key(row, picture.render_class, self.sampler)

@@ -11,6 +11,7 @@ import secrets
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +24,7 @@ import ray
 
 from actors.rows import EngineBroken, SamplerConfig
 from pipelines.boundary import raised_by
+from pipelines.capacity import ActorState, actor_states
 from pipelines.epochs import Term
 from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Unfit, Worker
 from pipelines.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
@@ -80,7 +82,10 @@ class RenderWorker:
         self._worker: Worker | None = None
         self._serving: Future[Unfit | None] | None = None
         self._stage = "starting"
-        self._works: dict[str, Work] = {}
+        self._leased: set[str] = set()  # shards in hand, from the lease on
+        self._works: dict[str, Work] = {}  # of those, the ones whose attempt has begun
+        self._unwanted: set[str] = set()  # and those that are another's by now
+        self._past: Counter[str] = Counter()  # figures of samplers that made room for isolation
         self._answered_at = time.monotonic()
         self._leaving, self._handing = False, threading.Lock()
         self._ending = threading.Lock()  # held by the thread that ends the process
@@ -121,10 +126,12 @@ class RenderWorker:
     def _introduce(self) -> None:
         """The first call makes this process known and starts its heartbeat."""
         if self._worker is None:
-            context = ray.get_runtime_context()
-            self._worker = Worker(
-                context.get_actor_id() or "local", secrets.token_hex(4), self.job.pool, context.get_node_id()
-            )
+            context, known = ray.get_runtime_context(), dict[str, ActorState]()
+            actor = context.get_actor_id() or "local"
+            if (error := raised_by(lambda: known.update(actor_states([actor])))) is not None:
+                log.warning("how often this actor was started is not known: %s", error)
+            life = known[actor].restarts if actor in known else 0
+            self._worker = Worker(actor, secrets.token_hex(4), self.job.pool, context.get_node_id(), life)
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _prepare(self) -> None:
@@ -218,28 +225,38 @@ class RenderWorker:
 
     def _news(self) -> Beat:
         assert self._worker is not None
-        images = {shard: work.images for shard, work in list(self._works.items())}
+        works = dict(self._works)
+        images = {shard: works[shard].images if shard in works else 0 for shard in list(self._leased)}
         return Beat(self._worker, images, self._stats(), self._stage)
 
     def _heed(self, answer: Answer) -> None:
         if answer.leave:
             self._leave("its node is being drained")
         for shard in answer.drop:
-            if (work := self._works.get(shard)) and work.drop():
+            with self._handing:
+                work = self._works.get(shard)
+                if work is None and shard in self._leased:
+                    self._unwanted.add(shard)
+            if work and work.drop():
                 log.info("shard %s is another worker's now; this attempt is dropped", shard)
 
     def _engine_stats(self) -> dict[str, float]:
-        return dict(self._sampler.stats()) if self._sampler else {}
+        sampler = self._sampler
+        return dict(self._past + Counter(sampler.stats())) if sampler else dict(self._past)
 
     def _stats(self) -> dict[str, float]:
         return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
 
     def _serve_shard(self, slot: Slot, lease: Lease) -> None:
         counts: dict[str, Any] = {}
+        self._leased.add(lease.shard.id)
         error = raised_by(lambda: counts.update(self._render(lease)))  # the worker's boundary
         if isinstance(error, EngineBroken) or (error is not None and self._sampler and self._sampler.broken):
             self._end_broken(f"{type(error).__name__}: {error}")
-        self._works.pop(lease.shard.id, None)
+        with self._handing:
+            self._works.pop(lease.shard.id, None)
+            self._leased.discard(lease.shard.id)
+            self._unwanted.discard(lease.shard.id)
         if isinstance(error, Dropped):
             self._ask("release", slot, lease.shard.id)
         elif error is not None:
@@ -253,12 +270,12 @@ class RenderWorker:
     def _render(self, lease: Lease) -> dict[str, Any]:
         """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
         run, shard, order = self.job.run, lease.shard, lease.order
-        if lease.failures and self._is_done(lease):  # committed by who did not live to say so
-            return outcome_counts(run.read_manifest(shard.id), order)
         schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
         mending = order.mending(run, shard.part, shard.row_group, schema) if order else None
         rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
         bad = {row["id"] for row in rows if row["error_type"]}
+        if lease.failures and self._is_done(lease):  # committed by who did not live to say so
+            return outcome_counts(run.read_manifest(shard.id), order, bad)
         work = self._begin(shard, rows)
         try:
             finished = self._finished(lease, work)
@@ -281,7 +298,7 @@ class RenderWorker:
         work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows))
         with self._handing:
             self._works[shard.id] = work
-            if self._leaving:
+            if self._leaving or shard.id in self._unwanted:
                 work.drop()
         return work
 
@@ -338,12 +355,14 @@ class RenderWorker:
 
     def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
         """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
+        from actors.allocator import give_back_memory
         from pipelines.isolation import SILENCE_S, IsolatedRows
 
         with self._lock:
             if self._sampler is not None:
                 self._sampler.close()
-                self._sampler = None
+                self._past, self._sampler = self._past + Counter(self._sampler.stats()), None
+                give_back_memory()  # the children load the model, too
         good = [engine_row(row) for row in rows if not row["error_type"]]
         silence_s = self.job.row_timeout_s or SILENCE_S
         return IsolatedRows(self._settings(), good, silence_s, self._isolated_moved).submit

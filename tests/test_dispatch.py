@@ -117,7 +117,7 @@ def test_a_pool_that_is_done_ends_its_actors_and_the_other_goes_on(ray_cluster, 
     assert (result.rows, result.interrupted) == (16, False)
     assert len(run.done_shards()) == 4
     assert seen[-1] == (1, 1)
-    assert sum(alive > 1 for alive, _ in seen) <= 2  # seen in the moment in which it returned
+    assert [alive for alive, _ in seen] == sorted((alive for alive, _ in seen), reverse=True)  # none is made again
     assert set(run.attempts().values()) == {1}
     assert not actors(ray_cluster, "ALIVE", "PENDING_CREATION", "RESTARTING")
 
@@ -275,7 +275,7 @@ def test_a_ledger_that_sees_another_plan_is_no_good_end(ray_cluster, sleeping, t
     elsewhere = RunFolder(str(tmp_path / "elsewhere"))
     honest = pipelines.render._start_ledger
     monkeypatch.setattr(pipelines.render, "_start_ledger", lambda task: honest(_of(task, elsewhere)))
-    with pytest.raises(RenderError, match="the ledger sees 0 planned shards, this driver 2"):
+    with pytest.raises(RenderError, match="the ledger does not see this driver's plan"):
         render(run, config())
 
 

@@ -1,15 +1,20 @@
 """A row that kills its process, in real child processes."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler
+from pipelines import isolation
 from pipelines.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
+from pipelines.store import Attempt
+from pipelines.work import AttemptFailed, Inline, RowFailed, Span, Work, engine_row
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
+from tests.plans import planned_row
 
 FATAL = "sitecustomize.py"
 KILLER = """
@@ -23,6 +28,13 @@ if "ISOLATION_TEST_FATAL" in os.environ:
             os.abort()
         if row.prompt == "exit":
             os._exit(3)
+        if row.prompt == "unpicklable":
+            class Odd(Exception):
+                def __init__(self, one, two):
+                    super().__init__(f"{one} {two}")
+            future = sampler.Future()
+            future.set_exception(Odd("two", "words"))
+            return future
         if row.prompt == "break":
             self._model_is_lost()
         if row.prompt == "hang":
@@ -93,7 +105,7 @@ def test_only_the_row_at_fault_fails(config, fatal_prompts, prompt, reason):
 
 def test_what_a_row_raises_comes_back(config):
     results = render_isolated(config, [row("a", num_steps=3000), row("b")])
-    assert "3000 steps" in str(results["a"])
+    assert "3000 steps" in results["a"].args[1]
     assert results["b"].image.shape == (16, 16, 3)
 
 
@@ -142,3 +154,58 @@ def test_rows_that_nobody_waits_for_end_the_child(config):
     assert not thread.is_alive()
     assert all(future.done() for future in futures)
     assert not _CHILDREN
+
+
+class Stored:
+    """A sink that keeps nothing."""
+
+    run, shard, image_format = None, "s", "png"
+    attempt = Attempt("s", 1, "aa")
+
+    def put(self, row, image):
+        return Stored()
+
+    def close(self):
+        return {}
+
+    def discard(self):
+        return None
+
+
+def planned(count):
+    names = {"error_type": "", "error_message": ""}
+    return [planned_row(i, negative_prompt=None, **names) for i in range(count)]
+
+
+@pytest.mark.parametrize("fault", [OSError(12, "Cannot allocate memory"), OSError(24, "Too many open files")])
+def test_what_goes_wrong_around_the_children_is_no_rows_fault(config, monkeypatch, fault):
+    def refused(*args, **options):
+        raise fault
+
+    monkeypatch.setattr(isolation.subprocess, "Popen", refused)
+    rows = planned(4)
+    isolated = IsolatedRows(config, [engine_row(row) for row in rows], SILENCE_S, lambda: None)
+    work = Work(rows, Stored(), config, Span())
+    with pytest.raises(AttemptFailed, match=fault.strerror):
+        work.render(isolated.submit, Inline(), in_work=len(rows))
+
+
+def test_an_error_that_cannot_be_pickled_is_its_rows_alone(config, fatal_prompts):
+    results = render_isolated(config, [row("a"), row("b", "unpicklable"), row("c")])
+    assert isinstance(results["b"], RowFailed)
+    assert results["b"].args == ("Odd", "two words")
+    assert results["a"].image.shape == results["c"].image.shape == (16, 16, 3)
+
+
+def test_a_store_that_takes_long_is_no_hanging_child(config, monkeypatch):
+    """The child waits for its parent, who waits for the store: nobody hangs."""
+    found = {}
+
+    def deliver(id, result):
+        if not found:
+            time.sleep(8)
+        found[id] = result
+
+    Isolation(config, deliver, silence_s=3).render([row(str(i), seed=i) for i in range(4)])
+    assert sorted(found) == ["0", "1", "2", "3"]
+    assert not [result for result in found.values() if isinstance(result, Exception)]

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
-from pipelines.ledger import LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, MAX_LOSSES, FailureLimit, Ledger
+from pipelines.ledger import ARRIVAL_S, LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, MAX_LOSSES, FailureLimit, Ledger
 from pipelines.repair import Order
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
@@ -153,6 +153,69 @@ def test_a_broken_engine_counts_for_all_that_its_worker_holds():
     assert ledger.snapshot().ok == 0
 
 
+def on(node, actor="a", incarnation="1"):
+    return Slot(Worker(actor, incarnation, "default", node), 0)
+
+
+def test_a_shard_is_not_given_back_to_the_node_it_died_on_while_there_are_others():
+    ledger = Ledger([shard("s1"), shard("s2", 5)])
+    bad, good = on("n1"), on("n2", "b")
+    assert ledger.lease(bad).shard.id == "s1"
+    assert ledger.lease(good).shard.id == "s2"
+    ledger.broke(bad.worker, "EngineBroken")
+    again = on("n1", incarnation="2")
+    assert ledger.lease(again) == WAIT  # it may be needed if the other goes
+    ledger.finish(good, "s2", OK)
+    assert ledger.lease(good) == Lease(shard("s1"), 1)
+
+
+def test_a_shard_is_given_back_to_its_node_where_that_is_the_only_one():
+    ledger = Ledger([shard("s1")])
+    ledger.lease(on("n1"))
+    ledger.broke(on("n1").worker, "EngineBroken")
+    assert ledger.lease(on("n1", incarnation="2")) == Lease(shard("s1"), 1)
+
+
+def test_how_often_an_engine_broke_is_counted_until_it_finishes_a_shard():
+    ledger = Ledger([shard("s1"), shard("s2", 5)])
+    for life in "123":
+        ledger.lease(on("n1", incarnation=life))
+        ledger.broke(on("n1", incarnation=life).worker, "EngineBroken")
+    assert ledger.snapshot().broke == {"a": 3}
+    last = on("n1", incarnation="4")
+    ledger.finish(last, ledger.lease(last).shard.id, OK)
+    assert (ledger.snapshot().broke, ledger.snapshot().proved) == ({}, {"a"})
+    ledger.bury("a", ["n1"])
+    assert ledger.snapshot().proved == frozenset()
+
+
+def test_a_new_life_on_another_node_says_nothing_of_the_old_one():
+    ledger = Ledger([shard("s1")])
+    ledger.lease(on("n1"))
+    assert ledger.lease(on("n2", incarnation="2")).failures == 0
+
+
+def test_a_new_ledger_that_is_to_stop_waits_for_what_is_in_work():
+    clock = Clock()
+    reborn = Ledger([shard("s1")], clock=clock, adopting_s=3)
+    reborn.stop()
+    assert (reborn.snapshot().adopting, reborn.snapshot().finished) == (True, False)
+    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    clock.now = 4
+    assert not reborn.snapshot().finished
+    reborn.finish(slot(), "s1", OK)
+    assert reborn.snapshot().finished
+
+
+def test_a_pool_that_gets_no_more_workers_still_has_two_shards_in_hand():
+    clock = Clock()
+    ledger = Ledger([shard(f"s{i}") for i in range(9)], clock=clock, actors={"default": 1000})
+    ledger.lease(slot())
+    assert ledger.lease(slot(number=1)) == WAIT  # the others may be on their way
+    clock.now = ARRIVAL_S + 1
+    assert ledger.lease(slot(number=1)) != WAIT
+
+
 def counts(ok, failed, bad=0, filtered=0):
     reasons = {"NotFinite: nan": failed}
     return {
@@ -178,6 +241,7 @@ def counts(ok, failed, bad=0, filtered=0):
         ([counts(89, 11), counts(89, 11)], 0.2, False),
         ([counts(99, 1), counts(99, 1)], 0.0, False),
         ([counts(0, 100), counts(0, 100)], None, False),
+        ([counts(4, 96), counts(4, 96)], 0.5, True),  # whatever may fail: not the whole night
     ],
 )
 def test_a_run_of_far_too_many_failures_stops_while_it_is_cheap(shards, fraction, stops):
@@ -407,3 +471,36 @@ def test_the_longest_free_shard_whatever_became_of_the_others():
     assert leases > 200
     assert not shards
     assert ledger.snapshot().finished
+
+
+def test_rows_that_are_repaired_do_not_stop_a_run_early():
+    """They failed before: that they fail again says nothing of the others."""
+    orders = {name: Order(name, 1, tuple(f"r{i}" for i in range(50)), frozenset(), attempts=1) for name in ("s1", "s2")}
+    ledger = Ledger([shard("s1"), shard("s2"), shard("s3")], orders=orders, limit=FailureLimit(0.01))
+    for _ in orders:
+        lease = ledger.lease(slot())
+        ledger.finish(slot(), lease.shard.id, counts(0, 50))
+    assert ledger.snapshot().fatal is None
+    assert ledger.lease(slot()).shard.id == "s3"
+
+
+@pytest.mark.parametrize("end", ["fail", "release"])
+def test_a_rebuilt_ledger_adopts_nothing_that_its_worker_has_ended(end):
+    """The worker ended it before the new ledger had heard of the lease; a heartbeat from before that comes after."""
+    reborn = Ledger([shard("s1")])
+    getattr(reborn, end)(slot(), "s1", *(("no",) if end == "fail" else ()))
+    assert reborn.beat(Beat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert reborn.lease(slot("b")).shard.id == "s1"
+
+
+def test_a_late_heartbeat_of_a_dead_process_does_not_end_its_successor():
+    ledger = Ledger([shard("s1"), shard("s2")])
+    dead, living = Worker("a", "1", "default", "n1", life=0), Worker("a", "2", "default", "n1", life=1)
+    held = ledger.lease(Slot(living, 0))
+    assert ledger.beat(Beat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
+    assert ledger.lease(Slot(dead, 0)) == DONE
+    ledger.bury("a", ["n1"], before=1)  # said again, after the new life was heard
+    assert ledger.beat(Beat(living, {held.shard.id: 4}, {})).drop == ()
+    assert ledger.snapshot().deaths == 0
+    ledger.bury("a", ["n1"])
+    assert ledger.snapshot().deaths == 1

@@ -14,7 +14,7 @@ import pipelines.worker
 from actors.rows import SamplerConfig
 from pipelines.epochs import claim
 from pipelines.folder import StorageError
-from pipelines.lease import Answer, Lease, Shard, Worker
+from pipelines.lease import Answer, Lease, Shard, Slot, Worker
 from pipelines.models import ModelSource
 from pipelines.repair import Repairs, SupersededError
 from pipelines.store import RunFolder
@@ -25,6 +25,7 @@ from tests.checkpoints import make_checkpoint
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # ends a heartbeat
 ROOT = Path(__file__).parent.parent
 SHARD = "0001-000000"
 COUNTS = {"ok": 6, "failed": 0, "filtered": 0, "steps": 13, "engine_failed": 0, "reasons": {}}
@@ -220,6 +221,27 @@ def test_a_worker_that_nobody_answers_drops_its_work(run, model, quick_heartbeat
     assert [type(outcome) for outcome in came] == [Dropped]
     assert work.dropped
     busy.ledger.is_over = True
+
+
+def test_a_lease_is_renewed_while_its_rows_are_read_and_dropped_where_it_is_anothers(run, model, monkeypatch):
+    """Reading a shard, or loading the first scorer, may take longer than a lease."""
+    each, news = worker(run, model), []
+    each._worker = Worker("a", "1", "default")
+    honest = RunFolder.read_shard
+
+    def slow(self, *args, **options):
+        news.append(each._news().images)
+        each._heed(Answer(drop=(SHARD,)))
+        return honest(self, *args, **options)
+
+    monkeypatch.setattr(RunFolder, "read_shard", slow)
+    said = []
+    each._ask = lambda *told: said.append(told[0])
+    each._serve_shard(Slot(each._worker, 0), lease(run))
+    assert news == [{SHARD: 0}]
+    assert said == ["release"]
+    assert each._news().images == {}
+    assert (run.attempts(), run.done_shards()) == ({}, set())
 
 
 def test_a_watchdog_goes_on_where_the_figures_cannot_be_read():
