@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from actors.loading import load_whole
 from actors.prompt_encoder import plain_text
 
 BATCH = 16
@@ -27,7 +28,7 @@ class Clip:
     def __init__(self, folder: str, device: str = "auto") -> None:
         transformers_logging.disable_progress_bar()
         try:
-            model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+            model = load_whole(CLIPModel, folder, dtype=torch.float32)
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:

@@ -17,8 +17,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from actors.checkpoint import CheckpointInfo
+from actors.checkpoint import CheckpointInfo, component_variant
 from actors.fault import check_engine, check_finite
+from actors.loading import load_whole
+from actors.textual_inversion import expander
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,14 +63,13 @@ class Diffusion:
         self.device = resolve_device(device)
         self.channels_last = self.device.type == "cuda" if channels_last is None else channels_last
         self.dtype = resolve_dtype(dtype, self.device)
-        root, weights = info.path, {"variant": info.variant, "use_safetensors": True, "local_files_only": True}
-        self.unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", torch_dtype=self.dtype, **weights)
-        self.unet = self._frozen(self.unet)
-        self.vae = AutoencoderKL.from_pretrained(root, subfolder="vae", torch_dtype=self.dtype, **weights)
+        self.unet: Any = self._frozen(self._load(UNet2DConditionModel, "unet", torch_dtype=self.dtype))
+        self.vae: Any = self._load(AutoencoderKL, "vae", torch_dtype=self.dtype)
         if self.dtype != torch.float32 and self.vae.config.force_upcast:
             self.vae = self.vae.to(torch.float32)
         self.vae = self._frozen(self.vae)
-        self.tokenizers, self.text_encoders = self._load_text(root, weights)
+        self.tokenizers, self.text_encoders = self._load_text()
+        self._expand = [expander(tokenizer) for tokenizer in self.tokenizers]
         self._unconditional: dict[str | None, TextEmbeds] = {}
         if self.channels_last:
             self.unet.to(memory_format=torch.channels_last)
@@ -76,17 +77,23 @@ class Diffusion:
         if compile_unet:
             self.unet = _compiled(self.unet)
         if info.scheduler_class != "DDIMScheduler":
-            log.info("%s ships a %s config; its noise schedule is read as DDIM's", root, info.scheduler_class)
+            log.info("%s ships a %s config; it is read as from_config does", info.path, info.scheduler_class)
 
-    def _frozen(self, module: torch.nn.Module) -> torch.nn.Module:
+    def _frozen(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
 
-    def _load_text(self, root: str, weights: dict) -> tuple[list[CLIPTokenizer], list[torch.nn.Module]]:
+    def _load(self, model_class: Any, component: str, **options: Any) -> Any:
+        """One component, in the variant it has. Raises CheckpointError where a weight would be made up."""
+        variant = component_variant(self.info.path, component, self.info.variant)
+        return load_whole(model_class, os.path.join(self.info.path, component), variant=variant, **options)
+
+    def _load_text(self) -> tuple[list[CLIPTokenizer], list[torch.nn.Module]]:
         kinds: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
         if self.info.family == "sdxl":
             kinds.append(("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection))
-        tokenizers = [CLIPTokenizer.from_pretrained(root, subfolder=t, local_files_only=True) for t, _, _ in kinds]
-        encoders = [model.from_pretrained(root, subfolder=e, dtype=self.dtype, **weights) for _, e, model in kinds]
+        folders = [os.path.join(self.info.path, tokenizer) for tokenizer, _, _ in kinds]
+        tokenizers = [CLIPTokenizer.from_pretrained(folder, local_files_only=True) for folder in folders]
+        encoders = [self._load(model, encoder, dtype=self.dtype) for _, encoder, model in kinds]
         return tokenizers, [self._frozen(encoder) for encoder in encoders]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -105,12 +112,13 @@ class Diffusion:
         padded = [_readable(p) for p in prompts] + [""] * (ENCODE_BATCH - len(prompts))
         n, truncated = len(prompts), [False] * len(prompts)
         states, pooled = [], None
-        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            tokens = self._tokens(tokenizer, padded)
+        for tokenizer, expand, encoder in zip(self.tokenizers, self._expand, self.text_encoders, strict=True):
+            spelt = [expand(prompt) for prompt in padded]
+            tokens = self._tokens(tokenizer, spelt)
             output = self._encoder_output(encoder, tokens)
             states.append(output.hidden_states[-2] if self.info.family == "sdxl" else output.last_hidden_state)
             pooled = getattr(output, "text_embeds", None)
-            cut = _truncated(tokenizer, padded[:n], tokens.attention_mask)
+            cut = _truncated(tokenizer, spelt[:n], tokens.attention_mask)
             truncated = [a or b for a, b in zip(truncated, cut, strict=True)]
         return TextEmbeds(torch.cat(states, -1)[:n], None if pooled is None else pooled[:n], truncated)
 
@@ -119,7 +127,7 @@ class Diffusion:
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
     def _encoder_output(self, encoder: torch.nn.Module, tokens: Any) -> Any:
-        use_mask = getattr(encoder.config, "use_attention_mask", False)
+        use_mask = self.info.family == "sd" and getattr(encoder.config, "use_attention_mask", False)
         return encoder(
             tokens.input_ids.to(self.device),
             attention_mask=tokens.attention_mask.to(self.device) if use_mask else None,
@@ -153,10 +161,10 @@ class Diffusion:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """latents (B, C, h, w) float32 -> uint8 (B, H, W, 3), and which were finite (B,) bool. Waits for the device."""
-        config = self.vae.config
-        if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
-            mean = torch.tensor(config.latents_mean, device=self.device).view(1, -1, 1, 1)
-            std = torch.tensor(config.latents_std, device=self.device).view(1, -1, 1, 1)
+        config, mean, std = self.vae.config, self.vae.config.latents_mean, self.vae.config.latents_std
+        if self.info.family == "sdxl" and mean is not None and std is not None:  # the other pipeline reads neither
+            mean = torch.tensor(mean, device=self.device).view(1, -1, 1, 1)
+            std = torch.tensor(std, device=self.device).view(1, -1, 1, 1)
             latents = latents * std / config.scaling_factor + mean
         else:
             latents = latents / config.scaling_factor

@@ -15,8 +15,10 @@ import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from actors.loading import load_whole
 from actors.policy import PolicyError
 from actors.policy_network import weights_fingerprint
+from actors.textual_inversion import expander
 
 BATCH = 32
 LONGEST_CHARS = 4000  # no encoder here reads more; a longer text would only cost tokenizer time
@@ -43,12 +45,11 @@ class PromptEncoder:
         transformers_logging.disable_progress_bar()  # it draws on a worker's stderr
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-            model = kind.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, variant=variant
-            )
+            model = load_whole(kind, str(folder), dtype=torch.float32, variant=variant)
         except (OSError, ValueError) as error:
             raise PolicyError(f"{folder}: the text encoder cannot be loaded ({str(error).splitlines()[0]})") from None
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._expand = expander(self.tokenizer)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.fingerprint = weights_fingerprint(str(folder), variant)
         self.hidden_size = int(model.config.hidden_size)
@@ -59,7 +60,8 @@ class PromptEncoder:
 
         Prompts of like length go together; L is one of three, chosen by a prompt's own length.
         """
-        tokens = self.tokenizer(list(prompts), truncation=True, max_length=self.max_length)["input_ids"]
+        spelt = [self._expand(prompt) for prompt in prompts]
+        tokens = self.tokenizer(spelt, truncation=True, max_length=self.max_length)["input_ids"]
         lengths = [*(length for length in _SHORT_LENGTHS if length < self.max_length), self.max_length]
         buckets = np.searchsorted(lengths, [len(ids) for ids in tokens])
         for bucket, length in enumerate(lengths):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from actors.clip import Clip
+from actors.scorer_check import scorers_fault
 from actors.ssim import ssim
 
 KINDS = ("clip", "aesthetic", "fidelity", "function")
@@ -64,11 +65,8 @@ class ScorerConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        names = [spec.name for spec in self.scorers]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ScorerError(f"two scorers are named {', '.join(twice)}")
-        if not any(spec.weight for spec in self.scorers):
-            raise ScorerError("no scorer has a weight: there would be no quality")
+        if fault := scorers_fault([spec.name for spec in self.scorers], [spec.weight for spec in self.scorers]):
+            raise ScorerError(fault)
 
     @property
     def needs_reference(self) -> bool:

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-SOLVERS = ("ddim", "dpmpp_2m")
-SPACINGS = ("leading", "trailing", "linspace")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-
-class InvalidSteps(ValueError):
-    """A number of steps for which the checkpoint's time grid does not exist, or a schedule no table can be made for."""
+from actors.schedulers import SOLVERS, SPACINGS, InvalidSteps, solver_config
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """What a checkpoint's scheduler config says about noise and time; hashed by identity."""
+    """What a checkpoint's scheduler config says to one solver about noise and time; hashed by identity.
 
+    Another solver may read another schedule from the same config: `schedule_of`.
+    """
+
+    config: Mapping[str, Any]
+    timestep_spacing: str | None  # what the job asks for, whatever the config says
+    solver: str
     alpha_bar: np.ndarray  # (T,) float32
     final_alpha_bar: float  # after the last DDIM step: 1, or alpha_bar[0]
     prediction_type: str
@@ -66,32 +66,51 @@ class StepTable:
         return len(self.t) + int(self.guided.sum())
 
 
-def noise_schedule(config: Mapping[str, Any], timestep_spacing: str | None = None) -> NoiseSchedule:
-    """The schedule of a diffusers scheduler config (any scheduler's: read as `DDIMScheduler.from_config` would).
+def noise_schedule(
+    config: Mapping[str, Any], timestep_spacing: str | None = None, solver: str = "ddim"
+) -> NoiseSchedule:
+    """The schedule of a diffusers scheduler config, any scheduler's, read as `from_config` of the solver's class does.
 
-    Raises InvalidSteps for a prediction type, beta schedule, spacing or thresholding that no table can be made for.
+    Raises InvalidSteps for a prediction type, beta schedule, spacing or option that no table can be made for.
     """
-    spacing = timestep_spacing or config.get("timestep_spacing", "leading")
-    prediction_type = config.get("prediction_type", "epsilon")
-    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
-    if spacing not in SPACINGS:
-        raise InvalidSteps(f"timestep_spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
-    if prediction_type not in PREDICTION_TYPES:
-        raise InvalidSteps(f"prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    if config.get("thresholding", False):
-        raise InvalidSteps("the scheduler config asks for dynamic thresholding, which latent models cannot use")
-    if zero_snr and prediction_type == "epsilon":
+    if timestep_spacing not in (None, *SPACINGS):
+        raise InvalidSteps(f"timestep_spacing {timestep_spacing!r} is not one of {', '.join(SPACINGS)}")
+    said = {"timestep_spacing": timestep_spacing} if timestep_spacing else {}
+    read = solver_config({**config, **said}, solver)
+    zero_snr = read["rescale_betas_zero_snr"]
+    if zero_snr and read["prediction_type"] == "epsilon":
         raise InvalidSteps("epsilon prediction at zero terminal SNR has no x0: the scheduler config contradicts itself")
-    alpha_bar = _alpha_bar(config, zero_snr)
+    alpha_bar = _alpha_bar(read, zero_snr)
+    _check_lowest(alpha_bar, read, zero_snr)
     return NoiseSchedule(
+        config=config,
+        timestep_spacing=timestep_spacing,
+        solver=solver,
         alpha_bar=alpha_bar,
-        final_alpha_bar=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
-        prediction_type=prediction_type,
-        spacing=spacing,
-        steps_offset=int(config.get("steps_offset", 0)),
-        clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
+        final_alpha_bar=1.0 if read.get("set_alpha_to_one", True) else float(alpha_bar[0]),
+        prediction_type=read["prediction_type"],
+        spacing=read["timestep_spacing"],
+        steps_offset=read["steps_offset"],
+        clip=float(read["clip_sample_range"]) if read.get("clip_sample") else None,
         zero_snr=zero_snr,
     )
+
+
+@lru_cache(maxsize=64)
+def schedule_of(schedule: NoiseSchedule, solver: str) -> NoiseSchedule:
+    """The schedule that this solver reads from the same config. Raises InvalidSteps."""
+    if schedule.solver == solver:
+        return schedule
+    return noise_schedule(schedule.config, schedule.timestep_spacing, solver)
+
+
+def _check_lowest(alpha_bar: np.ndarray, read: Mapping[str, Any], zero_snr: bool) -> None:
+    """Raises InvalidSteps where the noisiest timestep has no log-SNR, or is cut off for its log-SNR."""
+    if not zero_snr and not alpha_bar[-1] > 0:
+        raise InvalidSteps("the betas leave nothing of the picture at the last timestep: no step starts there")
+    limit = read.get("lambda_min_clipped", -math.inf)
+    if limit > -math.inf and (zero_snr or limit > 0.5 * math.log(alpha_bar[-1] / (1 - alpha_bar[-1]))):
+        raise InvalidSteps(f"the scheduler config says lambda_min_clipped: {limit}, which cuts the grid: take ddim")
 
 
 def _alpha_bar(config: Mapping[str, Any], zero_snr: bool) -> np.ndarray:
@@ -101,10 +120,9 @@ def _alpha_bar(config: Mapping[str, Any], zero_snr: bool) -> np.ndarray:
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    if config.get("trained_betas") is not None:
+    if config["trained_betas"] is not None:
         return np.asarray(config["trained_betas"], np.float32)
-    num, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
-    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    num, kind, start, end = (config[k] for k in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"))
     if kind == "linear":
         return _linspace(start, end, num)
     if kind == "scaled_linear":
@@ -135,6 +153,7 @@ def timesteps(schedule: NoiseSchedule, num_steps: int, solver: str = "ddim") -> 
 
     Raises InvalidSteps where that grid has not `num_steps` steps, all in [0, T).
     """
+    schedule = schedule_of(schedule, solver)
     num_train = schedule.num_train_timesteps
     if not 1 <= num_steps <= num_train:
         raise InvalidSteps(f"{num_steps} steps: a checkpoint trained on {num_train} timesteps takes 1 to {num_train}")
@@ -154,7 +173,8 @@ def timesteps(schedule: NoiseSchedule, num_steps: int, solver: str = "ddim") -> 
 
 @lru_cache(maxsize=64)
 def allowed_steps(schedule: NoiseSchedule, solver: str = "ddim") -> frozenset[int]:
-    """Every num_steps whose grid exists."""
+    """Every num_steps whose grid exists. Raises InvalidSteps where no table can be made for the solver."""
+    schedule = schedule_of(schedule, solver)
     return frozenset(n for n in range(1, schedule.num_train_timesteps + 1) if _has_grid(schedule, n, solver))
 
 
@@ -187,6 +207,7 @@ def step_table(schedule: NoiseSchedule, num_steps: int, solver: str, guided: np.
     """guided: (K,) bool. Raises InvalidSteps as `timesteps` does, ValueError for an unknown solver."""
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is not one of {', '.join(SOLVERS)}")
+    schedule = schedule_of(schedule, solver)
     grid = timesteps(schedule, num_steps, solver)
     bar_s = schedule.alpha_bar[grid].astype(np.float64)
     bar_t = _next_alpha_bar(schedule, grid, num_steps, solver)

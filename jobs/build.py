@@ -54,14 +54,21 @@ def run_at(job: Job, path: str) -> "RunFolder":
 
 
 def checkpoint(job: Job) -> "CheckpointInfo":
-    """What the model's folder says of itself; its weights stay where they are. Raises ConfigError."""
-    from actors.checkpoint import CheckpointError, inspect_checkpoint
+    """What the model's folder says of itself, checked by its headers; its weights stay where they are.
+
+    Raises ConfigError for a checkpoint that is not whole, or is of another kind than it seems.
+    """
+    from actors.checkpoint_check import check_checkpoint, check_solver
+    from actors.weights import CheckpointError
     from pipelines.folder import StorageError
 
     try:
-        return inspect_checkpoint(model_source(job).local(metadata_only=True), job.config.model.variant)
+        folder, variant = model_source(job).local(metadata_only=True), job.config.model.variant
+        info = check_checkpoint(folder, variant)
+        check_solver(info, job.config.sampling.solver, job.config.sampling.timestep_spacing)
     except (CheckpointError, StorageError) as error:
         raise job.fault("model.path", str(error)) from error
+    return info
 
 
 def prompt_source(job: Job, info: "CheckpointInfo | None") -> "PromptSource":
@@ -110,11 +117,12 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
 
 
 def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
-    """Warnings for what a policy was not calibrated with. Raises ConfigError where it cannot be used."""
+    """Warnings for what a policy was not calibrated with. Raises ConfigError where it, or a scorer, cannot be used."""
     from actors.policy import PolicyError, Setting, read_card, uncalibrated
     from actors.policy import check_policy as check_card
     from pipelines.folder import StorageError
 
+    check_scorers(job)
     steps, sampling = job.config.steps, job.config.sampling
     if steps.selector != "policy":
         return []
@@ -184,7 +192,38 @@ def calibrated_lanes(run: "RunFolder") -> tuple[tuple[str, int], ...]:
 
 def scorer_sources(job: Job) -> "tuple[ScorerSource, ...]":
     """The job's scorers. Raises ConfigError for one that is named wrongly or lacks its model."""
+    sources = _sources(job)
+    if faults := _faults_together(job, sources):
+        raise ConfigError(faults)
+    return sources
+
+
+def _sources(job: Job) -> "tuple[ScorerSource, ...]":
     return tuple(_scorer_source(job, index, scorer) for index, scorer in enumerate(job.config.quality))
+
+
+def _faults_together(job: Job, sources: "tuple[ScorerSource, ...]") -> list[Fault]:
+    from actors.scorer_check import scorers_fault
+
+    fault = scorers_fault([s.name for s in sources], [s.weight for s in sources]) if sources else None
+    return [Fault(job.at("quality"), f"quality: {fault}")] if fault else []
+
+
+def check_scorers(job: Job) -> None:
+    """Raises ConfigError for scorers without names of their own, or whose weights do not fit their config."""
+    from actors.weights import CheckpointError
+    from pipelines.folder import StorageError
+    from pipelines.scoring import check_source
+
+    sources = _sources(job)
+    faults = _faults_together(job, sources)
+    for index, source in enumerate(sources):
+        try:
+            check_source(source)
+        except (CheckpointError, StorageError) as error:
+            faults.append(Fault(job.at(f"quality.{index}"), f"quality.{index}: {error}"))
+    if faults:
+        raise ConfigError(faults)
 
 
 def _scorer_source(job: Job, index: int, scorer: Scorer) -> "ScorerSource":

@@ -40,6 +40,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], calls: int) -> 
     job = load_job(job_path, sets)
     check_output(job)
     info = build.checkpoint(job)
+    build.check_scorers(job)
     console.draw("loading the model")
     found, score = measure(job, info, calls)
     console.clear()
@@ -66,9 +67,21 @@ def measure(job: Job, info: "CheckpointInfo", calls: int) -> "tuple[Calibration,
         width, height = sampling.width or info.width, sampling.height or info.height
         found = calibrate(sampler, width, height, calls)
         scorers = build.scorer_sources(job)
-        return found, seconds_of_a_score(scorers, config.device, width, height) if scorers else None
+        return found, _seconds_of_a_score(job, scorers, config.device, width, height) if scorers else None
     finally:
         sampler.close()
+
+
+def _seconds_of_a_score(job: Job, scorers: "tuple[ScorerSource, ...]", device: str, width: int, height: int) -> float:
+    """Raises ConfigError for a scorer that cannot be loaded or used."""
+    from actors.clip import ClipError
+    from actors.scorer import ScorerError
+    from actors.weights import CheckpointError
+
+    try:
+        return seconds_of_a_score(scorers, device, width, height)
+    except (ClipError, ScorerError, CheckpointError) as error:
+        raise job.fault("quality", f"quality: {error}") from error
 
 
 def seconds_of_a_score(scorers: "tuple[ScorerSource, ...]", device: str, width: int, height: int) -> float:

@@ -3,6 +3,7 @@
 Reading one, with places in its errors, is `jobs.load`; what the rooms get from it is `jobs.build`.
 """
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -37,7 +38,9 @@ def price(default: Any, description: str, **limits: Any) -> Any:
 
 
 def _no_password(url: str) -> str:
-    if "@" in urlsplit(url).netloc:
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    is_container = urlsplit(url).scheme in ("abfs", "abfss", "wasb", "wasbs") and ":" not in user
+    if at and not is_container:
         raise ValueError("holds a user name or password; credentials come from the usual chain (environment, profile)")
     return url
 
@@ -58,6 +61,23 @@ def _no_secret(options: dict[str, Any]) -> dict[str, Any]:
 def is_secret(name: str) -> bool:
     """Whether a key of this name would hold credentials."""
     return bool(_SECRET.search(name))
+
+
+_NO_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf_7")  # encodings of other things
+
+
+def _encoding(name: str) -> str:
+    known = name.lower().replace("_", "-").replace(" ", "-")
+    if known in ("utf-8", "utf8", "utf-8-sig"):
+        return "utf-8"
+    try:
+        found = codecs.lookup(name)
+        text = "prompt".encode(found.name).decode(found.name) == "prompt"
+    except (LookupError, ValueError):
+        text = False
+    if not text or found.name.replace("-", "_") in _NO_TEXT:
+        raise ValueError(f"{name!r} is no encoding of text; write utf-8, utf-16, latin-1, cp1252, shift_jis or another")
+    return found.name
 
 
 def _rising(values: list[int]) -> list[int]:
@@ -118,18 +138,42 @@ class Model(Section):
     )
 
 
+class Csv(Section):
+    """How CSV files are written, where not with commas, doubled quotes and no spaces between."""
+
+    delimiter: Literal[",", ";", "|", "\t"] = picture(",", "what stands between columns: a comma, ;, | or a tab")
+    quotes: Literal["doubled", "backslash"] | None = picture(
+        None, 'quotes inside a quoted field: doubled as "a ""b""", or backslash; null: doubled, backslashes are refused'
+    )
+    skip_spaces: bool | None = picture(
+        None, "true: spaces after a delimiter are no text; false: they are; null: they are, refused before a quote"
+    )
+
+
 class Input(Section):
     """The prompts."""
 
-    path: Place = picture(..., "file, folder or glob of Parquet, CSV, TSV or JSONL; local or a URL such as s3://")
+    path: Place = picture(
+        ..., "file, folder or glob of Parquet, CSV, TSV or JSONL; local, s3://, or one file at https://"
+    )
     columns: dict[str, str] = picture(
         {}, "our name: the column's name, for example {prompt: headline}; wins over guessing"
     )
+    drop: list[str] = picture([], "columns that are not carried along, for example [image]")
+    encoding: Annotated[str, AfterValidator(_encoding)] = picture(
+        "utf-8", "of CSV, TSV and JSONL, by its usual name: utf-8, utf-16, latin-1, cp1252, shift_jis, ..."
+    )
+    csv: Csv = Csv()
     images_per_prompt: Annotated[int, Field(ge=1, le=10_000)] = picture(
         1, "images of every prompt, 1 to 10,000, each with its own seed"
     )
     limit: Count | None = execution(None, "only the first n prompts; null: all. A later run without it adds the rest")
     strict: bool = execution(False, "true: one bad row stops the job before it starts; false: it is a failed row")
+    changed: Literal["refuse", "keep"] = execution(
+        "refuse",
+        "rows that changed under an id that is planned already. refuse: the run does not start; keep: their old "
+        "pictures stay, and the plan says so",
+    )
     storage: Storage | None = Field(default=None, description="where the input's store differs from `storage`")
 
 

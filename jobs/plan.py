@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
 from jobs.preflight import check_nodes_by_probe
 from jobs.progress import duration, steps_text
-from jobs.validate import check_output, read_input
+from jobs.validate import check_output, read_earlier, read_input
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
@@ -74,11 +75,17 @@ def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", w
     config = build.plan_config(job, info)
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, config.source)
+    earlier = read_earlier(job, run, inspection)
     run.write_job(job.config.dump())
-    for note in [*warnings, *inspection.notes]:
+    for note in warnings:
         console.say(note)
-    make_plan(run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection)
+    config = replace(config, keep_changed=True)  # else it was refused above
+    summary = make_plan(
+        run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
+    )
     console.clear()
+    for note in summary.notes:
+        console.say(note)
 
 
 def planned(run: "RunFolder") -> dict[str, Any]:
@@ -89,9 +96,10 @@ def planned(run: "RunFolder") -> dict[str, Any]:
         for steps, rows in plan["budget_histogram"].items():
             budgets[int(steps)] = budgets.get(int(steps), 0) + rows
     rows = sum(budgets.values())
+    again = sum(plan.get("replaced_rows", 0) for plan in plans)  # bad rows, mended and planned anew: the newest counts
     return {
-        "rows": sum(plan["rows"] for plan in plans),
-        "failed_rows": sum(plan["failed_rows"] for plan in plans),
+        "rows": sum(plan["rows"] for plan in plans) - again,
+        "failed_rows": sum(plan["failed_rows"] for plan in plans) - again,
         "shards": sum(plan["shards"] for plan in plans),
         "generations": len(plans),
         "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,

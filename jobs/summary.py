@@ -55,11 +55,19 @@ class Totals:
 
 
 def totals(run: "RunFolder", most_pictures: int = SHOWN_PICTURES) -> Totals:
-    """One pass over the manifests, a shard at a time."""
-    found = Totals(most_pictures)
+    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts."""
+    from pipelines.plan_writer import replaced_ids
+
+    found, again = Totals(most_pictures), replaced_ids(run)
     for table in run.manifests():
-        found.add(table)
+        found.add(_newest(table, again) if again else table)
     return found
+
+
+def _newest(table: "pa.Table", again: dict[str, int]) -> "pa.Table":
+    """Without bad rows that a later generation planned again. again: id -> that generation."""
+    places = zip(table["id"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    return table.filter([again.get(row_id, 0) <= int(shard.partition("-")[0]) for row_id, shard in places])
 
 
 def with_images(run: "RunFolder", rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -9,6 +10,7 @@ import click
 from jobs import build
 from jobs.cluster import start_ray
 from jobs.command import (
+    TOO_MANY_FAILED,
     address_option,
     console_options,
     job_argument,
@@ -25,9 +27,10 @@ from jobs.source import ConfigError, Fault
 
 if TYPE_CHECKING:
     from actors.checkpoint import CheckpointInfo
-    from pipelines.formats import TableFile
     from pipelines.inspection import Inspection, PromptSource
+    from pipelines.known_rows import Earlier
     from pipelines.store import RunFolder
+    from pipelines.tables import FoundFiles
 
 REACH_S = 4.0
 T = TypeVar("T")
@@ -57,10 +60,12 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     info = checks.run(lambda: build.checkpoint(job), "model.path")
     if info is not None:
         checks.run(lambda: build.check_policy(job, info), "steps.selector")
+    else:
+        checks.run(lambda: build.check_scorers(job), "quality")
     start_ray(address, console.debug)
     if run is not None:
         checks.run(lambda: check_nodes_by_probe(console, job, run), "output.path")
-    found = checks.run(lambda: check_input(job, info), "input.path")
+    found = checks.run(lambda: check_input(job, info, run), "input.path")
     if checks.faults:
         raise ConfigError(checks.faults)
     console.result({"status": "done", **found}, report(job, found))
@@ -104,47 +109,97 @@ def check_output(job: Job) -> "RunFolder":
             "no manifest names",
             job.config.output.path,
         )
+    refuse_inside_input(job, run)
     return run
 
 
-def check_input(job: Job, info: "CheckpointInfo | None") -> dict[str, Any]:
-    """What the input holds. Raises as `read_input`.
+def refuse_inside_input(job: Job, run: "RunFolder") -> None:
+    """Raises ConfigError where a new run would lie among its own prompts; one that is there goes on."""
+    from pipelines.found_files import would_hold
+
+    given, output = build.storage_options(job, "input"), build.storage_options(job, "output")
+    one_store = "://" not in run.url or given.endpoint_url == output.endpoint_url
+    if one_store and would_hold(job.config.input.path, run.url) and not run.generations():
+        raise job.fault(
+            "output.path",
+            f"output.path {job.config.output.path} lies inside input.path {job.config.input.path}: the run would be "
+            "among its own prompts. Take a folder beside it",
+        )
+
+
+def check_input(job: Job, info: "CheckpointInfo | None", run: "RunFolder | None" = None) -> dict[str, Any]:
+    """What the input holds, also against what is planned in `run`. Raises as `read_input` and `read_earlier`.
 
     Its rows are read by Ray tasks: where no worker is up only the files' headers are, and no machine is started.
     """
+    from pipelines.inspection import pinned_notes
     from pipelines.preflight import workers_are_up
 
     source = build.prompt_source(job, info)
     if not workers_are_up():
-        return dict.fromkeys(("rows", "prompts", "bad_rows", "bad_samples", "notes", "carried")) | {
-            "files": len(read_headers(job, source))
+        headers = read_headers(job, source)
+        return dict.fromkeys(("rows", "prompts", "bad_rows", "bad_samples", "used", "carried", "exit_code")) | {
+            "files": len(headers),
+            "notes": list(headers.notes),
         }
     inspection = read_input(job, source)
+    earlier = read_earlier(job, run, inspection) if run is not None else None
+    menu = known_choices(job.config)
+    notes = [*inspection.notes, *(pinned_notes(inspection.pinned_steps, menu) if menu else ())]
     return {
         "files": len(inspection.files),
         "rows": inspection.num_planned,
         "prompts": inspection.rows,
         "bad_rows": inspection.bad_rows,
         "bad_samples": list(inspection.bad_samples),
-        "notes": list(inspection.notes),
+        "notes": [*notes, *(earlier.changes.notes() if earlier else ())],
+        "used": list(inspection.used),
         "carried": inspection.carried_schema.names,
+        "exit_code": certain_exit(job, inspection, len(earlier.known) if earlier else 0),
     }
+
+
+def certain_exit(job: Job, inspection: "Inspection", planned: int) -> int | None:
+    """3 where so many rows are bad that a run cannot end otherwise; None where that is open. planned: rows so far."""
+    bad = inspection.bad_rows * inspection.source.images_per_prompt
+    most = inspection.num_planned + planned  # of all rows that the run folder may come to hold
+    return TOO_MANY_FAILED if bad > job.config.failures.max_fraction * most else None
 
 
 def read_input(job: Job, source: "PromptSource") -> "Inspection":
     """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
     from pipelines.prompts import inspect
 
-    inspection = _read(job, lambda: inspect(source))
+    inspection = _read(job, lambda: inspect(as_written(job, source)))
     refuse_input(job, inspection)
     return inspection
 
 
-def read_headers(job: Job, source: "PromptSource") -> "list[TableFile]":
+def read_earlier(job: Job, run: "RunFolder", inspection: "Inspection") -> "Earlier":
+    """What is planned, against the input. Raises ConfigError where rows changed, unless their pictures are to stay."""
+    from pipelines.known_rows import earlier_rows
+
+    earlier = earlier_rows(run, inspection)
+    if earlier.changes.changed and job.config.input.changed == "refuse":
+        raise job.fault("input.path", earlier.changes.refusal(run.url))
+    return earlier
+
+
+def as_written(job: Job, source: "PromptSource") -> "PromptSource":
+    """The source, with what the job file says of how its files are written and which columns are not carried."""
+    from pipelines.csv_rows import Dialect
+    from pipelines.formats import TextRules
+
+    given, csv = job.config.input, job.config.input.csv
+    text = TextRules(given.encoding, Dialect(csv.delimiter, csv.quotes, csv.skip_spaces))
+    return replace(source, text=text, drop=tuple(given.drop))
+
+
+def read_headers(job: Job, source: "PromptSource") -> "FoundFiles":
     """The files of the input, in this process. Raises ConfigError for what is wrong with them and their columns."""
     from pipelines.inspection import open_files
 
-    return _read(job, lambda: open_files(source))
+    return _read(job, lambda: open_files(as_written(job, source)))
 
 
 def _read(job: Job, read: Callable[[], T]) -> T:
@@ -164,12 +219,22 @@ def check_reachable(job: Job) -> None:
 
     if "://" not in job.config.input.path:
         return
-    bucket = "/".join(job.config.input.path.split("/")[:3])
+    where, name = asked_for(job.config.input.path)
     try:
-        Folder(bucket, build.storage_options(job, "input"), REACH_S).stat("-")
+        Folder(where, build.storage_options(job, "input"), REACH_S).stat(name)
     except StorageError as error:
         if error.retryable:  # anything else is told better by who reads the files
             raise job.fault("input.path", str(error)) from error
+
+
+def asked_for(path: str) -> tuple[str, str]:
+    """(a folder, a key in it) that is asked for to see whether the store answers: of a web server the file itself."""
+    if not path.lower().startswith(("http://", "https://")):
+        return "/".join(path.split("/")[:3]), "-"
+    from pipelines.tables import web_address
+
+    folder, name = web_address(path)
+    return folder, name if name.strip(".") and "\0" not in name else "-"
 
 
 def refuse_input(job: Job, inspection: "Inspection") -> None:
@@ -189,10 +254,23 @@ def report(job: Job, found: dict[str, Any]) -> str:
         unread = (
             f"{found['files']:,} files of prompts at {job.config.input.path}, whose rows are not read: no worker is up"
         )
-        return f"{unread}\nso far all is well: into {job.config.output.path}"
+        return "\n".join([unread, *found["notes"], f"so far all is well: into {job.config.output.path}"])
     lines = [f"{found['rows']:,} images to make from {found['prompts']:,} prompts of {job.config.input.path}"]
+    along = f"; carried along: {', '.join(found['carried'])}" if found["carried"] else ""
+    lines.append(f"columns: {', '.join(found['used'])}{along}")
     if found["bad_rows"]:
         lines.append(f"{found['bad_rows']:,} bad rows, each will be a failed row of the manifest:")
         lines += [f"  {sample}" for sample in found["bad_samples"]]
     lines += found["notes"]
-    return "\n".join([*lines, f"all is well: into {job.config.output.path}"])
+    if found["exit_code"] is None:
+        return "\n".join([*lines, f"all is well: into {job.config.output.path}"])
+    return "\n".join([*lines, certain_words(job, found)])
+
+
+def certain_words(job: Job, found: dict[str, Any]) -> str:
+    """That the run will end with exit 3, and the ways out."""
+    allowed = job.config.failures.max_fraction
+    return (
+        f"{found['bad_rows']:,} of {found['prompts']:,} rows are bad: the run will end with exit {found['exit_code']}, "
+        f"since failures.max_fraction allows {allowed:.0%}. Mend them, or raise it"
+    )

@@ -100,18 +100,45 @@ class Backend(Protocol):
         ...
 
 
+class UnusableError(ValueError):
+    """A URL that nothing here can read: one message with the reason and the remedy."""
+
+
+_ELSEWHERE = "Copy it to a disk or to an object store such as s3://"
+_PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+    "oci": "ocifs",
+    "oss": "ossfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+    "tos": "tosfs",
+}
+
+
 class FsspecBackend:
     """Any other store that fsspec knows. Only for those in `ATOMIC` is create-if-absent known to have one winner."""
 
     ATOMIC = ("gs", "gcs", "memory")
-    errors: tuple[type[BaseException], ...] = (OSError,)
+    errors: tuple[type[BaseException], ...] = (OSError, NotImplementedError)
 
     def __init__(self, url: str) -> None:
         import fsspec
 
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
-        self.conditional = url.partition("://")[0] in self.ATOMIC
+        scheme = url.partition("://")[0]
+        try:
+            if scheme in _NO_STORES or "::" in url:
+                raise UnusableError(f"{url}: {scheme}:// is no store of files that is read here. {_ELSEWHERE}")
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise UnusableError(_missing_package(url, scheme, error)) from error
+        except UnusableError:
+            raise
+        except (ValueError, TypeError, OSError, LookupError, AttributeError) as error:
+            raise UnusableError(_not_usable(url, scheme, error, scheme in fsspec.available_protocols())) from error
+        self.conditional = scheme in self.ATOMIC
 
     def _path(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}" if key else self.root
@@ -174,4 +201,45 @@ class FsspecBackend:
             return Fault("no such object", absent=True)
         if isinstance(error, PermissionError):
             return Fault("access denied", GRANT, kind=REFUSED)
+        if isinstance(error, NotImplementedError):
+            return Fault("this kind of store cannot do that", "Choose a folder on disk or in an object store")
         return Fault(type(error).__name__, "Check the network and the URL", retryable=True)
+
+
+# What fsspec knows under a scheme and is no store of objects by key: archives, caches, other tools' addresses; and what
+# its own client raises for a fault is of any class.
+_ARCHIVES = ("zip", "tar", "libarchive", "cached", "blockcache", "filecache", "simplecache", "reference", "dir", "data")
+_TOOLS = (
+    "git",
+    "github",
+    "gist",
+    "wandb",
+    "jupyter",
+    "dask",
+    "root",
+    "box",
+    "dropbox",
+    "gdrive",
+    "pyscript",
+    "hf",
+    "ftp",
+)
+_NO_STORES = frozenset((*_ARCHIVES, *_TOOLS, "generic", "async_wrapper", "asynclocal", "local"))
+
+
+def _missing_package(url: str, scheme: str, error: ImportError) -> str:
+    package = _PACKAGES.get(scheme)
+    if package is None:
+        said = " ".join(str(error).split())
+        return f"{url}: {scheme}:// needs a package that is not installed here: {said:.200}. Or use a disk or s3://"
+    return (
+        f"{url}: {scheme}:// needs the package {package}, which is not installed. "
+        f"Install it here and on every node (pip install {package}), or use a disk or s3://"
+    )
+
+
+def _not_usable(url: str, scheme: str, error: Exception, known: bool) -> str:
+    if not known:
+        return f"{url}: nobody here knows {scheme}://. Write a path, s3://bucket/... or https://..., or correct it"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{url}: {scheme}:// cannot be used: {reason:.200}. {_ELSEWHERE}"

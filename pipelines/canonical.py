@@ -14,6 +14,7 @@ import pyarrow as pa
 
 KEY_BYTES = 16
 MAX_SEED = 2**63 - 1
+EXACT = 2**53  # from here on a float is no longer every whole number
 MAX_CHARACTERS = 100_000  # of a text; no encoder reads more than a hundred words, and a tokenizer reads them all
 NUMBERS = ("seed", "guidance_scale", "width", "height", "num_inference_steps")
 
@@ -30,6 +31,7 @@ CANONICAL_FIELDS: tuple[pa.Field, ...] = (
     pa.field("height", pa.int32()),
     pa.field("guidance_scale", pa.float64()),
     pa.field("num_inference_steps", pa.int32()),
+    pa.field("content_hash", pa.uint64()),  # of what was given; the next plan knows by it whether the row changed
     pa.field("error_type", pa.string()),  # "": a good row
     pa.field("error_message", pa.string()),
 )
@@ -91,7 +93,10 @@ def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> Given:
         return [value or None for value in found] if rules.blank_is_null and name != "prompt" else found
 
     def numbers(name: str) -> Sequence[Any]:
-        return [_number(value) for value in _values(columns[name])] if name in columns else [None] * rows
+        if name not in columns:
+            return [None] * rows
+        exact = _exact_below(columns[name])
+        return [_number(value, exact) for value in _values(columns[name])]
 
     given = Given(
         rows=rows,
@@ -113,6 +118,20 @@ def content_id(given: Given, row: int, occurrence: int) -> str:
     lengths = [None if text is None else len(text) for text in (negative, prompt)]
     content = f"{occurrence}|{numbers!r}|{lengths}|{negative or ''}{prompt or ''}"
     return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+
+
+def content_hashes(given: Given) -> list[int]:
+    """(rows,) 63 bits each of all that a row says of its picture, steps included; the highest bit is 0."""
+    nothing = (None,) * len(NUMBERS)
+    said_nothing = repr(nothing)
+    hashes = []
+    rows = zip(given.negative_prompt, given.prompt, *(getattr(given, name) for name in NUMBERS), strict=True)
+    for negative, prompt, *numbers in rows:
+        said = said_nothing if (row := tuple(numbers)) == nothing else repr(row)
+        lengths = f"{'-' if negative is None else len(negative)}|{'-' if prompt is None else len(prompt)}"
+        content = f"{said}|{lengths}|{negative or ''}{prompt or ''}".encode("utf-8", "surrogatepass")
+        hashes.append(int.from_bytes(blake2b(content, digest_size=8, person=b"content").digest()) >> 1)
+    return hashes
 
 
 def id_key(row_id: str) -> bytes:
@@ -141,6 +160,7 @@ def canonical_table(given: Given, occurrences: Mapping[int, int], rules: Rules, 
         "height": _usable(given, "height", rules, defaults.height),
         "guidance_scale": [float(scale) for scale in _usable(given, "guidance_scale", rules, defaults.guidance_scale)],
         "num_inference_steps": _usable(given, "num_inference_steps", rules, None),
+        "content_hash": content_hashes(given),
         "error_type": [fault.type for fault in faults],
         "error_message": [fault.message for fault in faults],
     }
@@ -191,6 +211,8 @@ def _values(column: Any) -> list[Any]:
 def _text(value: Any, name: str, row: int, faults: dict[int, Fault]) -> str | None:
     if value is None or (isinstance(value, str) and len(value) <= MAX_CHARACTERS):
         return value
+    if value != value:  # NaN stands for no value
+        return None
     if isinstance(value, str):
         rule = f"at most {MAX_CHARACTERS:,} characters long, not {len(value):,}"
         faults.setdefault(row, Fault(f"Invalid{_TITLES[name]}", f"{name} must be {rule}"))
@@ -201,14 +223,28 @@ def _text(value: Any, name: str, row: int, faults: dict[int, Fault]) -> str | No
     return None
 
 
-def _number(value: Any) -> Any:
-    """int where it is whole, float where it is not, text where it is no number; None: not given."""
+def _exact_below(column: Any) -> int:
+    """The first whole number that a column's floats may not tell from its neighbours."""
+    kind = column.type if isinstance(column, pa.Array | pa.ChunkedArray) else None
+    kind = kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
+    if kind is not None and pa.types.is_float32(kind):
+        return 2**24
+    return 2**11 if kind is not None and pa.types.is_float16(kind) else EXACT
+
+
+def _number(value: Any, exact_below: int = EXACT) -> Any:
+    """int where it is whole, float where it is not, text where it is no number; None: not given, or NaN.
+
+    A float from `exact_below` on stays one: which whole number it was is not known.
+    """
     if value is None or type(value) is int:
         return value
     if isinstance(value, str):
         return _number_in(value.strip())
     if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
+        if value != value:
+            return None
+        return int(value) if value.is_integer() and abs(value) < exact_below else value
     return str(value)
 
 
@@ -243,6 +279,8 @@ def number_fault(name: str, value: Any, rules: Rules) -> Fault | None:
     if name == "seed":
         good = isinstance(value, int) and 0 <= value <= highest
         kind, rule = "InvalidSeed", f"a whole number from 0 to {highest}"
+        if not good and (why := _why_no_seed(value)):
+            return Fault(kind, f"seed must be {rule}, not {_shown(value)}: {why}")
     elif name == "guidance_scale":
         good = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
         kind, rule = "InvalidGuidance", "a finite number of 0 or more"
@@ -254,6 +292,17 @@ def number_fault(name: str, value: Any, rules: Rules) -> Fault | None:
         step = defaults.size_multiple
         kind, rule = "InvalidSize", f"a multiple of {step} from {step} to {defaults.max_size_px}"
     return None if good else Fault(kind, f"{name} must be {rule}, not {_shown(value)}")
+
+
+def _why_no_seed(value: Any) -> str:
+    """What a seed that cannot be used most likely was, and what to write instead."""
+    if isinstance(value, float) and value.is_integer():
+        return "as a float it is no longer the number that was drawn. Write seeds as whole numbers"
+    if value == -1:
+        return "where any seed will do, leave it empty"
+    if isinstance(value, int) and MAX_SEED < value < 2**64:
+        return f"torch's noise on a CPU reads the lowest 32 bits alone, so that {value % 2**32} is the same seed"
+    return ""
 
 
 def _steps_rule(allowed: frozenset[int]) -> str:

@@ -3,6 +3,7 @@
 Pure: names and Arrow types only. What a row means is `pipelines.canonical`, how bytes are read `pipelines.formats`.
 """
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.csv_rows import SEPARATORS, separated_by
 from pipelines.formats import InputError, TableFile
 from pipelines.store import MANIFEST_FIELDS
 
@@ -25,9 +27,19 @@ GIVEN = (
     "category",
 )
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
-PLAN_COLUMNS = ("num_inference_steps", "budget_scores")  # in the plan, not in the manifest
+PLAN_COLUMNS = ("num_inference_steps", "content_hash", "budget_scores", "replaces")  # in the plan, not in the manifest
 RESERVED = frozenset([column.name for column in MANIFEST_FIELDS]) | set(GIVEN) | set(PLAN_COLUMNS)
 _TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
+EXACT = 2**53  # the last whole number up to which a float is exact
+_SHORT = {
+    "negative": "negative_prompt",
+    "neg_prompt": "negative_prompt",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+}
 _NUMBERS = frozenset({"seed", "guidance_scale", "width", "height", "num_inference_steps"})
 
 
@@ -59,10 +71,35 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs
         wanted = explicit.get("prompt")
         what = f"no column {wanted!r}, which input.columns names" if wanted else "no prompt column"
         raise InputError(
-            f"{place}: {what}; its columns are {', '.join(names) or 'none'}. "
+            f"{place}: {what}; its columns are {', '.join(names) or 'none'}. {_separated_otherwise(names)}"
             "Name the one with the prompts in the job file, e.g. input.columns: {prompt: description}"
         )
     return meaning
+
+
+def _separated_otherwise(names: list[str]) -> str:
+    """The suspicion that another mark than the one said stands between the columns; "" where there is none."""
+    for mark, name in SEPARATORS.items():
+        parts = [part.strip(" \"'").lower() for whole in names for part in whole.split(mark) if mark in whole]
+        if set(parts) & {*PROMPT_NAMES, *GIVEN} or names[:1] == [f"sep={mark}"]:
+            return f"But {separated_by(mark, name)}. Else: "
+    return ""
+
+
+def misspelt(carried: Iterable[str], meant: Iterable[str]) -> tuple[str, ...]:
+    """A note on each carried column whose name is nearly one of ours that the input does not have."""
+    open_names = sorted(set(GIVEN) - set(meant))
+    notes = []
+    for name in carried:
+        plain = name.lower().replace(" ", "_").replace("-", "_")
+        close = difflib.get_close_matches(plain, open_names, 1, 0.8)
+        close = close or [ours for short, ours in _SHORT.items() if plain == short and ours in open_names]
+        if close:
+            notes.append(
+                f"column {name!r} is only carried along: if it is the {close[0]}, rename it, or set "
+                f"input.columns: {{{close[0]}: {name}}}"
+            )
+    return tuple(notes)
 
 
 def _candidates(ours: str, names: list[str]) -> list[str]:
@@ -131,15 +168,18 @@ class CarriedTypes:
 
     def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
         """The carried columns, and what a user should be told about their names."""
-        taken = set(RESERVED)
+        taken = {name.lower() for name in RESERVED}  # many readers of tables do not tell A from a
+        given = {name.lower() for name in self._seen}
         carried, notes = [], []
         for theirs, sight in self._seen.items():
             ours = theirs
-            while ours in taken or (ours != theirs and ours in self._seen):
+            while ours.lower() in taken or (ours != theirs and ours.lower() in given):
                 ours = f"input_{ours}"
             if ours != theirs:
-                notes.append(f"column {theirs!r} is carried as {ours!r}: the manifest has a {theirs!r} of its own")
-            taken.add(ours)
+                own = f"the manifest has a {theirs.lower()!r} of its own"
+                reason = own if theirs.lower() in RESERVED else "another column differs from it by case alone"
+                notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
+            taken.add(ours.lower())
             carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
         return tuple(carried), tuple(notes)
 
@@ -188,6 +228,10 @@ def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
     if carried.as_json:
         return pa.array([None if value is None else _json_text(value) for value in column], pa.string())
     if pa.types.is_floating(carried.type):
+        if large := next((value for value in column if type(value) is int and abs(value) > EXACT), None):
+            raise InputError(
+                f"column {carried.theirs!r} holds fractions and {large}, which no float holds exactly. Write it as text"
+            )
         column = [None if value is None else float(value) for value in column]
     return pa.array(column, carried.type)
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.backends import Backend, Fault, FsspecBackend, Reach, Timeouts
+from pipelines.backends import Backend, Fault, FsspecBackend, Reach, Timeouts, UnusableError
 from pipelines.local import LocalBackend
+from pipelines.web import WebBackend
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONNECTING = threading.Lock()
 
+CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # Azure: what stands before the @ is the container
 CHAIN = "credentials come from the environment, a profile or the machine's role"
 DEADLINE_ENV = "STEPTHRIFT_STORAGE_DEADLINE_S"  # seconds one call goes on trying; 0: one try
 FIRST_WAIT_S, LONGEST_WAIT_S, DEADLINE_S = 0.2, 20.0, 900.0
@@ -94,6 +96,12 @@ class Folder:
         """The full URL (or local path) of a key."""
         return f"{self.url}/{_checked(key)}" if key else self.url
 
+    def below(self, prefix: str) -> "Folder":
+        """The folder behind this one's URL, a prefix as an object store spells it, and a `/`: parts may be empty."""
+        inner = Folder(self.url, self.options, self.deadline_s)
+        inner.url = f"{self.url}{prefix}/"
+        return inner
+
     def read(self, key: str) -> bytes:
         """All bytes of an object; FileNotFoundError where there is none."""
         return self._call("read", key, lambda backend: backend.read(_checked(key)))
@@ -163,10 +171,16 @@ class Folder:
         first = quick.create(key, b"one")
         second = quick.create(key, b"two")
         stored = quick.read(key)
+        unmet = quick._call("read", key, lambda backend: backend.unmet(key)) if self.options.put_options else []
         try:
             quick.delete([key])
         except StorageError as error:
             log.warning("%s", error)
+        if unmet:
+            raise StorageError(
+                f"storage.put_options are not applied at {self.url}: {'; '.join(unmet)}. "
+                "Correct them, or allow them in the store"
+            )
         conditional = first and not second and stored == b"one" and quick._backend().conditional
         return Probe(writable=True, conditional=conditional)
 
@@ -234,11 +248,13 @@ class Folder:
 def _absolute(url: str) -> str:
     """Local paths are made absolute, since workers run in folders of their own."""
     scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
     if not separator or scheme == "file":
         return os.path.abspath(os.path.expanduser(rest if separator else url))
-    if "@" in rest.partition("/")[0]:
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and (scheme not in CONTAINER_FIRST or ":" in user):
         raise StorageError(f"the {scheme}:// URL has a user or a password in it. Take them out: {CHAIN}")
-    return url.rstrip("/")
+    return f"{scheme}://{rest}".rstrip("/")
 
 
 def _checked(key: str) -> str:
@@ -252,8 +268,17 @@ def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
     """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
     if os.path.isabs(url):
         return LocalBackend(url)
+    if url.startswith(("http://", "https://")):
+        return WebBackend(url, timeouts)
     if url.startswith(("s3://", "s3a://")):
-        from pipelines.s3 import S3Backend  # a second of imports that a local run is spared
+        from pipelines.s3 import S3Backend, unknown_put_options  # a second of imports that a local run is spared
 
+        if options.put_options and (wrong := unknown_put_options(options.put_options)):
+            raise StorageError(
+                f"storage.put_options: {wrong}. Correct the name: an option that is dropped is not applied"
+            )
         return S3Backend(url, options.endpoint_url, options.region, options.put_options, timeouts)
-    return FsspecBackend(url)
+    try:
+        return FsspecBackend(url)
+    except UnusableError as error:
+        raise StorageError(str(error)) from error

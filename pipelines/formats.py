@@ -3,7 +3,7 @@
 It knows nothing of what a column means (`pipelines.columns`), nor of how the files were found (`pipelines.tables`).
 """
 
-import csv
+import codecs
 import gzip
 import io
 import json
@@ -12,12 +12,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.csv_rows import CsvFault, Dialect, records
 from pipelines.folder import Folder
 from pipelines.ranges import RangeFile
 
@@ -36,8 +37,19 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True)
+class TextRules:
+    """How text files are written: their encoding (by Python's name for it), and the dialect of CSV."""
+
+    encoding: str = "utf-8"
+    csv: Dialect = field(default_factory=Dialect)
+
+
+@dataclass(frozen=True)
 class TableFile:
-    """One file of prompts. `columns` is its header (JSONL: keys of the first rows), `row_groups` the rows of each."""
+    """One file of prompts. `columns` is its header (JSONL: keys of the first rows), `row_groups` the rows of each.
+
+    partition: columns whose one value stands in the names of the folders around it; `columns` and `schema` have them.
+    """
 
     folder: Folder
     key: str
@@ -47,6 +59,8 @@ class TableFile:
     columns: tuple[str, ...] = ()
     schema: pa.Schema | None = None  # Parquet only
     row_groups: tuple[int, ...] = ()
+    text: TextRules = field(default_factory=TextRules)
+    partition: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def place(self) -> str:
@@ -63,16 +77,51 @@ def read_header(file: TableFile) -> TableFile:
             return replace(file, columns=_head(file, text))
 
 
+def with_partition(file: TableFile) -> TableFile:
+    """The file with the columns that its folders name, as text."""
+    added = [name for name, _ in file.partition if name not in file.columns]
+    if file.schema is not None:
+        file = replace(file, schema=pa.schema([*file.schema, *(pa.field(name, pa.string()) for name in added)]))
+    return replace(file, columns=(*file.columns, *added))
+
+
 def read_batches(
     file: TableFile, row_groups: Sequence[int] | None = None, columns: Collection[str] | None = None
 ) -> Iterator[Batch]:
-    """The rows of a file in order, as columns of up to BATCH_ROWS; `columns` spares Parquet the others. InputError."""
+    """The rows of a file in order, as columns of up to BATCH_ROWS; `columns` spares Parquet the others. InputError.
+
+    Columns that its folders name are checked, where the file has them too, and added where it has not.
+    """
+    if columns is not None:
+        columns = {*columns, *(name for name, _ in file.partition)}
     with _readable(file):
         if file.format == "parquet":
-            yield from _parquet_batches(file, row_groups, columns)
+            for batch, rows in _parquet_batches(file, row_groups, columns):
+                yield _partitioned(file, batch, rows)
         else:
             with _text(file) as text:
-                yield from _TEXT_BATCHES[file.format](file, text)
+                for batch in _TEXT_BATCHES[file.format](file, text):
+                    yield _partitioned(file, batch, len(next(iter(batch.values()), ())))
+
+
+def _partitioned(file: TableFile, batch: Batch, rows: int) -> Batch:
+    for name, value in file.partition:
+        if name not in batch:
+            batch[name] = [value] * rows if file.schema is None else pa.array([value] * rows, pa.string())
+            continue
+        values = batch[name].to_pylist() if isinstance(batch[name], pa.Array) else batch[name]
+        other = next((own for own in values if not _says(own, value)), value)
+        if other != value:
+            raise InputError(
+                f"{file.place}: its folder says {name}={value}, a row of it {name} {other!r}. "
+                "Correct one of them, or rename the column"
+            )
+    return batch
+
+
+def _says(own: Any, value: str | None) -> bool:
+    """Whether a cell and the name of a folder are one value."""
+    return str(own) == value if own is not None and value is not None else own is None and value is None
 
 
 def _opened_parquet(file: TableFile) -> TableFile:
@@ -92,6 +141,8 @@ def _head(file: TableFile, text: TextIO) -> tuple[str, ...]:
     header = next(_records(file, text), None)
     if header is None:
         raise InputError(f"{file.place}: the file is empty, it has no header line")
+    if any("\0" in name for name in header[1]) and file.text.encoding == "utf-8":
+        raise InputError(f"{file.place}: its header holds NUL characters. If it is UTF-16, set input.encoding: utf-16")
     return _header(file, header[1])
 
 
@@ -122,8 +173,8 @@ def _readable(file: TableFile) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{file.place}: there is no such file any more. Run again") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file.place}: not UTF-8 ({error.reason}). Save the file as UTF-8") from error
+    except UnicodeError as error:
+        raise InputError(f"{file.place}: {_not_decoded(file, error)}") from error
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -131,15 +182,25 @@ def _readable(file: TableFile) -> Iterator[None]:
         ) from error
 
 
+def _not_decoded(file: TableFile, error: UnicodeError) -> str:
+    """That a text is not in its encoding, and which it looks like."""
+    reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+    if file.text.encoding != "utf-8":
+        return f"not {file.text.encoding} ({reason}). Correct input.encoding, or save the file as UTF-8"
+    marked = isinstance(error, UnicodeDecodeError) and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    guess = "it looks like UTF-16: set input.encoding: utf-16" if marked else "say what it is: input.encoding: latin-1"
+    return f"not UTF-8 ({reason}). Save the file as UTF-8, or {guess}"
+
+
 def _parquet_batches(
     file: TableFile, row_groups: Sequence[int] | None, columns: Collection[str] | None
-) -> Iterator[Batch]:
-    wanted = [name for name in file.columns if columns is None or name in columns]
+) -> Iterator[tuple[Batch, int]]:
     groups = range(len(file.row_groups)) if row_groups is None else row_groups
     with pq.ParquetFile(RangeFile(file.folder, file.key, file.size), memory_map=False, pre_buffer=True) as table:
+        wanted = [name for name in table.schema_arrow.names if columns is None or name in columns]
         for group in groups:  # one at a time, so that no more than one is buffered
             for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted):
-                yield {name: batch.column(name) for name in wanted}
+                yield {name: batch.column(name) for name in wanted}, batch.num_rows
 
 
 def _csv_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
@@ -157,9 +218,14 @@ def _checked(file: TableFile, records: Iterator[tuple[int, list[str]]], width: i
         if len(fields) != width:
             raise InputError(
                 f"{file.place}:{line}: {len(fields)} fields where the header has {width}. "
-                f"Quote fields that hold a {'tab' if file.format == 'tsv' else 'comma'}, or end the row properly"
+                f"Quote fields that hold a {_separator(file)}, or end the row properly"
             )
         yield fields
+
+
+def _separator(file: TableFile) -> str:
+    mark = "\t" if file.format == "tsv" else file.text.csv.delimiter
+    return {"\t": "tab", ",": "comma"}.get(mark, repr(mark))
 
 
 def _records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -178,16 +244,10 @@ def _lines(file: TableFile, text: TextIO) -> Iterator[str]:
 
 
 def _csv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(_lines(file, text), strict=True)
-    line = 1
     try:
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{file.place}:{line}: {error}. Its quotes do not match, or the file is torn") from error
+        yield from records(_lines(file, text), file.text.csv, LONGEST_FIELD)
+    except CsvFault as fault:
+        raise InputError(f"{file.place}:{fault.line}: {fault.message}") from fault
 
 
 def _tsv_records(file: TableFile, text: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -253,9 +313,11 @@ _TEXT_BATCHES: dict[str, Callable[[TableFile, TextIO], Iterator[Batch]]] = {
 
 @contextmanager
 def _text(file: TableFile) -> Iterator[TextIO]:
-    """UTF-8 with or without a byte order mark; lines end as each format wants it."""
+    """UTF-8 with or without a byte order mark, or as it was said; lines end as each format wants it."""
     with io.BufferedReader(RangeFile(file.folder, file.key, file.size), BUFFER_BYTES) as stored:
-        binary = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if file.key.lower().endswith(".gz") else stored
+        packed = file.key.partition("?")[0].lower().endswith(".gz")
+        binary = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if packed else stored
         newline = "" if file.format == "csv" else "\n"
-        with io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as text:
+        encoding = "utf-8-sig" if file.text.encoding == "utf-8" else file.text.encoding
+        with io.TextIOWrapper(binary, encoding=encoding, newline=newline) as text:
             yield text

@@ -3,7 +3,8 @@
 The driver holds 17 bytes a prompt and what is said of equal ones; nothing else grows with rows.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -12,17 +13,22 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.canonical import KEY_BYTES, RowDefaults
-from pipelines.columns import Carried, CarriedTypes, check_explicit, check_types, resolve
+from pipelines.columns import GIVEN, Carried, CarriedTypes, check_explicit, check_types, misspelt, resolve
 from pipelines.folder import StorageOptions
-from pipelines.formats import InputError, TableFile
+from pipelines.formats import InputError, TableFile, TextRules
 from pipelines.occurrences import Occurrences, count_occurrences
 from pipelines.pieces import MAX_SHOWN, Chunk, Piece, Reading, ids_given
-from pipelines.tables import find_files
+from pipelines.tables import FoundFiles, find_files
+
+HEAVY_BYTES, HEAVY_ROW_BYTES = 16 << 20, 4096  # of a carried column: in all, and a row
 
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where the prompts are and how they are read. `columns`: canonical name -> the user's, as in `input.columns`."""
+    """Where the prompts are and how they are read. `columns`: canonical name -> the user's, as in `input.columns`.
+
+    drop: columns of the user's own that are not carried.
+    """
 
     path: str
     _: KW_ONLY
@@ -31,6 +37,8 @@ class PromptSource:
     images_per_prompt: int = 1
     limit: int | None = None  # the first so many prompts
     storage: StorageOptions = field(default_factory=StorageOptions)
+    text: TextRules = field(default_factory=TextRules)
+    drop: tuple[str, ...] = ()
 
     @property
     def reading(self) -> Reading:
@@ -40,7 +48,10 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the first pass found. `rows` counts prompts; `bad_samples` say place and reason of the first bad ones."""
+    """What the first pass found. `rows` counts prompts; `bad_samples` say place and reason of the first bad ones.
+
+    used: the canonical columns that the input has.
+    """
 
     source: PromptSource
     files: tuple[TableFile, ...]
@@ -48,6 +59,7 @@ class Inspection:
     rows: int
     bad_rows: int
     bad_samples: tuple[str, ...]
+    used: tuple[str, ...]
     carried: tuple[Carried, ...]
     notes: tuple[str, ...]
     pinned_steps: frozenset[int]
@@ -63,23 +75,39 @@ class Inspection:
         """Rows of a plan of all of it: prompts times images a prompt."""
         return self.rows * self.source.images_per_prompt
 
+    @property
+    def place(self) -> str:
+        """The input's path as it is from anywhere: a relative one means a place below this working directory."""
+        path = self.source.path
+        return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
     def input_files(self) -> list[dict[str, Any]]:
         """Path, size, etag and format of each file, for plan.json."""
         return [{"path": f.place, "bytes": f.size, "etag": f.etag, "format": f.format} for f in self.files]
 
 
-def open_files(source: PromptSource) -> list[TableFile]:
+def pinned_notes(pinned: Collection[int], menu: Collection[int]) -> tuple[str, ...]:
+    """A note where rows ask for budgets that are not in the menu."""
+    beside = sorted(set(pinned) - set(menu))
+    if not beside:
+        return ()
+    more = ", ..." if len(beside) > MAX_SHOWN else ""
+    return (
+        f"some rows ask for {', '.join(map(str, beside[:MAX_SHOWN]))}{more} steps, which are not in the menu: "
+        "they get what they ask for",
+    )
+
+
+def open_files(source: PromptSource) -> FoundFiles:
     """The files, with columns that can be what their names say. InputError, StorageError."""
     check_explicit(source.columns)
-    files = find_files(source.path, source.storage)
+    files = find_files(source.path, source.storage, source.text)
     for file in files:
         check_types(file, resolve(file.columns, source.columns, file.place, needs_prompt=bool(file.columns)))
     return files
 
 
-def assemble(
-    source: PromptSource, files: list[TableFile], pieces: list[Piece], scanned: list[list[Chunk]]
-) -> Inspection:
+def assemble(source: PromptSource, files: FoundFiles, pieces: list[Piece], scanned: list[list[Chunk]]) -> Inspection:
     """The inspection from the chunks of each piece, in order; it empties them. InputError as `inspect`."""
     _limit(scanned, source.limit)
     pieces = [replace(piece, rows=sum(c.rows for c in chunks)) for piece, chunks in zip(pieces, scanned, strict=True)]
@@ -87,7 +115,7 @@ def assemble(
     if not num_rows:
         raise InputError(f"{source.path}: there are no rows. Give a file with at least one prompt")
     _check_columns_seen(source, files, scanned)
-    carried, notes = _carried(source, files, pieces, scanned)
+    used, carried, notes = _columns(source, files, pieces, scanned)
     chunks = [chunk for of_piece in scanned for chunk in of_piece]
     return Inspection(
         source=source,
@@ -96,10 +124,22 @@ def assemble(
         rows=num_rows,
         bad_rows=sum(len(chunk.bad_rows) for chunk in chunks),
         bad_samples=_bad_samples(pieces, scanned),
+        used=used,
         carried=carried,
-        notes=notes,
+        notes=(*files.notes, *notes, *_seeds_that_count_up(source, chunks)),
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
         occurrences=_occurrences(source, pieces, scanned),
+    )
+
+
+def _seeds_that_count_up(source: PromptSource, chunks: list[Chunk]) -> tuple[str, ...]:
+    """A note where given seeds meet several images a prompt."""
+    samples = source.images_per_prompt
+    if samples == 1 or not any(chunk.pins_seeds for chunk in chunks):
+        return ()
+    return (
+        f"a given seed counts up with input.images_per_prompt: seed, seed + 1, ..., seed + {samples - 1}. Rows of one "
+        f"prompt whose seeds lie closer than {samples} get the same picture twice",
     )
 
 
@@ -114,7 +154,7 @@ def _limit(scanned: list[list[Chunk]], limit: int | None) -> None:
             left -= chunk.rows
 
 
-def _check_columns_seen(source: PromptSource, files: list[TableFile], scanned: list[list[Chunk]]) -> None:
+def _check_columns_seen(source: PromptSource, files: FoundFiles, scanned: list[list[Chunk]]) -> None:
     names = {name for file in files for name in file.columns}
     names |= {name for chunks in scanned for chunk in chunks for name in chunk.names}
     missing = sorted(theirs for theirs in source.columns.values() if theirs not in names)
@@ -125,26 +165,60 @@ def _check_columns_seen(source: PromptSource, files: list[TableFile], scanned: l
         )
 
 
-def _carried(
-    source: PromptSource, files: list[TableFile], pieces: list[Piece], scanned: list[list[Chunk]]
-) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
-    types = CarriedTypes()
+def _columns(
+    source: PromptSource, files: FoundFiles, pieces: list[Piece], scanned: list[list[Chunk]]
+) -> tuple[tuple[str, ...], tuple[Carried, ...], tuple[str, ...]]:
+    """The canonical columns there are, those that are carried along, and what a user should be told of them."""
+    types, used, names = CarriedTypes(), set(), set()
     of_file: dict[str, list[Chunk]] = {}
     for piece, chunks in zip(pieces, scanned, strict=True):
-        of_file.setdefault(piece.file.key, []).extend(chunks)
+        of_file.setdefault(piece.file.place, []).extend(chunks)
     for file in files:
         kinds: list[tuple[str, pa.DataType | None]]
         if file.format == "jsonl":
-            kinds = [kind for chunk in of_file.get(file.key, ()) for kind in chunk.json_types]
+            kinds = [kind for chunk in of_file.get(file.place, ()) for kind in chunk.json_types]
         elif file.schema is not None:
             kinds = [(column.name, column.type) for column in file.schema]
         else:
             kinds = [(name, pa.string()) for name in file.columns]
         meaning = resolve(dict.fromkeys(name for name, _ in kinds), source.columns, file.place, needs_prompt=False)
+        used |= set(meaning.values())
         for name, kind in kinds:
             if name not in meaning:
-                types.add(name, kind, file.place, file.format == "jsonl")
-    return types.finish()
+                names.add(name)
+                if name not in source.drop:
+                    types.add(name, kind, file.place, file.format == "jsonl")
+    if unknown := [name for name in source.drop if name not in names]:
+        raise InputError(
+            f"input.drop names {', '.join(map(repr, unknown))}, which is no column that is only carried along. "
+            f"Those of {source.path} are {', '.join(sorted(names)) or 'none'}"
+        )
+    carried, notes = types.finish()
+    theirs = [column.theirs for column in carried]
+    notes = (*notes, *misspelt(theirs, used), *_heavy(files, carried))
+    return tuple(name for name in GIVEN if name in used), carried, notes
+
+
+def _heavy(files: FoundFiles, carried: tuple[Carried, ...]) -> tuple[str, ...]:
+    """A note where what is carried along makes plan and manifests large, as embedded pictures do.
+
+    By the files' own sizes: asking a torn file for those of its columns ends the process (pyarrow 26).
+    """
+    tables = [file for file in files if file.format == "parquet"]
+    size, rows = sum(file.size for file in tables), sum(sum(file.row_groups) for file in tables)
+    names = [column.theirs for column in carried if _holds_bytes(column.type)]
+    if not names or not rows or size < HEAVY_BYTES or size < HEAVY_ROW_BYTES * rows:
+        return ()
+    return (
+        f"the Parquet files hold {size / 1e6:,.0f} MB, {size / rows / 1e3:,.0f} kB a row: column {', '.join(names)} is "
+        f"copied into plan and manifests. To leave it out, set input.drop: [{', '.join(names)}]",
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _bad_samples(pieces: list[Piece], scanned: list[list[Chunk]]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ CACHE_ENV = "STEPTHRIFT_CACHE"  # a folder of each node, by default ~/.cache/ste
 READERS = 4
 _CHUNK = 64 << 20  # bytes
 _TEXT = (".json", ".txt")
+_ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_LARGEST_HEADER = 100 << 20  # bytes; what safetensors reads at most
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # The blocks that a checkpoint's fingerprint is taken from (actors.checkpoint), so that a driver without the weights
 # comes to the same fingerprint as the workers.
@@ -60,9 +63,10 @@ def fetch_model(
     """The local folder of a checkpoint: a local path as it is, `s3://` and the like by a copy, `owner/name` by the hub.
 
     The copy is made once a node, under a lock, and is found again while sizes and etags are the same. `metadata_only`
-    brings of each weight file the size and the blocks that its fingerprint needs, enough for `inspect_checkpoint` (a
-    hub id is fetched whole). StorageError where the checkpoint cannot be had.
+    brings of each weight file the size, the header and the blocks that its fingerprint needs, enough for
+    `check_checkpoint` (a hub id is fetched whole). StorageError where the checkpoint cannot be had.
     """
+    _refuse_one_file(path)
     if "://" in path and not path.startswith("file://"):
         return _copy(Folder(path, options), variant, metadata_only)
     local = Folder(path).url
@@ -75,13 +79,29 @@ def fetch_model(
     )
 
 
+def is_one_file(path: str) -> bool:
+    """By its name, whether it is there or not."""
+    return path.rstrip("/").lower().endswith(_ONE_FILE) and not os.path.isdir(path.removeprefix("file://"))
+
+
+def _refuse_one_file(path: str) -> None:
+    """Most community checkpoints are one file; diffusers writes the folder."""
+    if is_one_file(path):
+        raise StorageError(
+            f'{path} is one file, and model.path takes a diffusers folder. Convert it once: python -c "from diffusers '
+            "import StableDiffusionXLPipeline as P; P.from_single_file('FILE').save_pretrained('FOLDER')\" "
+            "(StableDiffusionPipeline for SD 1 and 2), and give that folder"
+        )
+
+
 def _copy(source: Folder, variant: str | None, metadata_only: bool) -> str:
     source.probe(write=False)
     files = dict(source.walk())
     if not files:
         raise StorageError(f"there is no model at {source.url}: the folder is empty. Correct model.path")
     wanted = {key for key in files if _is_wanted(key, files, variant)}
-    identity = json.dumps([source.url, sorted(wanted), metadata_only, _etags(source, sorted(files))])
+    kind = "headers" if metadata_only else False
+    identity = json.dumps([source.url, sorted(wanted), kind, _etags(source, sorted(files))])
     name = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
     cache = Path(os.environ.get(CACHE_ENV, "~/.cache/stepthrift")).expanduser() / "models"
     target = cache / name
@@ -125,13 +145,20 @@ def _fill(source: Folder, files: dict[str, int], wanted: set[str], target: Path,
         file = part.joinpath(*key.split("/"))
         file.parent.mkdir(parents=True, exist_ok=True)
         whole = not metadata_only or key.endswith(_TEXT)
+
+        def copy(start: int, end: int) -> bytes:
+            data = source.read_range(key, start, end)
+            if len(data) != end - start:
+                raise StorageError(f"{source.url_of(key)} changed while it was read. Try again", retryable=True)
+            sink.seek(start)
+            sink.write(data)
+            return data
+
         with file.open("wb") as sink:
             for start, end in (_chunks(size) if whole else _sampled(size)) if key in wanted else ():
-                data = source.read_range(key, start, end)
-                if len(data) != end - start:
-                    raise StorageError(f"{source.url_of(key)} changed while it was read. Try again", retryable=True)
-                sink.seek(start)
-                sink.write(data)
+                data = copy(start, end)
+                if start == 0 and not whole and (rest := _rest_of_header(data, size)):
+                    copy(*rest)
             sink.truncate(size if key in wanted else 0)
 
     try:
@@ -151,6 +178,14 @@ def _sampled(size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(size, start + _BLOCK)) for start in starts if start < size)
 
 
+def _rest_of_header(first: bytes, size: int) -> tuple[int, int] | None:
+    """What the first block of a safetensors file leaves of its header; None: nothing, or it is no such file."""
+    length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else 0
+    if length > _LARGEST_HEADER or 8 + length <= len(first) or 8 + length > size:
+        return None
+    return len(first), 8 + length
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process a node at a time; the kernel frees the lock of one that dies."""
@@ -163,15 +198,14 @@ def _from_hub(path: str, revision: str | None, variant: str | None) -> str:
     from huggingface_hub import errors, snapshot_download
 
     weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else ["*.safetensors"]
+    others = None if variant else ["*.fp16.safetensors", "*.fp16-*", "*.bf16.safetensors", "*.non_ema.*"]
+    wanted = ["*.json", "*.txt", *weights]
     try:
-        return snapshot_download(
-            path,
-            revision=revision,
-            allow_patterns=["*.json", "*.txt", *weights],
-            ignore_patterns=None
-            if variant
-            else ["*.fp16.safetensors", "*.fp16-*", "*.bf16.safetensors", "*.non_ema.*"],
-        )
+        folder = snapshot_download(path, revision=revision, allow_patterns=wanted, ignore_patterns=others)
+        if bare := _without_weights(folder) if variant else []:
+            plain = [f"{name}/*.safetensors" for name in bare]
+            folder = snapshot_download(path, revision=revision, allow_patterns=plain)
+        return folder
     except errors.GatedRepoError:
         reason = "its licence must be accepted on the hub, and HF_TOKEN be set"
     except errors.RevisionNotFoundError:
@@ -183,3 +217,9 @@ def _from_hub(path: str, revision: str | None, variant: str | None) -> str:
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason = f"the hub did not give it ({type(error).__name__})"
     raise StorageError(f"cannot get the model {path}: {reason}. Give model.path a diffusers folder or s3://...")
+
+
+def _without_weights(folder: str) -> list[str]:
+    """The components of which the hub has no weights of the variant: diffusers takes their plain ones."""
+    configs = [file.parent for file in Path(folder).glob("*/config.json")]
+    return sorted(part.name for part in configs if not any(part.glob("*.safetensors")))

@@ -3,7 +3,7 @@
 A piece is a text file or some row groups of a Parquet file; tasks get several small ones or one large one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +68,7 @@ class Chunk:
     json_types: list[tuple[str, pa.DataType | None]] = field(default_factory=list)  # JSONL only
     names: set[str] = field(default_factory=set)
     pinned_steps: set[int] = field(default_factory=set)
+    pins_seeds: bool = False
     error: Exception | None = None
 
 
@@ -151,6 +152,7 @@ def _add(chunk: Chunk, piece: Piece, batch: Batch, given: Given) -> None:
     chunk.pinned_steps |= {
         count for row, count in enumerate(given.num_inference_steps) if count is not None and row not in given.faults
     }
+    chunk.pins_seeds |= any(seed is not None for seed in given.seed)
     chunk.names |= set(batch)
     if piece.file.format == "jsonl":
         chunk.json_types += [(name, json_type(values)) for name, values in batch.items()]
@@ -158,7 +160,7 @@ def _add(chunk: Chunk, piece: Piece, batch: Batch, given: Given) -> None:
 
 
 def canonical_tables(
-    piece: Piece, reading: Reading, carried: Iterable[Carried], occurrences: tuple[np.ndarray, np.ndarray]
+    piece: Piece, reading: Reading, carried: Collection[Carried], occurrences: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[pa.Table]:
     """The second pass: canonical rows with the carried columns; `occurrences`: (rows, rising, their numbers).
 
@@ -168,8 +170,9 @@ def canonical_tables(
     if piece.file.folder.stat(piece.file.key) != (piece.file.size, piece.file.etag):
         raise changed
     rules = reading.rules(piece.file)
-    first = 0
-    for batch, rows in _batches(piece):
+    meaning = resolve(piece.file.columns, reading.columns, piece.file.place, needs_prompt=False)
+    wanted, first = [*meaning, *(column.theirs for column in carried)], 0
+    for batch, rows in _batches(piece, wanted):
         start, end = np.searchsorted(occurrences[0], [first, first + rows])
         at = (occurrences[0][start:end] - first).tolist()
         numbers = dict(zip(at, occurrences[1][start:end].tolist(), strict=True))

@@ -1,7 +1,8 @@
 """Prompts -> one new generation of the plan: read, score, cut into shards, write, commit.
 
-A plan only grows: rows that an earlier generation has are left out. The driver holds 16 bytes a row and the rows that
-wait for their shard to fill. What a shard is made of is `pipelines.cutter`, where the bytes lie `pipelines.store`.
+A plan only grows: rows that an earlier generation has are left out. The driver holds 24 bytes a planned row and the
+rows that wait for their shard to fill. What a shard is made of is `pipelines.cutter`, which rows are left out or
+planned again `pipelines.known_rows`, where the bytes lie `pipelines.store`.
 """
 
 import functools
@@ -18,13 +19,14 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipelines.canonical import CANONICAL_FIELDS, KEY_BYTES, id_key
+from pipelines.canonical import CANONICAL_FIELDS, id_key
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
 from pipelines.formats import InputError
-from pipelines.inspection import Inspection, PromptSource
+from pipelines.inspection import Inspection, PromptSource, pinned_notes
+from pipelines.known_rows import Earlier, earlier_rows, known_rows
 from pipelines.models import ModelSource
-from pipelines.plan_writer import PlanWriter, commit, planned_ids
-from pipelines.prompts import inspect, raise_aborted, rows
+from pipelines.plan_writer import PlanWriter, commit
+from pipelines.prompts import are_in, inspect, raise_aborted, rows
 from pipelines.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.score import ScoreActor, Scoring, score, selector_of
 from pipelines.store import RunFolder, manifest_schema, schema_to_json
@@ -68,6 +70,7 @@ class PlanConfig:
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
     rollout: bool = False  # every row at every budget of the menu, instead of the selector's choice
+    keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
 
 
 @dataclass(frozen=True)
@@ -110,24 +113,34 @@ def pools_of(num_steps: int, pools: Iterable[PoolBudgets]) -> tuple[str, ...]:
 
 
 def make_plan(
-    run: RunFolder, config: PlanConfig, on_progress: Progress | None = None, inspection: Inspection | None = None
+    run: RunFolder,
+    config: PlanConfig,
+    on_progress: Progress | None = None,
+    inspection: Inspection | None = None,
+    earlier: Earlier | None = None,
 ) -> PlanSummary:
     """One new generation, or none where nothing is new. InputError, StorageError; needs a running Ray.
 
+    A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
     Of two planners at once one commits; the other takes its plan where that is the same, else raises InputError.
     """
     started = time.monotonic()
     menu, policy_version = _menu(config)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
+    earlier = earlier or earlier_rows(run, inspection)
+    if earlier.changes.changed and not config.keep_changed:
+        raise InputError(earlier.changes.refusal(run.url))
+    pins = () if config.rollout else inspection.pinned_steps
+    notes = (*inspection.notes, *pinned_notes(pins, menu), *earlier.changes.notes())
     generation = max(run.generations(), default=0) + 1
-    carried = inspection.carried_schema
-    writer = PlanWriter(run, generation)
-    for shard in _shards(config, inspection, menu, planned_keys(run), on_progress):
+    bad_keys = earlier.known.bad_keys
+    writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
+    for shard in _shards(config, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
         writer.add(shard)
     writer.flush()
     if not writer.parts:
-        return PlanSummary(None, 0, 0, 0, time.monotonic() - started, inspection.notes)
+        return PlanSummary(None, 0, 0, 0, time.monotonic() - started, notes)
     plan = {
         "version": VERSION,
         "generation": generation,
@@ -140,28 +153,29 @@ def make_plan(
         "lanes": config.lanes,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
+        "input_place": inspection.place,
         "input_limit": config.source.limit,
-        "notes": list(inspection.notes),
-        "manifest_schema": schema_to_json(manifest_schema(carried)),
+        "changed_rows": earlier.changes.changed,  # whose old pictures stay
+        "notes": list(notes),
+        "manifest_schema": schema_to_json(manifest_schema(inspection.carried_schema)),
         "created_at": datetime.now(UTC).isoformat(),
     }
     plan = commit(writer, json.loads(json.dumps(plan)))
     numbers = (plan["rows"], plan["failed_rows"], plan["shards"])
-    return PlanSummary(generation, *numbers, time.monotonic() - started, inspection.notes, plan)
+    return PlanSummary(generation, *numbers, time.monotonic() - started, notes, plan)
 
 
 def planned_keys(run: RunFolder) -> np.ndarray:
     """The keys of all ids that earlier generations hold: (R,) S16, sorted."""
-    keys = [np.empty(0, f"S{KEY_BYTES}")]
-    for generation in run.generations():
-        is_rollout = run.read_plan(generation)["selector"] == "rollout"
-        for ids in planned_ids(run, generation):
-            if is_rollout:
-                ids = [base_id(row_id) for row_id in ids]
-            keys.append(np.array([id_key(row_id) for row_id in ids], keys[0].dtype))
-    known = np.concatenate(keys)
-    known.sort()
-    return known
+    return known_rows(run).keys
+
+
+def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:
+    """(n,) bool: rows that an earlier generation has as bad ones."""
+    if not len(bad_keys):
+        return np.zeros(table.num_rows, bool)
+    ids = [base_id(row_id) if rollout else row_id for row_id in table["id"].to_pylist()]
+    return are_in(np.array([id_key(row_id) for row_id in ids], bad_keys.dtype), bad_keys)
 
 
 def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
@@ -187,16 +201,16 @@ def _shards(
     config: PlanConfig,
     inspection: Inspection,
     menu: tuple[int, ...],
-    skip: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
     on_progress: Progress | None,
 ) -> Iterator[Shard]:
-    """Read -> score -> cut."""
+    """Read -> score -> cut. known: keys of planned rows, and of those of them that were bad."""
     target = config.shard_lane_steps or _target(config, inspection, menu)
     pools = functools.partial(pools_of, pools=config.pools)
     rules = CutRules(target, pools, config.shard_rows, lane_steps=config.lane_steps)
     cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
     done = 0
-    for table in _scored(config, inspection, menu, skip):
+    for table in _scored(config, inspection, menu, known):
         yield from cutter.add(table)
         done += table.num_rows // (len(menu) if config.rollout else 1)
         if on_progress:
@@ -211,12 +225,14 @@ def _target(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...]) -
     return max(FEWEST_ROWS * row, min(MOST_LANE_STEPS, fair))
 
 
-def _scored(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], skip: np.ndarray) -> Iterator[pa.Table]:
+def _scored(
+    config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
+) -> Iterator[pa.Table]:
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
     every = any(pool.budgets is None for pool in config.pools)
     served = None if every else frozenset(count for pool in config.pools for count in pool.budgets or ())
     scoring = Scoring(config.selector, served, config.selector_class, config.model)
-    dataset = rows(inspection, skip)
+    dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
         expand = functools.partial(at_every_budget, choices=menu, carried_from=len(CANONICAL_FIELDS))
         dataset = dataset.map_batches(expand, batch_size=None, batch_format="pyarrow")
@@ -237,8 +253,17 @@ def _scored(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], s
         )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         assert isinstance(table, pa.Table)
+        table = _without_still_bad(raise_aborted(table), known[1], config.rollout)
         if table.num_rows:
-            yield raise_aborted(table)
+            yield table
+
+
+def _without_still_bad(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> pa.Table:
+    """Without rows that were bad, and are bad again once they are scored: no pool serves their steps, as before."""
+    if not len(bad_keys) or not table.num_rows:
+        return table
+    bad = np.array([bool(error) for error in table["error_type"].to_pylist()], bool)
+    return table.filter(pa.array(~(bad & _replaces(table, bad_keys, rollout))))
 
 
 def _actor_cpus(actors: int) -> float:

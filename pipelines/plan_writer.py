@@ -7,9 +7,10 @@ once the second finds the first one's plan and can touch nothing of it.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,10 +46,15 @@ INDEX_SCHEMA = pa.schema(
 
 
 class PlanWriter:
-    """Puts parts of about PART_ROWS rows, or of PART_SHARDS shards, one row group each; keeps what plan.json needs."""
+    """Puts parts of about PART_ROWS rows, or of PART_SHARDS shards, one row group each; keeps what plan.json needs.
 
-    def __init__(self, run: RunFolder, generation: int) -> None:
-        self.run, self.generation = run, generation
+    replaces: says which rows of a table an earlier generation has as bad ones.
+    """
+
+    def __init__(
+        self, run: RunFolder, generation: int, replaces: Callable[[pa.Table], np.ndarray] | None = None
+    ) -> None:
+        self.run, self.generation, self._replaces = run, generation, replaces
         self.parts: list[str] = []
         self._open: list[pa.Table] = []
         self._open_rows = self._open_bytes = 0
@@ -82,6 +88,9 @@ class PlanWriter:
     def _hold(self, rows: pa.Table, shard: str) -> None:
         names = pa.array([shard] * rows.num_rows, pa.string())
         table = rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names)
+        again = self._replaces(rows) if self._replaces else np.zeros(rows.num_rows, bool)
+        table = table.add_column(SHARD_COLUMN + 1, pa.field("replaces", pa.bool_()), pa.array(again))
+        self._totals["replaced_rows"] += int(again.sum())
         self._open.append(table)
         self._open_rows, self._open_bytes = self._open_rows + table.num_rows, self._open_bytes + table.nbytes
         if self._open_rows >= PART_ROWS or self._open_bytes >= PART_BYTES or len(self._open) >= PART_SHARDS:
@@ -107,6 +116,7 @@ class PlanWriter:
         return {
             "rows": rows,
             "failed_rows": rows - good,
+            "replaced_rows": self._totals["replaced_rows"],  # of earlier generations, bad there and planned again here
             "shards": self._totals["shards"],
             "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
             "mean_steps": steps / good if good else None,
@@ -135,10 +145,26 @@ def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:
     return plan if run.commit_plan(generation, plan) else _theirs(run, generation, plan)
 
 
-def planned_ids(run: RunFolder, generation: int) -> Iterator[list[str]]:
-    """The ids of a generation, a part at a time."""
+def planned_parts(run: RunFolder, generation: int) -> Iterator[pa.Table]:
+    """id, error_type and (where that version kept it) content_hash of a generation's rows, a part at a time."""
     for part in run.read_plan(generation)["parts"]:
-        yield pq.read_table(pa.BufferReader(run.read(part)), columns=["id"])["id"].to_pylist()
+        with pq.ParquetFile(pa.BufferReader(run.read(part))) as file:
+            kept = [name for name in ("id", "error_type", "content_hash") if name in file.schema_arrow.names]
+            yield file.read(columns=kept)
+
+
+def replaced_ids(run: RunFolder) -> dict[str, int]:
+    """Ids that were bad when they were planned, mended since, and planned again -> the generation that did.
+
+    Of such an id the row of that generation counts; the earlier one is a failed row that was never rendered.
+    """
+    found: dict[str, int] = {}
+    for generation in run.generations():
+        plan = run.read_plan(generation)
+        for part in plan["parts"] if plan.get("replaced_rows") else ():
+            table = pq.read_table(pa.BufferReader(run.read(part)), columns=["id", "replaces"])
+            found |= dict.fromkeys(table.filter(table["replaces"])["id"].to_pylist(), generation)
+    return found
 
 
 def _theirs(run: RunFolder, generation: int, ours: dict[str, Any]) -> dict[str, Any]:

@@ -34,10 +34,18 @@ def inspect(source: PromptSource) -> Inspection:
     return assemble(source, files, pieces, _scan_all(pieces, source))
 
 
-def rows(inspection: Inspection, skip: np.ndarray | None = None, block_bytes: int = BLOCK_BYTES) -> ray.data.Dataset:
+def rows(
+    inspection: Inspection,
+    skip: np.ndarray | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    retry: np.ndarray | None = None,
+    carried: tuple[Carried, ...] | None = None,
+) -> ray.data.Dataset:
     """Canonical rows in input order, without those whose id's key (`id_key`) is in `skip` ((S,) S16, sorted).
 
-    Ids, seeds and order are the same at each call. A failed read gives one row, which `raise_aborted` raises.
+    Rows in `retry` ((T,) S16, sorted) are there all the same where they are good. carried: of the user's own columns
+    only these. Ids, seeds and order are the same at each call. A failed read gives one row, which `raise_aborted`
+    raises.
     """
     tickets = [
         {"pieces": pickle.dumps([(inspection.pieces[i], inspection.occurrences.get(i, NONE_EQUAL)) for i in indices])}
@@ -46,10 +54,15 @@ def rows(inspection: Inspection, skip: np.ndarray | None = None, block_bytes: in
     read = functools.partial(
         _read_ticket,
         reading=inspection.source.reading,
-        carried=inspection.carried,
-        skip=ray.put(skip) if skip is not None and len(skip) else None,
+        carried=inspection.carried if carried is None else carried,
+        skip=ray.put((skip, retry)) if skip is not None and len(skip) else None,
     )
     return _dataset(tickets, block_bytes).map_batches(read, batch_size=1, batch_format="pyarrow")
+
+
+def is_aborted(table: pa.Table) -> bool:
+    """Whether a row of it stands for a failed read."""
+    return any(kind.startswith(ABORT) for kind in table["error_type"].unique().to_pylist())
 
 
 def raise_aborted(table: pa.Table) -> pa.Table:
@@ -103,19 +116,35 @@ def _scan_ticket(batch: pa.Table, reading: Reading) -> Iterator[pa.Table]:
 def _read_ticket(
     batch: pa.Table, reading: Reading, carried: tuple[Carried, ...], skip: ray.ObjectRef | None
 ) -> Iterator[pa.Table]:
-    planned = None if skip is None else ray.get(skip)
+    planned, retry = (None, None) if skip is None else ray.get(skip)
     for piece, occurrences in pickle.loads(batch["pieces"][0].as_py()):
         try:
             for table in canonical_tables(piece, reading, carried, occurrences):
-                yield table if planned is None else table.filter(pa.array(~_is_planned(table, planned)))
+                yield table if planned is None else table.filter(pa.array(~_is_planned(table, planned, retry)))
         except (InputError, StorageError) as error:
             yield _aborted(error, carried)
 
 
-def _is_planned(table: pa.Table, planned: np.ndarray) -> np.ndarray:
-    keys = np.array([id_key(row_id) for row_id in table["id"].to_pylist()], f"S{KEY_BYTES}")
-    at = np.minimum(np.searchsorted(planned, keys), len(planned) - 1)
-    return planned[at] == keys
+def _is_planned(table: pa.Table, planned: np.ndarray, retry: np.ndarray | None) -> np.ndarray:
+    keys = keys_of(table)
+    found = are_in(keys, planned)
+    if retry is None or not len(retry):
+        return found
+    good = np.array([not error for error in table["error_type"].to_pylist()], bool)
+    return found & ~(good & are_in(keys, retry))
+
+
+def keys_of(table: pa.Table) -> np.ndarray:
+    """(n,) S16: the keys of its ids."""
+    return np.array([id_key(row_id) for row_id in table["id"].to_pylist()], f"S{KEY_BYTES}")
+
+
+def are_in(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n,) bool: which keys are among the known ones ((R,) S16, sorted)."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return known[at] == keys
 
 
 def _aborted(error: Exception, carried: tuple[Carried, ...]) -> pa.Table:

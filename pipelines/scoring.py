@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.models import ModelSource
+from pipelines.models import ModelSource, is_one_file
 
 if TYPE_CHECKING:
     from actors.scorer import QualityScorer
@@ -38,6 +38,19 @@ def load_scorer(sources: Sequence[ScorerSource], device: str) -> "QualityScorer"
         ScorerSpec(s.name, s.kind, s.weight, s.model.local() if s.model else None, s.head, s.function) for s in sources
     ]
     return QualityScorer(ScorerConfig(tuple(specs), device))
+
+
+def check_source(source: ScorerSource) -> None:
+    """Whether its model is a whole CLIP, and its head fits, from headers. Raises CheckpointError, StorageError."""
+    from actors.scorer_check import check_clip, check_head
+    from actors.weights import CheckpointError
+
+    if source.model is not None and source.kind in ("clip", "aesthetic"):
+        if is_one_file(source.model.path):
+            raise CheckpointError(f"{source.model.path}: one file; a scorer's path takes a CLIPModel's whole folder")
+        width = check_clip(source.model.local(metadata_only=True))
+        if source.kind == "aesthetic" and source.head is not None:
+            check_head(source.head, width)
 
 
 @dataclass(frozen=True)

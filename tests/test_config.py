@@ -42,9 +42,13 @@ def test_the_contracts_defaults() -> None:
         "input": {
             "path": "prompts.csv",
             "columns": {},
+            "drop": [],
+            "encoding": "utf-8",
+            "csv": {"delimiter": ",", "quotes": None, "skip_spaces": None},
             "images_per_prompt": 1,
             "limit": None,
             "strict": False,
+            "changed": "refuse",
             "storage": None,
         },
         "steps": {

@@ -228,7 +228,6 @@ def test_two_spellings_of_one_name() -> None:
         ({"seed": "abc"}, "InvalidSeed", "not 'abc'"),
         ({"seed": True}, "InvalidSeed", "not 'True'"),
         ({"guidance_scale": -0.5}, "InvalidGuidance", "not -0.5"),
-        ({"guidance_scale": float("nan")}, "InvalidGuidance", "not nan"),
         ({"guidance_scale": 10**400}, "InvalidGuidance", "not 1000"),
         ({"width": 100}, "InvalidSize", "width must be a multiple of 8 from 8 to 4096, not 100"),
         ({"height": 0}, "InvalidSize", "height must be"),

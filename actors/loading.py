@@ -1,0 +1,31 @@
+"""Loads a model of diffusers or transformers so that no weight of it is ever made up.
+
+Both libraries fill what is missing with random numbers and go on; here that is an error.
+"""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from actors.weights import CheckpointError
+
+
+def load_whole(model_class: Any, folder: str, **options: Any) -> Any:
+    """`from_pretrained` on local safetensors. Raises CheckpointError where a weight would be initialised at random."""
+    try:
+        model, info = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, SafetensorError) as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{folder}: {model_class.__name__} cannot be loaded ({line:.200})") from error
+    lost = [*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]
+    if lost or any(parameter.is_meta for parameter in model.parameters()):
+        count, first = len(lost), min(lost, default="a parameter")
+        raise CheckpointError(
+            f"{folder}: {count} weights of {model_class.__name__} were made up, the first {first}: download it again"
+        )
+    return model

@@ -1,0 +1,129 @@
+"""CSV text to fields, in the dialect that is said; a dialect that shows and was not said is a CsvFault.
+
+Pure: lines in, fields out. Where the lines come from, and what a column means, is known elsewhere.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+MOST_LINES = 50  # of a row that are looked at
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_LONE_BACKSLASH = re.compile(r'\\(["\\])|\\')
+_EXCEL = re.compile(r"sep=(.)\r?\n?")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How CSV is written. quotes, skip_spaces None: not said, so that what shows the other way is refused.
+
+    quotes: `doubled` ("a ""b"" c") or `backslash` ("a \\"b\\" c"). skip_spaces: spaces after a delimiter are no text.
+    """
+
+    delimiter: str = ","
+    quotes: str | None = None
+    skip_spaces: bool | None = None
+
+
+class CsvFault(ValueError):
+    """What is wrong at a line, and the remedy."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line, self.message = line, message
+
+
+def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each row that is not blank. CsvFault."""
+    csv.field_size_limit(longest_field)
+    watch = _Watch(dialect)
+    backslash = dialect.quotes == "backslash"
+    reader = csv.reader(
+        watch.lines(lines),
+        delimiter=dialect.delimiter,
+        skipinitialspace=bool(dialect.skip_spaces),
+        escapechar="\\" if backslash else None,
+        strict=True,
+    )
+    line = 1
+    try:
+        for fields in reader:
+            watch.check(line, fields)
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise CsvFault(line, watch.reason(str(error))) from error
+
+
+class _Watch:
+    """Looks at the raw lines of each row for a dialect that was not said."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        mark = re.escape(dialect.delimiter)
+        self._spaced = re.compile(rf'{mark}[ ]+"')
+        self._escaped = re.compile(rf'\\"(?!"|{mark}|\r?\n|$)')
+        self._raw: list[str] = []  # of this row, those with quotes
+        self._odd = False  # whether one of them may be of another dialect
+
+    def lines(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines as the reader wants them; a first line `sep=;`, which Excel reads, is none."""
+        for number, line in enumerate(lines):
+            if number == 0 and (said := _EXCEL.fullmatch(line)) is not None and said[1] == self.dialect.delimiter:
+                line = "\n"
+            if '"' in line and len(self._raw) < MOST_LINES:
+                self._raw.append(line)
+                self._odd = self._odd or ' "' in line or '\\"' in line
+            if self.dialect.quotes == "backslash" and "\\" in line:
+                line = _LONE_BACKSLASH.sub(lambda found: found[0] if found[1] else "\\\\", line)
+            yield line
+
+    def check(self, line: int, fields: Sequence[str]) -> None:
+        """CsvFault where a row that could be read may mean something else."""
+        raw, odd = self._raw, self._odd
+        if raw:
+            self._raw, self._odd = [], False
+        if not odd:
+            return
+        if self._is_spaced(raw) and any(_opens_after_spaces(field) for field in fields):
+            raise CsvFault(line, _SPACED)
+        if self._is_escaped(raw):
+            raise CsvFault(line, _ESCAPED)
+
+    def reason(self, error: str) -> str:
+        """What a row that could not be read looks like."""
+        if self._is_escaped(self._raw) or (self.dialect.quotes is None and any('\\"' in raw for raw in self._raw)):
+            return _ESCAPED
+        if self._is_spaced(self._raw):
+            return _SPACED
+        for mark, name in SEPARATORS.items():
+            if mark != self.dialect.delimiter and any(re.search(rf'"{re.escape(mark)}"?', raw) for raw in self._raw):
+                return separated_by(mark, name)
+        return f"{error}. Its quotes do not match, or the file is torn"
+
+    def _is_spaced(self, raw: list[str]) -> bool:
+        return self.dialect.skip_spaces is None and any(self._spaced.search(line) for line in raw)
+
+    def _is_escaped(self, raw: list[str]) -> bool:
+        return self.dialect.quotes is None and any(self._escaped.search(line) for line in raw)
+
+
+def _opens_after_spaces(field: str) -> bool:
+    return field[:1] == " " and field.lstrip(" ")[:1] == '"'
+
+
+def separated_by(mark: str, name: str) -> str:
+    """The suspicion, and the key that says so."""
+    return f"it looks like {name} separate the columns. If so, set input.csv.delimiter: {mark!r}"
+
+
+_SPACED = (
+    "it looks like spaces stand between a comma and a quote, so that the quotes would be text. "
+    "Set input.csv.skip_spaces: true, or false where they are text"
+)
+_ESCAPED = (
+    "it looks like quotes inside a field are written with a backslash. "
+    "Set input.csv.quotes: backslash, or doubled where the backslashes are text"
+)
