@@ -71,7 +71,7 @@ def _newest(table: "pa.Table", again: dict[str, int]) -> "pa.Table":
 
 
 def with_images(run: "RunFolder", rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that have an object, each with its bytes as `image`, None where they are gone: no page fails over one."""
+    """The rows that have an object, each with its bytes as `image`; None where they are gone: no page fails for it."""
     return [row | {"image": _image_or_none(run, row)} for row in rows if row["uri"]]
 
 
