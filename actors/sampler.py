@@ -213,7 +213,7 @@ class DDIMSampler:
             keep_freed_memory()
         info = inspect_checkpoint(config.model_path, config.variant)
         self.model = Diffusion(info, config.dtype, config.device, config.compile, config.channels_last)
-        self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing)
+        self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing, config.solver)
         self.denoiser = Denoiser(
             self._predict, self._prepare, self.schedule, self.model.device, self._num_lanes, ENCODE_BATCH
         )

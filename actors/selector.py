@@ -31,6 +31,7 @@ class SelectorConfig:
     decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
     text_encoder_path: str | None = None  # a local checkpoint folder
     num_threads: int | None = None  # of torch; None: its own choice
+    device: str = "auto"  # of the text encoder and the network
 
 
 class StepSelector:
@@ -133,7 +134,7 @@ class StepSelector:
             raise ValueError("the selector policy needs a policy and the checkpoint whose text encoder it reads")
         policy, card = load_policy(self.config.policy_path)
         check_policy(card, choices=self.config.choices)
-        encoder = PromptEncoder(self.config.text_encoder_path, num_threads=self.config.num_threads)
+        encoder = PromptEncoder(self.config.text_encoder_path, self.config.device, self.config.num_threads)
         check_policy(card, text_encoder=encoder.fingerprint)
         self.policy, self.encoder, self.card = policy.to(encoder.device), encoder, card
         self.choices, self.policy_version = card.choices, card.version

@@ -113,6 +113,7 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
         decision=steps.decision,
         text_encoder_path=info.path,
         num_threads=None,
+        device="auto" if steps.num_gpus else "cpu",  # no GPU that was not asked for
     )
 
 

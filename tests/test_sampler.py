@@ -14,7 +14,7 @@ import torch
 
 from actors.allocator import keep_freed_memory
 from actors.checkpoint import CheckpointError, inspect_checkpoint
-from actors.rows import SamplerConfig
+from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler, NotFinite
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
@@ -147,9 +147,9 @@ def test_a_loop_that_breaks_leaves_nobody_waiting(sd1):
         raise KeyError("a bug in the loop")
 
     sampler.denoiser._advance = broken
-    with pytest.raises(KeyError, match="a bug in the loop"):
+    with pytest.raises(EngineBroken, match="the engine's loop ended with KeyError: 'a bug in the loop'"):
         sampler.submit(row()).result(timeout=20)
-    with pytest.raises(KeyError):
+    with pytest.raises(EngineBroken):
         sampler.submit(row())
 
 
