@@ -51,6 +51,8 @@ class Denoiser:
     """The loop. prepare: at most `batch` rows -> flights; deliver and fail get what becomes of each row.
 
     Rows of several sizes share the loop, not a call. Out of memory halves the lanes; the rows in flight start again.
+    fail_asks_the_model: `fail` itself finds out whether the engine works, so that a shape which never passed a call is
+    not taken for a broken engine.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Denoiser:
         device: torch.device,
         num_lanes: Callable[[tuple[int, int, int]], int],
         batch: int,
+        fail_asks_the_model: bool = False,
     ):
+        self.fail_asks_the_model = fail_asks_the_model
         self.predict, self.prepare, self.schedule, self.device = predict, prepare, schedule, device
         self._num_lanes, self._batch, self._halvings = num_lanes, batch, 0
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
@@ -183,7 +187,7 @@ class Denoiser:
 
     def _advance(self, lanes: Lanes, fail: Callable[[Any, Exception], None]) -> None:
         def failed(flight: Flight, error: Exception) -> None:
-            if lanes.has_passed:  # else this shape may be what cannot work
+            if lanes.has_passed or not self.fail_asks_the_model:  # else this shape may be what cannot work
                 check_engine(lambda: lanes.probe(self.predict), error)
             lanes.remove(flight)
             fail(flight.row, error)

@@ -215,7 +215,7 @@ class DDIMSampler:
         self.model = Diffusion(info, config.dtype, config.device, config.compile, config.channels_last)
         self.schedule = noise_schedule(info.scheduler_config, config.timestep_spacing, config.solver)
         self.denoiser = Denoiser(
-            self._predict, self._prepare, self.schedule, self.model.device, self._num_lanes, ENCODE_BATCH
+            self._predict, self._prepare, self.schedule, self.model.device, self._num_lanes, ENCODE_BATCH, True
         )
         other = {name: DeviceClock(self.model.device) for name in ("vae", "text")}
         self.clocks = {"unet": self.denoiser.clock, **other}

@@ -357,7 +357,7 @@ def test_a_whole_job_its_growth_and_its_refusals(tmp_path: Path, capsys: pytest.
 
     assert verb("validate", "job.yaml")[:2] == (
         0,
-        "2 images to make from 2 prompts of prompts.csv\nall is well: into runs/job\n",
+        "2 images to make from 2 prompts of prompts.csv\ncolumns: prompt, id\nall is well: into runs/job\n",
     )
     code, out, err = verb("plan", "job.yaml", "--limit", "1")
     assert code == 0, err

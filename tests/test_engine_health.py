@@ -632,3 +632,23 @@ def test_readers_of_the_stats_see_one_moment(sampler, switching):
     read_while(render, sampler.stats, check)
     assert sampler.stats()["images"] == 12
     assert sampler.stats()["lanes_filled"] == 48
+
+
+def test_a_size_that_cannot_work_fails_its_own_rows_and_breaks_no_engine(tmp_path):
+    """A shape that never passed a call proves nothing of the device: a small picture does."""
+    sampler = DDIMSampler(SamplerConfig(str(make_checkpoint("sd1", tmp_path / "sd1")), device="cpu", lanes=4))
+    sampler.load()
+    honest = sampler.model.predict
+
+    def predict(x, *rest):
+        if x.shape[-1] * sampler.model.info.vae_scale_factor == 32:
+            raise RuntimeError("CUDA error: invalid configuration argument")
+        return honest(x, *rest)
+
+    sampler.model.predict = predict
+    rows = [row(str(i), width=32 if i in (1, 4) else 16, height=32 if i in (1, 4) else 16, seed=i) for i in range(6)]
+    futures = [sampler.submit(r) for r in rows]
+    errors = [future.exception(60) for future in futures]
+    assert [type(error) for error in errors] == [RuntimeError if i in (1, 4) else type(None) for i in range(6)]
+    assert sampler.broken is None
+    sampler.close()
