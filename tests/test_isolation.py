@@ -89,7 +89,7 @@ def test_rows_are_what_they_are_without_a_child(config):
     ("prompt", "reason"),
     [
         ("die", "SIGABRT"),
-        ("break", "its engine broke"),
+        pytest.param("break", "its engine broke", marks=pytest.mark.slow),
         pytest.param("exit", "code 3", marks=pytest.mark.slow),
         pytest.param("hang", "hung for 20 s", marks=pytest.mark.slow),
     ],
