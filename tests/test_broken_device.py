@@ -12,7 +12,7 @@ from pipelines.store import RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.plans import planned_row, write_plan
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 ROWS = 160
 RUN = """
