@@ -123,7 +123,6 @@ def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
     from actors.policy import check_policy as check_card
     from pipelines.folder import StorageError
 
-    check_scorers(job)
     steps, sampling = job.config.steps, job.config.sampling
     if steps.selector != "policy":
         return []

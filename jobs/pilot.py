@@ -51,6 +51,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
 
     job = with_quality(load_job(job_path, sets))
     info = build.checkpoint(job)
+    build.check_scorers(job)
     build.check_policy(job, info)
     policy = build.local_policy(job)
     card = read_card(policy)

@@ -59,11 +59,12 @@ def this_command() -> str:
 
 
 def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo, list[str]]":
-    """Everything that can be refused without Ray: the run folder, the model, what must not change, the policy.
+    """Everything that can be refused without Ray: the run folder, model, scorers, what must not change, the policy.
 
     -> the folder, the model, and warnings of what the policy was not calibrated with.
     """
     run, info = check_output(job), build.checkpoint(job)
+    build.check_scorers(job)
     build.refuse_changed(job, run, build.fingerprint(job, info))
     return run, info, build.check_policy(job, info)
 

@@ -58,10 +58,9 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     checks = Checks(job)
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: build.checkpoint(job), "model.path")
+    checks.run(lambda: build.check_scorers(job), "quality")
     if info is not None:
         checks.run(lambda: build.check_policy(job, info), "steps.selector")
-    else:
-        checks.run(lambda: build.check_scorers(job), "quality")
     start_ray(address, console.debug)
     if run is not None:
         checks.run(lambda: check_nodes_by_probe(console, job, run), "output.path")

@@ -147,9 +147,14 @@ class Pool:
     """
 
     def __init__(
-        self, spec: PoolSpec, run: RunFolder, config: RenderConfig, schemas: Mapping[int, str], ledger: Any,
+        self,
+        spec: PoolSpec,
+        run: RunFolder,
+        config: RenderConfig,
+        schemas: Mapping[int, str],
+        ledger: Any,
         term: Term | None = None,
-    ):  # fmt: skip
+    ):
         self.spec, self.ledger = spec, ledger
         device = device_of(spec, config.sampler.device)
         threads = max(1, int(spec.num_cpus))

@@ -5,6 +5,7 @@ No listing: who names a file here names it whole. Proxies are those of the envir
 
 import hashlib
 import http.client
+import io
 import socket
 import urllib.error
 import urllib.request
@@ -25,7 +26,7 @@ class TooLarge(OSError):
 class WebBackend:
     """One address and what lies behind it. The last file that had to be read whole is kept."""
 
-    errors: tuple[type[BaseException], ...] = (OSError, http.client.HTTPException, zlib.error, NotImplementedError)
+    errors: tuple[type[BaseException], ...] = (OSError, http.client.HTTPException, zlib.error)
     conditional = False
 
     def __init__(self, url: str, timeouts: Timeouts) -> None:
@@ -104,16 +105,16 @@ class WebBackend:
         return [], None
 
     def write(self, key: str, data: bytes) -> None:
-        """NotImplementedError."""
-        raise NotImplementedError(READ_ONLY)
+        """Refused, with the remedy: see `diagnose`."""
+        raise io.UnsupportedOperation(READ_ONLY)
 
     def create(self, key: str, data: bytes) -> None:
-        """NotImplementedError."""
-        raise NotImplementedError(READ_ONLY)
+        """Refused, with the remedy: see `diagnose`."""
+        raise io.UnsupportedOperation(READ_ONLY)
 
     def delete(self, keys: list[str]) -> None:
-        """NotImplementedError."""
-        raise NotImplementedError(READ_ONLY)
+        """Refused, with the remedy: see `diagnose`."""
+        raise io.UnsupportedOperation(READ_ONLY)
 
     def unmet(self, key: str) -> list[str]:
         """A web server takes no options."""
@@ -129,7 +130,7 @@ class WebBackend:
 
     def diagnose(self, error: BaseException) -> Fault:
         """By the status of the answer, or by the lack of one."""
-        if isinstance(error, NotImplementedError):
+        if isinstance(error, io.UnsupportedOperation):
             return Fault(READ_ONLY, "Choose a folder on disk or in an object store")
         if isinstance(error, TooLarge):
             limit = f"{MOST_BYTES >> 20} MiB"

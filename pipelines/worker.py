@@ -82,9 +82,8 @@ class RenderWorker:
         self._worker: Worker | None = None
         self._serving: Future[Unfit | None] | None = None
         self._stage = "starting"
-        self._leased: set[str] = set()  # shards in hand, from the lease on
-        self._works: dict[str, Work] = {}  # of those, the ones whose attempt has begun
-        self._unwanted: set[str] = set()  # and those that are another's by now
+        self._works: dict[str, Work | None] = {}  # shards in hand, from the lease on; None: not begun
+        self._unwanted: set[str] = set()  # those not begun that are another's by now
         self._past: Counter[str] = Counter()  # figures of samplers that made room for isolation
         self._answered_at = time.monotonic()
         self._leaving, self._handing = False, threading.Lock()
@@ -175,10 +174,11 @@ class RenderWorker:
             with self._handing:
                 self._leaving = True
             log.warning("this worker leaves: %s", reason)
-            dropped = {shard: work for shard, work in list(self._works.items()) if work.drop(COMMIT_S)}
+            given_up = {shard: work for shard, work in self._in_hand() if work is None or work.drop(COMMIT_S)}
             end_children()
-            for shard, work in dropped.items():
-                work.clear_away()
+            for shard, work in given_up.items():
+                if work:
+                    work.clear_away()
                 assert self._worker is not None  # it has leased
                 with suppress(ray.exceptions.RayError):
                     ray.get(self.ledger.release.remote(Slot(self._worker, 0), shard), timeout=HEARTBEAT_S)
@@ -219,14 +219,17 @@ class RenderWorker:
     def _drop_if_cut_off(self) -> None:
         """Its leases have run out where nobody has answered for so long: others work on its shards by now."""
         if time.monotonic() - self._answered_at > LEASE_TIMEOUT_S:
-            for shard, work in list(self._works.items()):
-                if work.drop():
+            for shard, work in self._in_hand():
+                if work and work.drop():
                     log.warning("shard %s is dropped: the ledger has not answered for too long", shard)
+
+    def _in_hand(self) -> list[tuple[str, Work | None]]:
+        """At this moment: other threads take shards and end them."""
+        return list(self._works.items())
 
     def _news(self) -> Beat:
         assert self._worker is not None
-        works = dict(self._works)
-        images = {shard: works[shard].images if shard in works else 0 for shard in list(self._leased)}
+        images = {shard: work.images if work else 0 for shard, work in self._in_hand()}
         return Beat(self._worker, images, self._stats(), self._stage)
 
     def _heed(self, answer: Answer) -> None:
@@ -235,7 +238,7 @@ class RenderWorker:
         for shard in answer.drop:
             with self._handing:
                 work = self._works.get(shard)
-                if work is None and shard in self._leased:
+                if work is None and shard in self._works:
                     self._unwanted.add(shard)
             if work and work.drop():
                 log.info("shard %s is another worker's now; this attempt is dropped", shard)
@@ -249,13 +252,12 @@ class RenderWorker:
 
     def _serve_shard(self, slot: Slot, lease: Lease) -> None:
         counts: dict[str, Any] = {}
-        self._leased.add(lease.shard.id)
+        self._works[lease.shard.id] = None
         error = raised_by(lambda: counts.update(self._render(lease)))  # the worker's boundary
         if isinstance(error, EngineBroken) or (error is not None and self._sampler and self._sampler.broken):
             self._end_broken(f"{type(error).__name__}: {error}")
         with self._handing:
             self._works.pop(lease.shard.id, None)
-            self._leased.discard(lease.shard.id)
             self._unwanted.discard(lease.shard.id)
         if isinstance(error, Dropped):
             self._ask("release", slot, lease.shard.id)

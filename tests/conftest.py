@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that spin
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("STEPTHRIFT_STORAGE_DEADLINE_S", "60")
 
-from s3_server import S3Server, ServerError
+from s3_server import S3Server, server_or_skip
 
 from tests.fault_proxy import FaultProxy
 
@@ -40,15 +40,8 @@ def logging_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """A running radosgw; its credentials are in the environment of this process and of its children.
-
-    Where it is not installed the test is skipped, in CI (`CI` is set) it fails: both say what to install.
-    """
-    try:
-        server = S3Server(*KEYS)
-    except ServerError as error:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
-    with server:
+    """A running radosgw; its credentials are in the environment of this process and of its children."""
+    with server_or_skip(*KEYS) as server:
         yield server
 
 

@@ -5,6 +5,7 @@ By hand: `python tests/s3_server.py` serves until Ctrl-C and prints the variable
 """
 
 import contextlib
+import os
 import secrets
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import botocore.session
+import pytest
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 PACKAGES = Path(__file__).parent.parent / ".ci" / "packages"
@@ -90,6 +92,14 @@ debug_ms = 0/0
 
 class ServerError(RuntimeError):
     """The server is not installed, or did not start in time."""
+
+
+def server_or_skip(access_key: str, secret_key: str) -> "S3Server":
+    """A server, not yet running. Where it is not installed the test is skipped, in CI (`CI` is set) it fails."""
+    try:
+        return S3Server(access_key, secret_key)
+    except ServerError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
 
 class S3Server:

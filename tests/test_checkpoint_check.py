@@ -32,6 +32,7 @@ from actors.scorer_check import check_clip, check_head, scorers_fault
 from actors.tensors import Shapes, clip_shapes, clip_text_shapes, unet_shapes, vae_shapes
 from actors.textual_inversion import expander
 from actors.weights import CheckpointError, read_header
+from benchmarks.checkpoint_check import UNET as SDXL
 from jobs import build
 from jobs.__main__ import main
 from jobs.load import Job, read_job
@@ -83,18 +84,6 @@ def refusal(folder: Path, variant: str | None = None) -> str:
 
 SD15 = {"cross_attention_dim": 768, "sample_size": 64}
 SD21 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-SDXL = {
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SSD = SDXL | {
     "mid_block_type": "UNetMidBlock2D",
     "transformer_layers_per_block": [0, 2, 4],

@@ -28,31 +28,16 @@ from pipelines.csv_rows import Dialect
 from pipelines.folder import Folder, StorageError, StorageOptions
 from pipelines.formats import InputError, TextRules
 from pipelines.found_files import would_hold
-from pipelines.inspection import Inspection, PromptSource, assemble, open_files, pinned_notes
-from pipelines.pieces import canonical_tables, cut_pieces, scan
-from pipelines.prompts import NONE_EQUAL
+from pipelines.inspection import Inspection, PromptSource, pinned_notes
 from pipelines.store import RunFolder
+from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
 
 
 def inspect_here(path: Path | str, **changes: Any) -> Inspection:
     """`inspect` without Ray."""
-    given = PromptSource(str(path), **({"defaults": DEFAULTS} | changes))
-    files = open_files(given)
-    pieces = cut_pieces(files, given.limit)
-    return assemble(given, files, pieces, [list(scan(piece, given.reading)) for piece in pieces])
-
-
-def rows_of(found: Inspection) -> list[dict[str, Any]]:
-    return [
-        row
-        for index, piece in enumerate(found.pieces)
-        for table in canonical_tables(
-            piece, found.source.reading, found.carried, found.occurrences.get(index, NONE_EQUAL)
-        )
-        for row in table.to_pylist()
-    ]
+    return inspected(PromptSource(str(path), **({"defaults": DEFAULTS} | changes)))
 
 
 def prompts(path: Path | str, **changes: Any) -> list[str]:

@@ -9,14 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from s3_server import S3Server, ServerError
+from s3_server import S3Server, server_or_skip
 
 from jobs.__main__ import main
 from jobs.console import Console
@@ -120,14 +120,9 @@ class TwoNodes:
 
 
 @pytest.fixture(scope="module")
-def stores(request: pytest.FixtureRequest) -> Iterator[tuple[S3Server, S3Server, str]]:
+def stores(s3: S3Server) -> Iterator[tuple[S3Server, S3Server, str]]:
     """The driver's store and another one, and the bucket that is in both."""
-    s3 = request.getfixturevalue("s3")
-    with ExitStack() as stack:
-        try:
-            other = stack.enter_context(S3Server(s3.access_key, s3.secret_key))
-        except ServerError as error:
-            pytest.skip(str(error))
+    with server_or_skip(s3.access_key, s3.secret_key) as other:
         bucket = s3.bucket()
         other._client().create_bucket(Bucket=bucket)
         yield s3, other, bucket

@@ -16,11 +16,12 @@ from pipelines.canonical import MAX_SEED, RowDefaults, derived_seed, id_key
 from pipelines.columns import json_type, resolve
 from pipelines.folder import Folder, StorageOptions
 from pipelines.formats import InputError, read_batches
-from pipelines.inspection import Inspection, PromptSource, assemble, open_files
+from pipelines.inspection import PromptSource
 from pipelines.occurrences import count_occurrences
-from pipelines.pieces import canonical_tables, cut_pieces, scan, task_lists
-from pipelines.prompts import NONE_EQUAL, inspect, raise_aborted, rows
+from pipelines.pieces import cut_pieces, task_lists
+from pipelines.prompts import inspect, raise_aborted, rows
 from pipelines.tables import find_files
+from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
 
@@ -29,27 +30,8 @@ def source(path: Path | str, **changes: Any) -> PromptSource:
     return PromptSource(str(path), **({"defaults": DEFAULTS} | changes))
 
 
-def inspect_here(given: PromptSource) -> Inspection:
-    """`inspect` without Ray."""
-    files = open_files(given)
-    pieces = cut_pieces(files, given.limit)
-    return assemble(given, files, pieces, [list(scan(piece, given.reading)) for piece in pieces])
-
-
-def rows_here(found: Inspection) -> list[dict[str, Any]]:
-    """`rows` without Ray."""
-    return [
-        row
-        for index, piece in enumerate(found.pieces)
-        for table in canonical_tables(
-            piece, found.source.reading, found.carried, found.occurrences.get(index, NONE_EQUAL)
-        )
-        for row in table.to_pylist()
-    ]
-
-
 def planned(path: Path | str, **changes: Any) -> list[dict[str, Any]]:
-    return rows_here(inspect_here(source(path, **changes)))
+    return rows_of(inspected(source(path, **changes)))
 
 
 def write(path: Path, content: str | bytes | dict[str, Any] | pa.Table | list) -> Path:
@@ -158,8 +140,8 @@ def test_prompt_column_by_its_usual_names(tmp_path: Path, name: str) -> None:
 
 def test_explicit_columns_win_and_the_others_are_carried(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "prompt,text,my_seed,seed,status\nA,B,5,6,new\n")
-    found = inspect_here(source(file, columns={"prompt": "text", "seed": "my_seed"}))
-    (row,) = rows_here(found)
+    found = inspected(source(file, columns={"prompt": "text", "seed": "my_seed"}))
+    (row,) = rows_of(found)
     assert (row["prompt"], row["seed"], row["input_prompt"], row["input_seed"]) == ("B", 5, "A", "6")
     assert row["input_status"] == "new"
     assert len(found.notes) == 3
@@ -170,9 +152,9 @@ def test_carried_columns_keep_their_types(tmp_path: Path) -> None:
     table = pa.table(
         {"prompt": ["a"], "n": pa.array([1], pa.int16()), "tags": [["x", "y"]], "when": pa.array([0], pa.date32())}
     )
-    found = inspect_here(source(write(tmp_path / "a.parquet", table)))
+    found = inspected(source(write(tmp_path / "a.parquet", table)))
     assert found.carried_schema == table.schema.remove(0)
-    assert rows_here(found)[0]["tags"] == ["x", "y"]
+    assert rows_of(found)[0]["tags"] == ["x", "y"]
 
 
 def test_csv_carries_strings_untouched(tmp_path: Path) -> None:
@@ -183,10 +165,10 @@ def test_csv_carries_strings_untouched(tmp_path: Path) -> None:
 def test_jsonl_columns_are_unified_or_kept_as_json(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [{"prompt": "a", "n": 1, "mix": 1, "deep": {"k": [1]}}, {"prompt": "b", "tags": ["x"]}])
     write(tmp_path / "b.jsonl", [{"prompt": "c", "n": 2.5, "mix": "s", "none": None, "negative_prompt": ""}])
-    found = inspect_here(source(tmp_path))
+    found = inspected(source(tmp_path))
     types = {column.name: str(column.type) for column in found.carried_schema}
     assert types == {"n": "double", "mix": "string", "deep": "string", "tags": "list<item: string>", "none": "string"}
-    one, two, three = rows_here(found)
+    one, two, three = rows_of(found)
     assert (one["n"], one["mix"], one["deep"], one["tags"]) == (1.0, "1", '{"k": [1]}', None)
     assert (two["n"], two["tags"], two["negative_prompt"]) == (None, ["x"], None)
     assert (three["mix"], three["negative_prompt"]) == ('"s"', "")
@@ -203,7 +185,7 @@ def test_two_files_with_another_type_of_one_column_are_refused(tmp_path: Path) -
     write(tmp_path / "a.parquet", {"prompt": ["a"], "n": [1]})
     write(tmp_path / "b.parquet", {"prompt": ["a"], "n": ["x"]})
     with pytest.raises(InputError, match=r"'n' holds int64 in .*a\.parquet but string in .*b\.parquet"):
-        inspect_here(source(tmp_path))
+        inspected(source(tmp_path))
 
 
 def test_two_spellings_of_one_name() -> None:
@@ -238,8 +220,8 @@ def test_two_spellings_of_one_name() -> None:
 )  # fmt: skip
 def test_bad_rows_stay_rows_with_their_reason(tmp_path: Path, fields: dict, kind: str, says: str) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "good"}, {"prompt": "bad", "seed": 7} | fields])
-    found = inspect_here(source(file))
-    good, bad = rows_here(found)
+    found = inspected(source(file))
+    good, bad = rows_of(found)
     assert (good["error_type"], good["error_message"]) == ("", "")
     assert bad["error_type"] == kind
     assert says in bad["error_message"]
@@ -344,8 +326,8 @@ def test_limit_is_the_first_prompts_with_the_same_ids_and_seeds(tmp_path: Path) 
     write(tmp_path / "b.jsonl", [{"prompt": "cat"}, {"prompt": ""}, {"prompt": "x", "seed": -1}])
     everything = planned(tmp_path)
     for limit in range(1, 12):
-        found = inspect_here(source(tmp_path, limit=limit))
-        assert rows_here(found) == everything[:limit]
+        found = inspected(source(tmp_path, limit=limit))
+        assert rows_of(found) == everything[:limit]
         assert found.bad_rows == max(0, limit - 9)
 
 
@@ -384,22 +366,22 @@ def test_limit_is_the_first_prompts_with_the_same_ids_and_seeds(tmp_path: Path) 
 def test_bad_files_are_refused_with_place_and_remedy(tmp_path: Path, name: str, content: Any, says: str) -> None:
     file = write(tmp_path / name, content)
     with pytest.raises(InputError, match=says) as caught:
-        inspect_here(source(file))
+        inspected(source(file))
     assert str(tmp_path) in str(caught.value)
 
 
 def test_missing_input_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "no.csv", tmp_path / "no", f"{tmp_path}/*.csv"):
         with pytest.raises(InputError, match=r"no such file or folder|no \.parquet.* file matches"):
-            inspect_here(source(path))
+            inspected(source(path))
     with pytest.raises(InputError, match="the folder holds no"):
-        inspect_here(source(tmp_path))
+        inspected(source(tmp_path))
 
 
 def test_second_prompt_key_late_in_a_jsonl_file(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "a"}] * 5000 + [{"text": "b", "prompt": "c"}])
     with pytest.raises(InputError, match="2 columns may be the prompt: prompt, text"):
-        inspect_here(source(file))
+        inspected(source(file))
 
 
 def test_torn_row_group_is_refused(tmp_path: Path) -> None:
@@ -408,15 +390,15 @@ def test_torn_row_group_is_refused(tmp_path: Path) -> None:
     data[100:20_000] = bytes(19_900)
     file.write_bytes(data)
     with pytest.raises(InputError, match="not a complete parquet file"):
-        inspect_here(source(file))
+        inspected(source(file))
 
 
 def test_file_that_changed_between_the_passes(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "prompt\ncat\n")
-    found = inspect_here(source(file))
+    found = inspected(source(file))
     write(file, "prompt\ncat\ndog\n")
     with pytest.raises(InputError, match="changed while it was being planned"):
-        rows_here(found)
+        rows_of(found)
 
 
 # ---- on Ray
@@ -430,7 +412,7 @@ def test_rows_on_ray_are_those_without_it(ray_cluster: Any, tmp_path: Path) -> N
     write(tmp_path / "c.csv", "prompt,n2\nlast,\n")
     found = inspect(source(tmp_path, images_per_prompt=2))
     assert (found.rows, found.num_planned, found.bad_rows) == (12_010, 24_020, 0)
-    expected = rows_here(inspect_here(source(tmp_path, images_per_prompt=2)))
+    expected = rows_of(inspected(source(tmp_path, images_per_prompt=2)))
     got = raise_aborted(
         pa.concat_tables(rows(found, block_bytes=1 << 18).iter_batches(batch_size=None, batch_format="pyarrow"))
     )

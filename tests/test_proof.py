@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, ServerError
+from s3_server import S3Server, server_or_skip
 
 from pipelines.epochs import Term, claim
 from pipelines.folder import Folder, StorageError, StorageOptions
@@ -97,11 +97,7 @@ def test_a_term_of_old_has_a_proof_too(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def another_store(s3: S3Server) -> Iterator[S3Server]:
     """A second server that knows the same user."""
-    try:
-        server = S3Server(*KEYS)
-    except ServerError as error:
-        pytest.skip(str(error))
-    with server:
+    with server_or_skip(*KEYS) as server:
         yield server
 
 

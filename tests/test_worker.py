@@ -244,6 +244,23 @@ def test_a_lease_is_renewed_while_its_rows_are_read_and_dropped_where_it_is_anot
     assert (run.attempts(), run.done_shards()) == ({}, set())
 
 
+def test_who_leaves_gives_back_what_it_has_not_begun(run, monkeypatch):
+    """Else the end of its process would count as a death over a shard that nobody has touched."""
+
+    def ended(code):
+        raise SystemExit
+
+    each, released = worker(run, "nowhere"), []
+    each._worker, each.ledger = Worker("a", "1", "default"), each
+    each.release, each.remote = each, lambda slot, shard: released.append(shard)
+    monkeypatch.setattr(pipelines.worker.os, "_exit", ended)
+    monkeypatch.setattr(pipelines.worker.ray, "get", lambda answer, timeout=None: answer)
+    each._works[SHARD] = None
+    with pytest.raises(SystemExit):
+        each._leave("SIGTERM")
+    assert released == [SHARD]
+
+
 def test_a_watchdog_goes_on_where_the_figures_cannot_be_read():
     looks = HUNG.replace("dict)", "figures)").replace(
         "Watchdog(", "def figures(): raise RuntimeError('CUDA error')\nWatchdog("

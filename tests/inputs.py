@@ -1,0 +1,26 @@
+"""Prompt tables inspected and read in this process: what `pipelines.prompts` does by Ray's tasks."""
+
+from typing import Any
+
+from pipelines.inspection import Inspection, PromptSource, assemble, open_files
+from pipelines.pieces import canonical_tables, cut_pieces, scan
+from pipelines.prompts import NONE_EQUAL
+
+
+def inspected(given: PromptSource) -> Inspection:
+    """`inspect` without Ray."""
+    files = open_files(given)
+    pieces = cut_pieces(files, given.limit)
+    return assemble(given, files, pieces, [list(scan(piece, given.reading)) for piece in pieces])
+
+
+def rows_of(found: Inspection) -> list[dict[str, Any]]:
+    """`rows` without Ray."""
+    return [
+        row
+        for index, piece in enumerate(found.pieces)
+        for table in canonical_tables(
+            piece, found.source.reading, found.carried, found.occurrences.get(index, NONE_EQUAL)
+        )
+        for row in table.to_pylist()
+    ]
