@@ -57,7 +57,7 @@ class ActorState:
     death: str
 
 
-class Answer(Enum):
+class Placement(Enum):
     """Whether the autoscaler can place one more actor of some request."""
 
     FITS = "there is a node for it, or one is launched"
@@ -136,7 +136,7 @@ def resolve_gpus(request: Request, local: bool, timeout_s: float = 30.0) -> floa
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CapacityError(f"num_gpus: auto cannot ask this cluster for a GPU ({reason}); {SAY_WHICH}") from error
-    if answer is Answer.FITS:
+    if answer is Placement.FITS:
         return 1.0
     raise CapacityError(_refusal(answer, wanted, timeout_s))
 
@@ -163,19 +163,19 @@ def _adds_nodes() -> bool:
     return True
 
 
-def _refusal(answer: Answer, request: Request, timeout_s: float) -> str:
-    if answer is Answer.NO_TYPE:
+def _refusal(answer: Placement, request: Request, timeout_s: float) -> str:
+    if answer is Placement.NO_TYPE:
         return (
             f"no node type of this cluster can hold {_words(request)}; "
             "add one to the cluster's available_node_types, or set num_gpus: 0 to render on CPUs"
         )
-    if answer is Answer.UNCLEAR:
+    if answer is Placement.UNCLEAR:
         return (
             f"no node type of this cluster can hold {_words(request)}, or the cluster is at its limit of nodes; "
             f"add one to the cluster's available_node_types or raise its max_workers, or {SAY_WHICH}"
         )
     missing = "no autoscaler of Ray (v2) that could add one"
-    if answer is Answer.SILENT:
+    if answer is Placement.SILENT:
         missing = f"its autoscaler did not say in {timeout_s:.0f} s whether it can add one"
     return f"num_gpus: auto finds no GPU in this cluster, and {missing}; {SAY_WHICH}"
 
@@ -184,7 +184,7 @@ class _Placeholder:
     """An actor that does nothing: the autoscaler is asked by wanting it."""
 
 
-def _ask_for(request: Request, timeout_s: float) -> Answer:
+def _ask_for(request: Request, timeout_s: float) -> Placement:
     others = {name: amount for name, amount in request.items() if name not in ("CPU", "GPU")}
     options = {"num_cpus": request.get("CPU", 0), "num_gpus": request.get("GPU", 0), "resources": others}
     placeholder: Any = ray.remote(_Placeholder).options(**options).remote()
@@ -194,22 +194,22 @@ def _ask_for(request: Request, timeout_s: float) -> Answer:
         ray.kill(placeholder)
 
 
-def _until_answered(request: Request, timeout_s: float) -> Answer:
+def _until_answered(request: Request, timeout_s: float) -> Placement:
     """The autoscaler has answered once the last state of the cluster that it saw has the request in it."""
     deadline, asked = time.monotonic() + timeout_s, None
     while time.monotonic() < deadline:
         with suppress(RpcError):
             status = _status()
             if not _autoscaled(status):
-                return Answer.NO_AUTOSCALER
+                return Placement.NO_AUTOSCALER
             if any(_holds(node.total_resources, request) for node in _alive(status)):
-                return Answer.FITS
+                return Placement.FITS
             if asked is None and _pending(status, request):
                 asked = status.cluster_resource_state.cluster_resource_state_version
             if asked is not None and status.autoscaling_state.last_seen_cluster_resource_state_version >= asked:
                 return _judged(status, request)
         time.sleep(POLL_S)
-    return Answer.SILENT
+    return Placement.SILENT
 
 
 def waiting_for(request: Request, fitted: bool = False) -> str:
@@ -234,25 +234,27 @@ def _why(status: GetClusterStatusReply, request: Request, fitted: bool) -> str:
         return FREE_PLACE if held else f"a node that holds {_words(request)}, which nobody adds to this cluster"
     answer = _judged(status, request)
     missing = f"no node type of this cluster holds {_words(request)}"
-    if answer is Answer.AT_LIMIT or (fitted and answer is not Answer.FITS):
+    if answer is Placement.AT_LIMIT or (fitted and answer is not Placement.FITS):
         return AT_LIMIT
-    if answer is not Answer.FITS:
-        return missing if answer is Answer.NO_TYPE else f"{missing}, or {AT_LIMIT}"
+    if answer is not Placement.FITS:
+        return missing if answer is Placement.NO_TYPE else f"{missing}, or {AT_LIMIT}"
     return _refused(status) or _launched(status, request) or FREE_PLACE
 
 
-def _judged(status: GetClusterStatusReply, request: Request) -> Answer:
+def _judged(status: GetClusterStatusReply, request: Request) -> Placement:
     """Of a cluster with an autoscaler that has seen the request."""
     infeasible = [each.resources_bundle for each in status.autoscaling_state.infeasible_resource_requests]
     refused = sum(_same(each, request) for each in infeasible)
     launching = _launching(status, request)
     if not refused or (launching and refused < _pending(status, request)):
-        return Answer.FITS
+        return Placement.FITS
     alive = _alive(status)
     if any(_holds(node.total_resources, request) for node in alive):
-        return Answer.AT_LIMIT
+        return Placement.AT_LIMIT
     # with no node but the head no limit can be reached, other than a limit of 0
-    return Answer.UNCLEAR if launching or any(HEAD not in node.total_resources for node in alive) else Answer.NO_TYPE
+    return (
+        Placement.UNCLEAR if launching or any(HEAD not in node.total_resources for node in alive) else Placement.NO_TYPE
+    )
 
 
 def _launching(status: GetClusterStatusReply, request: Request) -> Counter[str]:

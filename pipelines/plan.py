@@ -23,7 +23,7 @@ from pipelines.canonical import CANONICAL_FIELDS, id_key
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
 from pipelines.formats import InputError
 from pipelines.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.known_rows import Earlier, earlier_rows, known_rows
+from pipelines.known_rows import Earlier, earlier_rows
 from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit
 from pipelines.prompts import are_in, inspect, raise_aborted, rows
@@ -163,11 +163,6 @@ def make_plan(
     plan = commit(writer, json.loads(json.dumps(plan)))
     numbers = (plan["rows"], plan["failed_rows"], plan["shards"])
     return PlanSummary(generation, *numbers, time.monotonic() - started, notes, plan)
-
-
-def planned_keys(run: RunFolder) -> np.ndarray:
-    """The keys of all ids that earlier generations hold: (R,) S16, sorted."""
-    return known_rows(run).keys
 
 
 def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from ray.core.generated.autoscaler_pb2 import DEAD, RUNNING, GetClusterStatusReply
 
 from pipelines import capacity
-from pipelines.capacity import AT_LIMIT, FREE_PLACE, Answer, CapacityError
+from pipelines.capacity import AT_LIMIT, FREE_PLACE, CapacityError, Placement
 
 GPU = {"CPU": 1.0, "GPU": 1.0}
 GPU_NODE = {"CPU": 2.0, "GPU": 1.0}
@@ -86,15 +86,15 @@ def test_a_dead_node_holds_nothing() -> None:
 
 def test_requests_are_compared_as_ray_stores_them() -> None:
     status = reply(infeasible=1)
-    assert capacity._judged(status, {"GPU": 1, "CPU": 1.00001, "spot": 0}) is Answer.NO_TYPE
-    assert capacity._judged(status, {"GPU": 1, "CPU": 2}) is Answer.FITS
+    assert capacity._judged(status, {"GPU": 1, "CPU": 1.00001, "spot": 0}) is Placement.NO_TYPE
+    assert capacity._judged(status, {"GPU": 1, "CPU": 2}) is Placement.FITS
 
 
-@pytest.mark.parametrize("answer", [each for each in Answer if each is not Answer.FITS])
-def test_each_refusal_has_a_remedy(answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [each for each in Placement if each is not Placement.FITS])
+def test_each_refusal_has_a_remedy(answer: Placement) -> None:
     said = capacity._refusal(answer, GPU, 30.0)
     assert "num_gpus: 0" in said
-    assert ("num_gpus: 1" in said) == (answer is not Answer.NO_TYPE)
+    assert ("num_gpus: 1" in said) == (answer is not Placement.NO_TYPE)
 
 
 def test_without_ray_nothing_is_known_and_nothing_raised(monkeypatch: pytest.MonkeyPatch) -> None:

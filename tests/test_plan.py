@@ -22,7 +22,8 @@ from pipelines.cutter import CutRules, Cutter, Shard, plain_lane_steps
 from pipelines.folder import StorageOptions
 from pipelines.formats import InputError
 from pipelines.inspection import PromptSource
-from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, planned_keys, pools_of
+from pipelines.known_rows import known_rows
+from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, pools_of
 from pipelines.plan_writer import INDEX_SCHEMA
 from pipelines.prompts import inspect
 from pipelines.score import SCORE_FIELDS, Scoring, score
@@ -316,7 +317,7 @@ def test_limited_plan_then_the_full_one(ray_cluster: Any, tmp_path: Path) -> Non
     assert {row["id"]: row["seed"] for row in first + rest} == seeds
     assert len(seeds) == len(set(seeds.values())) == 60
     assert all(seed == derived_seed(row_id) for row_id, seed in seeds.items())
-    assert np.array_equal(planned_keys(run), np.sort(np.array([id_key(row_id) for row_id in seeds], "S16")))
+    assert np.array_equal(known_rows(run).keys, np.sort(np.array([id_key(row_id) for row_id in seeds], "S16")))
 
 
 @pytest.mark.ray
