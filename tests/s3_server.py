@@ -22,6 +22,7 @@ from typing import Any
 
 import botocore.session
 import pytest
+from botocore.exceptions import ClientError
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 PACKAGES = Path(__file__).parent.parent / ".ci" / "packages"
@@ -164,9 +165,10 @@ class S3Server:
         return name
 
     def user(self, name: str) -> tuple[str, str]:
-        """Add another user, who owns nothing, and return the two keys."""
+        """Add another user, who owns nothing, wait until the gateway knows them, and return the two keys."""
         keys = name + secrets.token_hex(8), secrets.token_hex(20)
         self._add_user(name, *keys)
+        self._wait("the gateway knows the new user", lambda: self._knows(*keys))
         return keys
 
     def kill(self, everything: bool = False) -> None:
@@ -276,13 +278,22 @@ class S3Server:
         tails = [f"{path.name}: {path.read_text(errors='replace')[-800:]}" for path in self.folder.glob("*.log")]
         return "\n".join(tails)
 
-    def _client(self) -> Any:
+    def _knows(self, access_key: str, secret_key: str) -> bool:
+        try:
+            self._client(access_key, secret_key).list_buckets()
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "InvalidAccessKeyId":
+                raise
+            return False
+        return True
+
+    def _client(self, access_key: str = "", secret_key: str = "") -> Any:
         return botocore.session.Session().create_client(
             "s3",
             endpoint_url=self.endpoint_url,
             region_name="us-east-1",
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
+            aws_access_key_id=access_key or self.access_key,
+            aws_secret_access_key=secret_key or self.secret_key,
         )
 
 
