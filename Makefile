@@ -1,25 +1,35 @@
-# make demo: pictures in about two minutes.  make test, make check: what CI runs.
+# make demo: pictures in about two minutes.  make check, make test-all: what CI runs.  docs/tests.md has the times.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3,$(shell command -v $(python))))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
-.PHONY: demo test test-slow faults check clean
+.PHONY: demo test test-all faults coverage check clean
 
 demo: $(STAMP)
 	$(BIN)/python -m jobs demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow and not hours"
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and slow"
+test-all: $(STAMP)
+	$(PYTEST) -m "not gpu and not hours"
 
-# Hours: every hostile input, every crash point, a hundred campaigns, what a resume asks for. Writes docs/faults.md.
+# Hours: all hostile inputs and mutated checkpoints, the campaigns, what a resume asks. Writes docs/faults.md.
 faults: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu" $(wildcard tests/test_faults_*.py)
+	$(PYTEST) -m "not gpu and hours"
 	$(BIN)/python -m tests.campaign --seeds 0:100
 	$(BIN)/python -m tests.resume_cost --shards 2000
+
+# Lines and branches by folder, in the tests' own processes, in theirs and in Ray's.
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
+coverage: $(STAMP)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not gpu and not slow and not hours"
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tests.coverage_by_room
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ class CheckpointInfo:
     scheduler_class: str
     zero_unconditional: bool  # SDXL: a negative prompt of None is an embedding of zeros
     fingerprint: str
+    has_safety_checker: bool = False  # which is not run
 
 
 def inspect_checkpoint(folder: str, variant: str | None = None) -> CheckpointInfo:
@@ -66,6 +67,7 @@ def inspect_checkpoint(folder: str, variant: str | None = None) -> CheckpointInf
         scheduler_class=scheduler_class(index, scheduler),
         zero_unconditional=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
         fingerprint=_fingerprint(root, components, variant),
+        has_safety_checker=any(index.get("safety_checker") or ()),
     )
 
 

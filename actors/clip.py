@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from actors.actor_error import ActorError
 from actors.loading import load_whole
 from actors.prompt_encoder import plain_text
 
 BATCH = 16
 
 
-class ClipError(ValueError):
+class ClipError(ActorError, ValueError):
     """A folder that is no usable CLIPModel: the message names it and what is missing."""
 
 

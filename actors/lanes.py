@@ -30,6 +30,7 @@ class Flight:
     embeds: torch.Tensor  # (2, L, D)
     added: dict[str, torch.Tensor]  # {} for SD; text_embeds (2, P), time_ids (2, 6) for SDXL
     truncated: bool = False
+    negative_truncated: bool = False
     slot: int = -1
     step: int = 0
     order: int = 0

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from actors.actor_error import ActorError
+
 CARD, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
 MAX_STEPS = 1000
 DECISIONS = ("argmax", "sample")
 
 
-class PolicyError(ValueError):
+class PolicyError(ActorError, ValueError):
     """A policy that cannot be used here: the message names the file, what is wrong and the remedy."""
 
 

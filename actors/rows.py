@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.actor_error import ActorError
 
-class EngineBroken(RuntimeError):
+
+class EngineBroken(ActorError, RuntimeError):
     """The device or the model fails for a known-good row, too: no row is to blame, and the process is of no use."""
 
 
@@ -43,7 +45,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class Picture:
-    """image (H, W, 3) uint8; truncated: the prompt was not read whole.
+    """image (H, W, 3) uint8; truncated, negative_truncated: the prompt, the negative prompt was not read whole.
 
     seconds: device time of the calls it was in (text encoder, UNet, decoder), each divided among its rows or lanes.
     """
@@ -53,3 +55,4 @@ class Picture:
     seconds: float
     render_class: str
     truncated: bool
+    negative_truncated: bool = False

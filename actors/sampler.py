@@ -272,6 +272,7 @@ class DDIMSampler:
             embeds=torch.stack([without.prompt_embeds[0], text.prompt_embeds[i]]),
             added=added,
             truncated=text.truncated[i],
+            negative_truncated=without.truncated[0],
         )
 
     def _fail(self, request: _Request, error: Exception) -> None:
@@ -337,6 +338,5 @@ class DDIMSampler:
         row = flight.row.row
         render_class = self.render_class(row.width, row.height, flight.call_lanes)
         self._ended = [e for e in self._ended if e[0] is not flight]
-        flight.row.future.set_result(
-            Picture(image, flight.table.lane_steps, flight.seconds, render_class, flight.truncated)
-        )
+        cut = (flight.truncated, flight.negative_truncated)
+        flight.row.future.set_result(Picture(image, flight.table.lane_steps, flight.seconds, render_class, *cut))

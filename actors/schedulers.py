@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from actors.actor_error import ActorError
+
 SOLVERS = ("ddim", "dpmpp_2m")
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -104,7 +106,7 @@ _KNOWN_OTHERS = {
 }
 
 
-class InvalidSteps(ValueError):
+class InvalidSteps(ActorError, ValueError):
     """A number of steps for which the checkpoint's time grid does not exist, or a schedule no table can be made for."""
 
 

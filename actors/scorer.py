@@ -6,7 +6,7 @@ Shapes: N pictures, D the width of CLIP's embeddings.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from actors.actor_error import ActorError
 from actors.clip import Clip
+from actors.fault import each_alone
 from actors.scorer_check import scorers_fault
 from actors.ssim import ssim
 
@@ -25,7 +27,7 @@ Image = np.ndarray  # (H, W, 3) uint8
 ScoreFunction = Callable[[list[Image], list[str]], Sequence[float]]
 
 
-class ScorerError(ValueError):
+class ScorerError(ActorError, ValueError):
     """A scorer that cannot be used: which one, what is wrong, the remedy."""
 
 
@@ -35,7 +37,7 @@ class ScorerSpec:
 
     clip: the cosine of picture and prompt in the CLIPModel at `path`, -1 to 1. aesthetic: the linear head `head`
     (safetensors: weight, bias) on the picture's unit embedding there. fidelity: structural similarity to the row's
-    reference. function: any `images, prompts -> a float a row`, nan where it cannot judge.
+    reference. function: any `images, prompts -> a float a row`, nan where it cannot judge; the pictures are its own.
     """
 
     name: str
@@ -75,11 +77,12 @@ class ScorerConfig:
 
 
 class QualityScorer:
-    """image, prompt, and where it is asked for reference -> scores, quality.
+    """image, prompt, and where it is asked for reference -> scores, quality, score_error.
 
     Each scorer's value and their weighted sum; where a scorer cannot judge its value is nan, and so is the quality if
-    it counts. Raises ScorerError or ClipError where a model cannot be loaded, never for a row's content. A CLIP that
-    several scorers share is loaded and run once.
+    it counts. score_error: what a function raised for this row, or gave instead of a number; None: nothing. Functions
+    get copies of the pictures. Raises ScorerError or ClipError where a model cannot be loaded or a function does not
+    give one value a picture, never for a row's content. A CLIP that several scorers share is loaded and run once.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
@@ -91,26 +94,36 @@ class QualityScorer:
         self.heads = {spec.name: _head(spec) for spec in config.scorers if spec.kind == "aesthetic"}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Columns of N rows: adds scores (dicts of those that could judge) and quality (None where it is unknown)."""
-        scores, quality = self.score(batch["image"], batch["prompt"], batch.get("reference"))
-        columns = {name: np.empty(len(quality), object) for name in ("scores", "quality")}
+        """Columns of N rows: adds scores (dicts of those that could judge), quality (None: unknown) and score_error."""
+        errors: dict[int, str] = {}
+        scores, quality = self.score(batch["image"], batch["prompt"], batch.get("reference"), errors)
+        columns = {name: np.empty(len(quality), object) for name in ("scores", "quality", "score_error")}
         for row, value in enumerate(quality):
+            columns["score_error"][row] = errors.get(row)
             known = {name: float(values[row]) for name, values in scores.items() if math.isfinite(values[row])}
             columns["scores"][row] = known
             columns["quality"][row] = float(value) if math.isfinite(value) else None
         return {**batch, **columns}
 
     def score(
-        self, images: Sequence[Image], prompts: Sequence[Any], references: Sequence[Image | None] | None = None
+        self,
+        images: Sequence[Image],
+        prompts: Sequence[Any],
+        references: Sequence[Image | None] | None = None,
+        errors: dict[int, str] | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """({scorer: (N,)}, quality (N,)) float64; references: None where there is none."""
+        """({scorer: (N,)}, quality (N,)) float64; references: None where there is none; errors: is given those of rows.
+
+        A value that is not finite is no score: it is nan here.
+        """
         if not len(images):
             return {spec.name: np.empty(0) for spec in self.config.scorers}, np.empty(0)
         embeds = {path: clip.images(images) for path, clip in self.clips.items()}
-        scores = {
-            spec.name: self._score(spec, embeds, images, prompts, references or [None] * len(images))
-            for spec in self.config.scorers
-        }
+        errors, references = {} if errors is None else errors, references or [None] * len(images)
+        scores = {}
+        for spec in self.config.scorers:
+            values = self._score(spec, embeds, images, prompts, references, errors)
+            scores[spec.name] = np.where(np.isfinite(values), values, np.nan)
         weighed = [spec.weight * scores[spec.name] for spec in self.config.scorers if spec.weight]
         return scores, np.sum(weighed, axis=0)
 
@@ -121,6 +134,7 @@ class QualityScorer:
         images: Sequence[Image],
         prompts: Sequence[Any],
         references: Sequence[Image | None],
+        errors: dict[int, str],
     ) -> np.ndarray:
         match spec.kind:
             case "clip":
@@ -133,11 +147,53 @@ class QualityScorer:
                 return (embeds[spec.path] @ weight + bias).double().numpy()
             case "fidelity":
                 return np.array([_fidelity(*pair) for pair in zip(images, references, strict=True)])
-        assert spec.function is not None
-        values = np.asarray(spec.function(list(images), [str(prompt) for prompt in prompts]), np.float64)
-        if values.shape != (len(images),):
-            raise ScorerError(f"scorer {spec.name!r} gave {values.shape} values for {len(images)} pictures")
-        return values
+        return _judged(spec, images, [str(prompt) for prompt in prompts], errors)
+
+
+def _judged(spec: ScorerSpec, images: Sequence[Image], prompts: Sequence[str], errors: dict[int, str]) -> np.ndarray:
+    """(N,) by a user's function; where it raises, it is asked for each picture alone.
+
+    errors: by row, what it raised, or gave instead of a number. ScorerError where it does not give one value a picture.
+    """
+    assert spec.function is not None
+    function, values, miscounted = spec.function, np.full(len(images), np.nan), list[str]()
+
+    def fail(row: int, reason: object) -> None:
+        errors[row] = "; ".join([*filter(None, [errors.get(row)]), f"{spec.name}: {reason}"])
+
+    def ask(rows: list[int]) -> None:
+        try:
+            given = function([images[row].copy() for row in rows], [prompts[row] for row in rows])
+        except SystemExit as error:
+            raise RuntimeError(f"it called exit({error.code})") from None
+        found = None if isinstance(given, str | Mapping) or not _is_series(given) else list(given)
+        if found is None or len(found) != len(rows):
+            what = f"{len(found)} values" if found is not None else f"a {type(given).__name__}"
+            miscounted.append(f"gave {what} for {len(rows)} pictures: it must give one number each")
+            return
+        for row, value in zip(rows, found, strict=True):
+            values[row] = _finite(value)
+            if math.isnan(values[row]):
+                fail(row, f"gave {value!s:.40} ({type(value).__name__})")
+
+    each_alone(ask, list(range(len(images))), lambda row, error: fail(row, f"{type(error).__name__}: {error}"))
+    if miscounted:
+        raise ScorerError(f"scorer {spec.name!r} {miscounted[0]}")
+    return values
+
+
+def _is_series(given: Any) -> bool:
+    return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+
+
+def _finite(value: Any) -> float:
+    """Nan for what is no number, or no finite one."""
+    try:
+        value = value.item() if hasattr(value, "item") else value  # of an array or a tensor
+        number = math.nan if isinstance(value, str | bytes | bool | type(None)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _fidelity(image: Image, reference: Image | None) -> float:

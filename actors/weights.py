@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.actor_error import ActorError
 from actors.tensors import Shapes
 
 LARGEST_HEADER = 100 << 20  # bytes; safetensors reads no larger one
@@ -30,7 +31,7 @@ _WRAPPERS = {
 _ADAPTERS = ("lora", "base_layer", "adapter", "hada_", "lokr_", "dora_scale", "ia3_", "modules_to_save", "ip_adapter")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ActorError, ValueError):
     """A folder that cannot be rendered with: the message names the folder, what is wrong and the remedy."""
 
 

@@ -45,6 +45,9 @@ class FakeEngine:
     def close(self) -> None:
         """Nothing to wait for."""
 
+    def _draw(self, row: Row) -> np.ndarray:
+        return self._image
+
     def _live(self) -> None:
         flights: list[list[Any]] = []  # [steps left, row, future]
         while True:
@@ -62,7 +65,7 @@ class FakeEngine:
                 flight[0] -= 1
             for _, row, future in [flight for flight in flights if not flight[0]]:
                 self._counts["images"] += 1
-                future.set_result(Picture(self._image, 2 * row.num_steps, 0.0, "fake/none/none", False))
+                future.set_result(Picture(self._draw(row), 2 * row.num_steps, 0.0, "fake/none/none", False))
             flights = [flight for flight in flights if flight[0]]
 
     def _next(self, wait: bool) -> list[Any] | None:
@@ -76,9 +79,11 @@ class FakeEngine:
 class FakeWorker(RenderWorker):
     """A worker whose model is the sleeping engine. The revision of the job's model, where it is set: seconds a call."""
 
+    engine: type[FakeEngine] = FakeEngine
+
     def _loaded(self) -> Any:
         with self._lock:
             if self._sampler is None:
                 call_s = self.job.model.revision
-                self._sampler = FakeEngine(float(call_s) if call_s else None)  # type: ignore[assignment]
+                self._sampler = self.engine(float(call_s) if call_s else None)  # type: ignore[assignment]
             return self._sampler

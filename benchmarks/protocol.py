@@ -76,9 +76,9 @@ class Rendering:
         write_plan(run, [planned_row(i, **size) for i in range(2 * given.images * given.repeats)], given.images)
         shards = planned_shards(run, (PoolSpec(),))
         self.leases = (Lease(shard, 0) for shard in shards)
-        source, schemas = ModelSource(os.path.abspath(given.model)), {1: run.read_plan(1)["manifest_schema"]}
+        source, schema = ModelSource(os.path.abspath(given.model)), run.read_plan(1)["manifest_schema"]
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
-        job = WorkerJob(run, source, settings, "default", given.layout, "png", schemas)
+        job = WorkerJob(run, source, settings, "default", given.layout, "png", schema)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
         self.sampler = self.quiet._sampler = self.worker._loaded()
         self.rows = [engine_row(row) for row in run.read_shard(shards[0].part, 0).to_pylist()]

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from jobs.command import lost_in_ray, message_errors, message_of, refuse
-from jobs.console import Console
-from jobs.interrupts import Interrupted
+from jobs.command import FAILED, REFUSED
+from jobs.console import Console, hold_streams
+from jobs.errors import tell
+from jobs.interrupts import Interrupted, leave_on_signals
 
 VERBS = {
     "demo": "Render the shipped prompts with the embedded model; look at the pictures.",
@@ -29,7 +30,8 @@ VERBS = {
 
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 failed; 2 refused, nothing was started; 3 done, but more
-rows failed than failures.max_fraction allows; 130, 143 interrupted, resumable.
+rows failed than failures.max_fraction allows; 129, 130, 143 interrupted,
+resumable.
 
 \b
 A first job:
@@ -75,28 +77,42 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; the exit code."""
-    console = Console()
+    from pipelines.boundary import raised_by
+
+    console, codes = Console(), list[int]()
+    options: dict[str, Any] = {"prog_name": "python -m jobs", "standalone_mode": False, "obj": console}
     try:
-        return cli.main(arguments, prog_name="python -m jobs", standalone_mode=False, obj=console) or 0
-    except click.ClickException as error:
-        error.show()
-        if "--json" in (sys.argv[1:] if arguments is None else arguments):
-            console.json = True
-            console.result({"status": "refused", "errors": [{"where": None, "message": error.format_message()}]}, "")
-        return 2
-    except (click.Abort, KeyboardInterrupt):
+        error = raised_by(lambda: codes.append(cli.main(arguments, **options) or 0))
+    except KeyboardInterrupt:
         return 130
     except Interrupted as interrupted:
         return interrupted.exit_code
-    except message_errors() as error:
-        message = message_of(error) or lost_in_ray(error)
-        if message is None or console.debug:
-            raise
-        return refuse(console, message)
+    if error is None:
+        return codes[0]
+    if isinstance(error, click.Abort):
+        return 130
+    if isinstance(error, click.ClickException):
+        return misused(console, error, sys.argv[1:] if arguments is None else arguments)
+    if console.debug:
+        raise error
+    return tell(console, error)
+
+
+def misused(console: Console, error: click.ClickException, arguments: list[str]) -> int:
+    """A verb or an option that there is not; under --json as a document, too."""
+    error.show()
+    if "--json" in arguments:
+        console.json = True
+        console.result({"status": "refused", "errors": [{"where": None, "message": error.format_message()}]}, "")
+    return REFUSED
 
 
 if __name__ == "__main__":
+    out = hold_streams()
+    leave_on_signals()
     code = main()
-    sys.stdout.flush()
+    out.flush()
+    if out.lost and "--json" in sys.argv:
+        code = code or FAILED  # the document is what was asked for
     sys.stdout = sys.stderr  # as it ends, Ray tells of workers that died, and a document may be on stdout
     sys.exit(code)

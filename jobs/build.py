@@ -4,13 +4,15 @@ The rooms are imported inside the functions: a `--help` pays for none of them.
 """
 
 import importlib
-import json
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import ROOT
 from jobs.config import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, Scorer, changed_picture_keys
+from jobs.errors import blaming
 from jobs.load import Job
+from jobs.places import place, placed_fingerprint
 from jobs.rules import PAPER_CHOICES
 from jobs.source import ConfigError, Fault
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pipelines.scoring import ScorerSource
     from pipelines.store import RunFolder
 
+log = logging.getLogger(__name__)
+
 CALIBRATION = "calibration.json"  # in the run folder
 EMBEDDED_MODEL = "training/scenes/model"
 EMBEDDED_POLICY = "training/scenes/policy"
@@ -37,7 +41,7 @@ def storage_options(job: Job, section: str = "") -> "StorageOptions":
 
     own = getattr(job.config, section).storage if section else None
     storage = own or job.config.storage
-    return StorageOptions(storage.endpoint_url, storage.region, dict(storage.put_options))
+    return StorageOptions(**storage.model_dump())
 
 
 def run_folder(job: Job) -> "RunFolder":
@@ -59,15 +63,13 @@ def checkpoint(job: Job) -> "CheckpointInfo":
     Raises ConfigError for a checkpoint that is not whole, or is of another kind than it seems.
     """
     from actors.checkpoint_check import check_checkpoint, check_solver
-    from actors.weights import CheckpointError
-    from pipelines.folder import StorageError
 
-    try:
+    with blaming(job, "model.path"):
         folder, variant = model_source(job).local(metadata_only=True), job.config.model.variant
         info = check_checkpoint(folder, variant)
         check_solver(info, job.config.sampling.solver, job.config.sampling.timestep_spacing)
-    except (CheckpointError, StorageError) as error:
-        raise job.fault("model.path", str(error)) from error
+    if info.has_safety_checker:
+        log.warning("%s: its safety checker is not run, pictures are stored unchecked", job.config.model.path)
     return info
 
 
@@ -93,6 +95,7 @@ def prompt_source(job: Job, info: "CheckpointInfo | None") -> "PromptSource":
             height=sampling.height or height,
             allowed_steps=_allowed_steps(job, info) if info else frozenset(range(1, MAX_STEPS + 1)),
             size_multiple=max(SIZE_MULTIPLE_PX, info.vae_scale_factor) if info else SIZE_MULTIPLE_PX,
+            guidance_interval=interval_of(job),
         ),
     )
 
@@ -106,7 +109,7 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
         selector=steps.selector,
         choices=tuple(steps.choices) if steps.choices else None,
         fixed=steps.fixed,
-        policy_path=steps.policy or EMBEDDED_POLICY,
+        policy_path=place(steps.policy) or EMBEDDED_POLICY,
         price=steps.price,
         min=steps.min,
         max=steps.max,
@@ -119,9 +122,8 @@ def selector_config(job: Job, info: "CheckpointInfo") -> "SelectorConfig":
 
 def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
     """Warnings for what a policy was not calibrated with. Raises ConfigError where it, or a scorer, cannot be used."""
-    from actors.policy import PolicyError, Setting, read_card, uncalibrated
+    from actors.policy import Setting, read_card, uncalibrated
     from actors.policy import check_policy as check_card
-    from pipelines.folder import StorageError
 
     steps, sampling = job.config.steps, job.config.sampling
     if steps.selector != "policy":
@@ -129,22 +131,22 @@ def check_policy(job: Job, info: "CheckpointInfo") -> list[str]:
     if steps.policy is None and job.config.model.path is not None:
         remedy = "name one in steps.policy (rollout, then train), or set steps.selector: words, or fixed"
         raise job.fault("steps.selector", f"the shipped policy reads the embedded model's text encoder alone: {remedy}")
-    try:
+    with blaming(job, "steps.policy"):
         card = read_card(local_policy(job))
         check_card(card, choices=tuple(steps.choices) if steps.choices else None)
-    except (PolicyError, StorageError) as error:
-        raise job.fault("steps.policy", str(error)) from error
     size = (sampling.width or info.width, sampling.height or info.height)
     made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
     return uncalibrated(card, Setting(*made_with, *size))
 
 
 def model_source(job: Job) -> "ModelSource":
-    """Where each node fetches the checkpoint from."""
+    """Where each node fetches the checkpoint from; a local folder by its absolute path, for workers run elsewhere."""
     from pipelines.models import ModelSource
 
     model = job.config.model
-    return ModelSource(model.path or EMBEDDED_MODEL, model.revision, model.variant, storage_options(job))
+    return ModelSource(
+        place(model.path, may_be_hub=True) or EMBEDDED_MODEL, model.revision, model.variant, storage_options(job)
+    )
 
 
 def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
@@ -180,7 +182,7 @@ def render_config(job: Job, info: "CheckpointInfo") -> "RenderConfig":
 def calibrations(run: "RunFolder") -> dict[str, Any]:
     """What `calibrate` measured for this run: by model, device, precision and size."""
     try:
-        return json.loads(run.read(CALIBRATION))
+        return run.read_json(CALIBRATION)
     except FileNotFoundError:
         return {}
 
@@ -211,17 +213,16 @@ def _faults_together(job: Job, sources: "tuple[ScorerSource, ...]") -> list[Faul
 
 def check_scorers(job: Job) -> None:
     """Raises ConfigError for scorers without names of their own, or whose weights do not fit their config."""
-    from actors.weights import CheckpointError
-    from pipelines.folder import StorageError
     from pipelines.scoring import check_source
 
     sources = _sources(job)
     faults = _faults_together(job, sources)
     for index, source in enumerate(sources):
         try:
-            check_source(source)
-        except (CheckpointError, StorageError) as error:
-            faults.append(Fault(job.at(f"quality.{index}"), f"quality.{index}: {error}"))
+            with blaming(job, f"quality.{index}", f"quality.{index}: "):
+                check_source(source)
+        except ConfigError as error:
+            faults += error.faults
     if faults:
         raise ConfigError(faults)
 
@@ -236,23 +237,42 @@ def _scorer_source(job: Job, index: int, scorer: Scorer) -> "ScorerSource":
     if kind == "aesthetic" and scorer.head is None:
         raise job.fault(key, f"{key}: aesthetic needs head, the safetensors file of its linear head")
     function = _function(job, key, kind) if ":" in kind else None
-    model = ModelSource(scorer.path, storage=storage_options(job)) if scorer.path else None
-    name = scorer.name or kind.replace(":", ".")
-    return ScorerSource(name, "function" if function else kind, scorer.weight, model, scorer.head, function)
+    path = place(scorer.path, may_be_hub=True)
+    model = ModelSource(path, storage=storage_options(job)) if path else None
+    name = scorer_name(scorer.name, kind)
+    return ScorerSource(name, "function" if function else kind, scorer.weight, model, place(scorer.head), function)
+
+
+def scorer_name(name: str | None, kind: str) -> str:
+    """What a scorer's column is called."""
+    return name or kind.replace(":", ".")
 
 
 def _function(job: Job, key: str, name: str) -> Any:
     """`package.module:function`, imported here so that a wrong name is told before anything starts."""
+    from pipelines.boundary import raised_by
+
     module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise job.fault(key, f"{key}: there is no {name} ({error})") from error
+    found: list[Any] = []
+
+    def look() -> None:
+        try:
+            found.append(getattr(importlib.import_module(module), attribute))
+        except SystemExit as end:
+            raise RuntimeError("it ends the process that imports it") from end
+
+    if error := raised_by(look):
+        known = isinstance(error, ImportError | AttributeError)
+        what = f"there is no {name}" if known else f"{module} cannot be imported: {type(error).__name__}"
+        raise job.fault(key, f"{key}: {what} ({error})") from error
+    if not callable(found[0]):
+        raise job.fault(key, f"{key}: {name} is no function but {type(found[0]).__name__}")
+    return found[0]
 
 
 def fingerprint(job: Job, info: "CheckpointInfo") -> dict[str, Any]:
     """What must stay the same in a run folder: every picture key, the weights behind model.path, what it is for."""
-    return job.config.fingerprint() | {"model.weights": info.fingerprint, "rollout": job.rollout}
+    return placed_fingerprint(job.config.fingerprint()) | {"model.weights": info.fingerprint, "rollout": job.rollout}
 
 
 def refuse_changed(job: Job, run: "RunFolder", now: dict[str, Any]) -> None:
@@ -261,7 +281,8 @@ def refuse_changed(job: Job, run: "RunFolder", now: dict[str, Any]) -> None:
     if not generations:
         return
     plan = run.read_plan(generations[-1])
-    changed = changed_picture_keys(plan["fingerprint"], now)
+    changed = changed_picture_keys(placed_fingerprint(plan["fingerprint"]), now)
+    changed.pop("input.path", None)  # its rows are held against those that are planned
     price = (plan.get("price"), job.config.steps.price)
     if job.config.steps.selector == "policy" and price[0] is not None and price[0] != price[1]:
         changed["steps.price"] = price
@@ -304,7 +325,6 @@ def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
     from actors.rows import SamplerConfig
 
     model, sampling = job.config.model, job.config.sampling
-    interval = sampling.guidance_interval
     return SamplerConfig(
         model_path=info.path,
         variant=model.variant,
@@ -312,10 +332,16 @@ def sampler_config(job: Job, info: "CheckpointInfo") -> "SamplerConfig":
         device=model.device,
         solver=sampling.solver,
         timestep_spacing=sampling.timestep_spacing,
-        guidance_interval=(interval[0], interval[1]) if interval else None,
+        guidance_interval=interval_of(job),
         compile=sampling.compile,
         channels_last=sampling.channels_last,
     )
+
+
+def interval_of(job: Job) -> tuple[float, float] | None:
+    """sampling.guidance_interval."""
+    interval = job.config.sampling.guidance_interval
+    return (interval[0], interval[1]) if interval else None
 
 
 def pool_budgets(pool: Pool) -> tuple[int, ...] | None:

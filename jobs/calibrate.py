@@ -10,6 +10,7 @@ import click
 from jobs import build
 from jobs.command import DONE, console_options, job_argument, set_option
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.load import Job, load_job
 from jobs.validate import check_output
 
@@ -74,14 +75,8 @@ def measure(job: Job, info: "CheckpointInfo", calls: int) -> "tuple[Calibration,
 
 def _seconds_of_a_score(job: Job, scorers: "tuple[ScorerSource, ...]", device: str, width: int, height: int) -> float:
     """Raises ConfigError for a scorer that cannot be loaded or used."""
-    from actors.clip import ClipError
-    from actors.scorer import ScorerError
-    from actors.weights import CheckpointError
-
-    try:
+    with blaming(job, "quality", "quality: "):
         return seconds_of_a_score(scorers, device, width, height)
-    except (ClipError, ScorerError, CheckpointError) as error:
-        raise job.fault("quality", f"quality: {error}") from error
 
 
 def seconds_of_a_score(scorers: "tuple[ScorerSource, ...]", device: str, width: int, height: int) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.interrupts import leave_on_sigterm
+from jobs.interrupts import leave_on_signals
 from jobs.source import ConfigError, Fault
 from jobs.surroundings import START_REMEDY, check_address, check_temporary_folder, upload_fault
 
@@ -38,13 +39,13 @@ def start_ray(address: str | None, debug: bool = False) -> None:
         options |= {"runtime_env": {"working_dir": str(ROOT)}}
     check_temporary_folder() if address == "local" else check_address(address)
     try:
-        with _held_back_stderr():
+        with _held_back_stderr(), _deaf_children():
             ray.init(address=address, **options)
     except ray.exceptions.RuntimeEnvSetupError as error:
         raise upload_fault(ROOT, first_line(error)) from None
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError([Fault(f"--address {address}", f"no Ray: {first_line(error)}; {START_REMEDY}")]) from None
-    leave_on_sigterm()
+    leave_on_signals()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -53,6 +54,16 @@ def start_ray(address: str | None, debug: bool = False) -> None:
 def first_line(error: BaseException) -> str:
     """Of what an exception says."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes begun in here never see the SIGHUP of a terminal that closes: the driver ends them, when it is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

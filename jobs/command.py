@@ -1,29 +1,15 @@
-"""What the verbs share: their options, and how an error becomes a message and an exit code."""
+"""What the verbs share: their exit codes and their options. How an error becomes a message is `jobs.errors`."""
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from jobs.console import Console
-from jobs.source import ConfigError, Fault
 
 DONE, FAILED, REFUSED, TOO_MANY_FAILED = 0, 1, 2, 3
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Errors that are messages. Named here, not imported: that would cost every `--help` the rooms they live in.
-MESSAGES = {
-    "jobs.source": "ConfigError",
-    "actors.checkpoint": "CheckpointError",
-    "actors.policy": "PolicyError",
-    "pipelines.formats": "InputError",
-    "pipelines.folder": "StorageError",
-    "pipelines.render": "RenderError",
-    "training.table": "TableError",
-    "training.trainer": "TrainingError",
-}
 
 
 def job_argument(command: F) -> F:
@@ -63,51 +49,3 @@ def console_options(command: F) -> F:
     wrapped = click.option("--debug", is_flag=True, help="Show tracebacks and debug records.")(with_console)
     text = "Print one JSON document on stdout; everything else goes to stderr."
     return click.option("--json", "as_json", is_flag=True, help=text)(wrapped)  # type: ignore[return-value]
-
-
-def message_errors() -> tuple[type[BaseException], ...]:
-    """The classes of errors that are messages, as far as their rooms were entered; and Ray's, which may wrap one."""
-    found = [getattr(sys.modules.get(room), name, None) for room, name in MESSAGES.items()]
-    found.append(getattr(sys.modules.get("ray.exceptions"), "RayError", None))
-    return tuple(kind for kind in found if kind is not None)
-
-
-def message_of(error: BaseException | None) -> BaseException | None:
-    """The error that is a message, in this one or among its causes."""
-    names = set(MESSAGES.values())
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None)
-        if not isinstance(inner, BaseException):
-            if names & {kind.__name__ for kind in type(error).__mro__}:
-                return error
-            inner = error.__cause__ or error.__context__
-        error = inner
-    return None
-
-
-def lost_in_ray(error: BaseException) -> BaseException | None:
-    """A message for what Ray itself lost, a process of its own or a connection; None for an error of a task's code."""
-    from ray.exceptions import RayError, RayTaskError
-
-    from pipelines.render import RenderError
-
-    if not isinstance(error, RayError) or isinstance(error, RayTaskError):
-        return None
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    return RenderError(f"Ray failed: {type(error).__name__}: {reason:.300}; the same command goes on where it stopped")
-
-
-def refuse(console: Console, error: BaseException) -> int:
-    """Say what is wrong; the exit code: 2 where nothing was started, else 1."""
-    faults = error.faults if isinstance(error, ConfigError) else [Fault("", str(error))]
-    later = getattr(error, "retryable", False) or type(error).__name__ == "RenderError"
-    status = "failed" if console.started or later else "refused"
-    console.clear()
-    for fault in faults:
-        console.say(f"error: {fault}")
-    if console.json:
-        errors = [{"where": fault.where or None, "message": fault.message} for fault in faults]
-        console.result({"status": status, "errors": errors}, "")
-    return FAILED if status == "failed" else REFUSED

@@ -119,8 +119,13 @@ class Storage(Section):
         None, "URL of an S3-compatible server; null: AWS"
     )
     region: str | None = execution(None, "region of the bucket; null: the environment's")
+    addressing_style: Literal["path", "virtual"] | None = execution(
+        None,
+        "path: host/bucket; virtual: bucket.host; null: as the AWS configuration says, else path at an endpoint_url",
+    )
+    anonymous: bool = execution(False, "true: read a public bucket without credentials; false: by the usual chain")
     put_options: Annotated[dict[str, Any], AfterValidator(_no_secret)] = execution(
-        {}, "added to every PUT, for example {ServerSideEncryption: AES256}"
+        {}, "added to every PUT, for example {ServerSideEncryption: AES256}; a ContentType is given to pictures alone"
     )
 
 

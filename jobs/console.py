@@ -15,6 +15,57 @@ from typing import Any, TextIO
 OURS = ("actors", "pipelines", "training", "jobs")
 
 
+class Lasting:
+    """A standard stream whose end ends nothing else: a closed terminal, a full disk, a reader that has left.
+
+    lost: something was not written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = False
+
+    def write(self, text: str) -> int:
+        """As the stream's own."""
+        with self._losing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream's own."""
+        with self._losing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            self.lost = True
+
+
+def hold_streams() -> Lasting:
+    """Makes the standard streams of this process last; -> stdout.
+
+    What is closed becomes the null device: else the next file or socket would have its number, and get what is said.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    out, err = (
+        getattr(sys, name) or os.fdopen(number, "w", closefd=False) for number, name in ((1, "stdout"), (2, "stderr"))
+    )
+    held = Lasting(out)
+    sys.stdout, sys.stderr = held, Lasting(err)  # type: ignore[assignment]
+    return held
+
+
 class Console:
     """json: one document on stdout. debug: tracebacks and debug records. started: pictures are being made."""
 

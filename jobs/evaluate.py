@@ -8,10 +8,11 @@ from jobs import build
 from jobs.cluster import start_ray
 from jobs.command import DONE, address_option, console_options, job_argument, set_option
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.judging import conclude, judged
-from jobs.learning import policy_folder, reward_table, rollout_run, table_run, whole_table
+from jobs.learning import policy_folder, reward_table, rollout_run, table_run, variant_job, whole_table
 from jobs.load import Job, load_job
-from jobs.rollouts import prompts_of, roll_out, variant_job, variant_path
+from jobs.rollouts import prompts_of, roll_out, variant_path
 
 if TYPE_CHECKING:
     from pipelines.store import RunFolder
@@ -78,8 +79,9 @@ def variant_tables(
 
 
 def trained_policy(job: Job) -> str:
-    """The policy's folder on this machine: steps.policy, else what `train` made of the table. Raises StorageError."""
+    """The policy's folder on this machine: steps.policy, else what `train` made of the table. Raises ConfigError."""
     steps = job.config.steps.model_copy(
         update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
     )
-    return build.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
+    with blaming(job, "steps.policy"):
+        return build.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))

@@ -1,17 +1,19 @@
-"""Ctrl-C and SIGTERM: the first asks the run to finish what is in flight, the second ends it at once.
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks the run to finish what is in flight, the second ends it at once.
 
-Installed after `ray.init`, which sets handlers of its own. Only the main thread can.
+Installed after `ray.init`, which sets handlers of its own. Only the main thread can. A terminal that closes sends
+SIGHUP, more than once: that never ends a run at once, and where nohup made it ignored it stays so.
 """
 
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from jobs.console import Console
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -22,10 +24,17 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
-def leave_on_sigterm() -> None:
-    """SIGTERM ends this process with 143 where nothing is in flight, instead of Ray's own handler's 15."""
+def leave_on_signals() -> None:
+    """SIGTERM and SIGHUP end this process with 143 and 129 where nothing is in flight, instead of Ray's own 15."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            _set(number, _leave)
+
+
+def _set(number: int, handler: Any) -> Any:
+    """The handler before it; a signal that is ignored stays so."""
+    before = signal.getsignal(number)
+    return before if number == signal.SIGHUP and before is signal.SIG_IGN else signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -48,11 +57,11 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int | None:
-        """130 or 143 once a signal came, else None."""
+        """130, 143 or 129 once a signal came, else None."""
         return None if self.number is None else 128 + self.number
 
     def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._on_signal) for number in SIGNALS]
+        self._before = [_set(number, self._on_signal) for number in SIGNALS]
         return self
 
     def __exit__(
@@ -63,7 +72,10 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
-            os.write(2, b"\nstopped at once; finished shards are kept\n")
+            if number == signal.SIGHUP:
+                return
+            with suppress(OSError):
+                os.write(2, b"\nstopped at once; finished shards are kept\n")
             os._exit(128 + number)
         self.number = number
         if not self.graceful:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import build
 from jobs.command import DONE
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.learning import EVALUATION
 from jobs.load import Job
 from jobs.page import STYLE
@@ -34,18 +35,15 @@ def judged(
     """By judge, the headline first: a scorer that training never counted, where there is one, and the job's own."""
     from training.evaluate import evaluate
     from training.evidence import evidence, read_prompts
-    from training.table import TableError
 
     given = job.config.evaluate
-    try:
+    with blaming(job, "evaluate"):
         reading = read_prompts(policy, build.model_source(job).local(), table, learned)
         judge = given.judge or unseen_judge(job, table)
         return {
             name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))
             for name in dict.fromkeys([judge, None])
         }
-    except (TableError, ValueError) as error:
-        raise job.fault("evaluate", str(error)) from error
 
 
 def unseen_judge(job: Job, table: "RewardTable") -> str | None:
@@ -53,7 +51,7 @@ def unseen_judge(job: Job, table: "RewardTable") -> str | None:
     import numpy as np
 
     for scorer in job.config.quality:
-        name = scorer.name or scorer.scorer.replace(":", ".")
+        name = build.scorer_name(scorer.name, scorer.scorer)
         counted = job.config.train.quality.get(name, scorer.weight)
         if counted == 0 and ":" in scorer.scorer and np.isfinite(table.scores.get(name, np.array([np.nan]))).all():
             return name

@@ -3,10 +3,12 @@
 The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from jobs import build
-from jobs.config import Train
+from jobs.config import Train, Variant
+from jobs.errors import blaming
 from jobs.load import Job
 
 if TYPE_CHECKING:
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
     from training.table import RewardTable
     from training.trainer import TrainConfig
 
+log = logging.getLogger(__name__)
+
 EVALUATION = "evaluation"
+LEFT_OUT = {
+    "failed": "a row of theirs failed (column error_message of the manifest)",
+    "unscored": "a picture of theirs was not scored (column score_error of the manifest)",
+}
 DRAWS = ("reward", "gradient", "baseline", "samples", "entropy", "entropy_end")
 KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Learning
 
@@ -46,26 +54,24 @@ def rollout_run(job: Job, key: str) -> "RunFolder":
 
 def whole_table(job: Job, key: str, run: "RunFolder") -> "RewardTable":
     """A rollout's table, its quality as `train.quality` weighs it. Raises ConfigError."""
-    from training.table import TableError, read_table
+    from training.table import read_table
 
-    try:
+    with blaming(job, key, f"{run.url}: "):
         table = read_table(run.manifests())
+        for reason, prompts in table.dropped.items():
+            log.warning("%s: %d prompts are left out: %s", run.url, prompts, LEFT_OUT[reason])
         return table.weighed(job.config.train.quality) if job.config.train.quality else table
-    except TableError as error:
-        raise job.fault(key, f"{run.url}: {error}") from error
 
 
 def reward_table(job: Job) -> "tuple[RewardTable, RewardTable | None]":
     """(what is learned from, what is kept to judge by; None where evaluate.table names that). Raises ConfigError."""
-    from training.table import TableError, split
+    from training.table import split
 
     table = whole_table(job, _table_key(job), table_run(job))
     if job.config.evaluate.table:
         return table, None
-    try:
+    with blaming(job, "evaluate.share"):
         return split(table, job.config.evaluate.share, EVALUATION)
-    except TableError as error:
-        raise job.fault("evaluate.share", str(error)) from error
 
 
 def policy_folder(job: Job) -> "Folder":
@@ -74,6 +80,13 @@ def policy_folder(job: Job) -> "Folder":
 
     train = job.config.train
     return Folder(train.path or train.table or str(job.config.output.path), build.storage_options(job, "output"))
+
+
+def variant_job(job: Job, variant: Variant) -> Job:
+    """The same job with another solver and guidance."""
+    changes = {"solver": variant.solver, "guidance_scale": variant.guidance_scale}
+    sampling = job.config.sampling.model_copy(update=changes)
+    return Job(job.config.model_copy(update={"sampling": sampling}), job.source)
 
 
 def setting_of(run: "RunFolder", info: "CheckpointInfo") -> "Setting":
@@ -96,7 +109,7 @@ def train_config(job: Job, info: "CheckpointInfo", table: "RewardTable") -> "Tra
     from training.trainer import TrainConfig
 
     given = job.config.train
-    try:
+    with blaming(job, "train"):
         return TrainConfig(
             model=build.model_source(job),
             learning=learning_of(given, table),
@@ -109,12 +122,10 @@ def train_config(job: Job, info: "CheckpointInfo", table: "RewardTable") -> "Tra
             use_gpu=given.gpu,
             max_failures=given.max_failures,
         )
-    except ValueError as error:
-        raise job.fault("train", str(error)) from error
 
 
 def learning_of(given: Train, table: "RewardTable") -> "Learning":
-    """How to learn; prices and temperature, where not given, from the table. ValueError where no budget pays."""
+    """How to learn; prices and temperature, where not given, from the table. LearningError where no budget pays."""
     from dataclasses import replace
 
     from training.learning import Learning, as_in_the_paper

@@ -4,6 +4,7 @@ Only the file is looked at: whether the model, the input and the output exist is
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -15,8 +16,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.config import DEFAULT_POOL, JobConfig, is_secret, leaf_kinds
+from jobs.places import elsewhere
 from jobs.rules import contradictions
 from jobs.source import ConfigError, Fault, Path, Source, parse, parse_path, parse_value
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
 LEARNING = ("train", "evaluate")  # sections whose keys nobody means in another one
@@ -61,7 +65,10 @@ class Job:
 
 def load_job(path: str, sets: Sequence[str] = (), limit: int | None = None) -> Job:
     """Read a job file; each of `sets` is `a.b=value` and wins over it. Raises ConfigError with all faults."""
-    return read_job(_text(path), path, sets, limit)
+    job = read_job(_text(path), path, sets, limit)
+    if note := elsewhere(job.config, path):
+        log.warning("%s", note)
+    return job
 
 
 def read_job(text: str, name: str, sets: Sequence[str] = (), limit: int | None = None) -> Job:

@@ -67,9 +67,11 @@ def histogram_svg(histogram: Mapping[int, int]) -> str:
 
 def thumbnail(data: bytes) -> str | None:
     """A data URI of at most 128 px, small pictures enlarged; None where the bytes are no picture."""
+    from pipelines.verify_images import UNDECODABLE
+
     try:
         picture = Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UNDECODABLE:
         return None
     factor = THUMBNAIL_PX / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))

@@ -13,6 +13,7 @@ from jobs.command import address_option, console_options, job_argument, limit_op
 from jobs.console import Console
 from jobs.interrupts import Interrupts
 from jobs.load import Job, load_job
+from jobs.places import placed
 from jobs.preflight import check_nodes_by_probe
 from jobs.progress import duration, steps_text
 from jobs.validate import check_output, read_earlier, read_input
@@ -77,7 +78,7 @@ def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", w
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, config.source)
     earlier = read_earlier(job, run, inspection)
-    run.write_job(job.config.dump())
+    run.write_job(placed(job.config).dump())
     for note in warnings:
         console.say(note)
     config = replace(config, keep_changed=True)  # else it was refused above

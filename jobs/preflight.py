@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.load import Job
 from jobs.source import ConfigError, Fault
 
@@ -62,14 +63,10 @@ def check_nodes(console: Console, job: Job, run: "RunFolder", proof: "Proof", wi
 
 def check_nodes_by_probe(console: Console, job: Job, run: "RunFolder", with_input: bool = True) -> None:
     """The same for a verb that claims no epoch: it writes an object to be read, and deletes it."""
-    from pipelines.folder import StorageError
     from pipelines.proof import probe_object
 
-    try:
-        with probe_object(run) as proof:
-            check_nodes(console, job, run, proof, with_input)
-    except StorageError as error:
-        raise job.fault("output.path", str(error)) from error
+    with blaming(job, "output.path"), probe_object(run) as proof:
+        check_nodes(console, job, run, proof, with_input)
 
 
 def _lacks_device(job: Job, found: "Preflight") -> str | None:

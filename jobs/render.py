@@ -75,18 +75,23 @@ def render_job(
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     from pipelines.render import render
+    from pipelines.widen import widen_manifests
 
     plan = planned(run)
     stop.interrupts.graceful = True
     progress, term = shown(console, plan["largest"]), stop.epoch.term
+    if changed := widen_manifests(run, term):
+        console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
     result = render(run, build.render_config(job, info), progress, stop, repair, term=term)
     console.clear()
     found = totals(run)
     summary = summarize(job, plan, result, found)
     if result.interrupted and stop.epoch.lost.is_set():
         return superseded(console, summary, stop)
-    write_report(run, summary, found)
-    if summary["status"] == "incomplete":
+    write_report(console, run, summary, found)
+    for damage in found.damaged:
+        console.say(f"error: {damage}")
+    if summary["status"] == "incomplete" and not found.damaged:
         console.say(f"error: {missing(run, summary)}")
     console.result(summary, text(summary))
     return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
@@ -135,20 +140,29 @@ def summarize(job: Job, plan: dict[str, Any], result: "RenderResult", found: Tot
         "failed": found.status["failed"],
         "filtered": found.status["filtered"],
         "truncated": found.truncated,
+        "negative_truncated": found.negative_truncated,
+        "unscored": found.unscored,
         "mean_steps": found.mean_steps,
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,
         "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
         "failures": [{key: row[key] for key in ("id", "error_type", "error_message")} for row in found.failures],
+        "score_errors": [{key: row[key] for key in ("id", "score_error")} for row in found.score_errors],
     }
 
 
-def write_report(run: "RunFolder", summary: dict[str, Any], found: Totals) -> None:
-    """summary.json and report.html; both are written anew by every run."""
-    run.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode("utf-8", "replace"))
+def write_report(console: Console, run: "RunFolder", summary: dict[str, Any], found: Totals) -> None:
+    """summary.json and report.html; both are written anew by every run, which ends as well where they cannot be."""
+    from pipelines.folder import StorageError
+
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
     page = report_html(summary, with_images(run, found.pictures))
-    run.write("report.html", page.encode("utf-8", "replace"))
+    for name, content in (("summary.json", text), ("report.html", page)):
+        try:
+            run.write(name, content.encode("utf-8", "replace"))
+        except StorageError as error:
+            console.say(f"warning: {error}")
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -166,5 +180,10 @@ def text(summary: dict[str, Any]) -> str:
         lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
     if summary["truncated"]:
         lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
+    if summary["negative_truncated"]:
+        lines.append(f"{summary['negative_truncated']:,} negative prompts were longer than the text encoder reads")
+    if summary["unscored"]:
+        lines.append(f"{summary['unscored']:,} rows were not scored by every scorer (column score_error):")
+        lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
     lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
     return "\n".join([*lines, f"{summary['run']}/report.html"])

@@ -66,13 +66,15 @@ def verb(
     with sole_driver(console, job, run, take_over) as epoch:
         repairing = Repairing(console, job, run, epoch)
         repairing.look(1.0 if full else sample)
-        if repairing.orders:
+        if delete_orphans:  # a stray may stand where something is to be written
+            repairing.delete_orphans()
+        if repairing.orders and repairing.code == DONE:
             start_ray(address, console.debug)
             with Interrupts(console, this_command()) as interrupts:
                 check_nodes(console, job, run, epoch.term.proof, with_input=False)
                 repairing.job = with_gpus(console, job)
                 repairing.render(Stop(interrupts, epoch))
-        if delete_orphans and repairing.code in (DONE, TOO_MANY_FAILED):
+        if delete_orphans and repairing.orders and repairing.code in (DONE, TOO_MANY_FAILED):
             repairing.delete_orphans()
         document = repairing.document(run_path)
         console.result(document, text(document))
@@ -193,20 +195,21 @@ class Repairing:
             self.code, self.status = TOO_MANY_FAILED, "too many failed"
 
     def delete_orphans(self) -> None:
-        """What attempts left behind, those of before and those that the repair made; what is gone is found no more."""
-        from pipelines.repair import DELETABLE, SupersededError, delete_orphans
+        """What attempts left behind, and strays; what is gone is found no more."""
+        from pipelines.findings import is_odd
+        from pipelines.repair import DELETABLE, SupersededError, delete_orphans, objects_of
+
+        def is_there(key: str) -> bool:
+            return not is_odd(key) and bool(objects_of(self.run, key))
 
         everything = [finding for found in self.findings.values() for finding in found]
         try:
-            self.deleted = delete_orphans(self.run, self.epoch.term, everything)
+            self.deleted += delete_orphans(self.run, self.epoch.term, everything)
         except SupersededError as error:
             self.console.say(f"error: {error}")
             self.code, self.status = FAILED, "superseded"
         for found in self.findings.values():
-            found[:] = [each for each in found if each.kind not in DELETABLE or self._is_there(each.key)]
-
-    def _is_there(self, key: str) -> bool:
-        return self.run.stat(key) is not None or next(self.run.walk(key), None) is not None
+            found[:] = [each for each in found if each.kind not in DELETABLE or is_there(each.key)]
 
     def _left(self) -> Counter[str]:
         return Counter(finding.kind for found in self.findings.values() for finding in found)

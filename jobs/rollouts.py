@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import build
 from jobs.config import Input, Output, StepBudgets, Variant
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.load import Job
 from jobs.run import run_job
 
@@ -57,7 +58,8 @@ def put_prompts(rollout: Job, prompts: "pa.Table") -> None:
 
     run = build.run_folder(rollout)
     if not run.create(PROMPTS, parquet_bytes([prompts])):
-        there = pq.read_table(io.BytesIO(run.read(PROMPTS)))
+        with blaming(rollout, "output.path", f"{run.url_of(PROMPTS)}: "):
+            there = pq.read_table(io.BytesIO(run.read(PROMPTS)))
         if there.to_pylist() != prompts.to_pylist():
             raise rollout.fault(
                 "output.path", f"{run.url} holds a rollout of other prompts: remove it, or rename yours"
@@ -67,13 +69,6 @@ def put_prompts(rollout: Job, prompts: "pa.Table") -> None:
 def variant_path(run: "RunFolder", variant: Variant) -> str:
     """Where a variant of a table's run is rolled out."""
     return f"{run.url.rstrip('/')}-variants/{variant.solver}-{variant.guidance_scale:g}"
-
-
-def variant_job(job: Job, variant: Variant) -> Job:
-    """The same job with another solver and guidance."""
-    changes = {"solver": variant.solver, "guidance_scale": variant.guidance_scale}
-    sampling = job.config.sampling.model_copy(update=changes)
-    return Job(job.config.model_copy(update={"sampling": sampling}), job.source)
 
 
 def prompts_of(run: "RunFolder", table: "RewardTable") -> "pa.Table":

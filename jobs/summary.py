@@ -17,23 +17,32 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.store import RunFolder
+    from pipelines.store import DamagedRun, RunFolder
 
 SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
 SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
+TOLD = ("truncated", "negative_truncated", "score_error")  # counted, where a version's manifests have them
 
 
 @dataclass
 class Totals:
-    """Rows of the manifests. budgets: steps -> ok rows. failures, pictures: some of them; pictures drawn by id."""
+    """Rows of the manifests. budgets: steps -> ok rows. failures, pictures: some of them; pictures drawn by id.
+
+    unscored: rows that a scorer gave no number, and what is said of some. damaged: manifests that cannot be read,
+    whose rows are counted nowhere.
+    """
 
     most_pictures: int = SHOWN_PICTURES
     rows: int = 0
     truncated: int = 0
+    negative_truncated: int = 0
+    unscored: int = 0
     status: Counter[str] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    score_errors: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    damaged: "list[DamagedRun]" = field(default_factory=list)
 
     @property
     def mean_steps(self) -> float | None:
@@ -43,9 +52,13 @@ class Totals:
 
     def add(self, table: "pa.Table") -> None:
         """Count one manifest."""
-        rows = table.select([name for name in (*SHOWN, "truncated") if name in table.column_names]).to_pylist()
+        rows = table.select([name for name in (*SHOWN, *TOLD) if name in table.column_names]).to_pylist()
         self.rows += len(rows)
         self.truncated += sum(bool(row["truncated"]) for row in rows)
+        self.negative_truncated += sum(bool(row.get("negative_truncated")) for row in rows)
+        unscored = [row for row in rows if row.get("score_error")]
+        self.unscored += len(unscored)
+        self.score_errors += unscored[: SHOWN_FAILURES - len(self.score_errors)]
         self.status.update(row["status"] for row in rows)
         done = [row for row in rows if row["status"] == "ok"]
         self.budgets.update(row["num_steps"] for row in done)
@@ -59,7 +72,7 @@ def totals(run: "RunFolder", most_pictures: int = SHOWN_PICTURES) -> Totals:
     from pipelines.plan_writer import replaced_ids
 
     found, again = Totals(most_pictures), replaced_ids(run)
-    for table in run.manifests():
+    for table in run.manifests(found.damaged):
         found.add(_newest(table, again) if again else table)
     return found
 
@@ -76,13 +89,12 @@ def with_images(run: "RunFolder", rows: Iterable[dict[str, Any]]) -> list[dict[s
 
 
 def _image_or_none(run: "RunFolder", row: dict[str, Any]) -> bytes | None:
-    import pyarrow as pa
-
     from pipelines.folder import StorageError
+    from pipelines.verify_images import UNREADABLE
 
     try:
         return image_bytes(run, row)
-    except (FileNotFoundError, StorageError, pa.ArrowException, ValueError) as error:
+    except (*UNREADABLE, StorageError, LookupError, TypeError) as error:  # the manifest's row may be damaged, too
         log.warning("%s: its picture cannot be shown (%s); `python -m jobs repair` renders it again", row["id"], error)
         return None
 

@@ -8,7 +8,9 @@ from jobs import build
 from jobs.cluster import start_ray
 from jobs.command import address_option, console_options, job_argument, set_option
 from jobs.console import Console
+from jobs.errors import blaming
 from jobs.learning import policy_folder, reward_table, train_config
+from jobs.learning_check import check_workers
 from jobs.load import Job, load_job
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     table, _ = reward_table(job)
     config = train_config(job, info, table)
     start_ray(address, console.debug)
+    check_workers(job)
     card = learn(console, job, table, config)
     path = f"{policy_folder(job).url}/policy"
     console.result(document(job, card, path), text(card, path))
@@ -56,10 +59,8 @@ def learn(console: Console, job: Job, table: Any, config: Any) -> "PolicyCard":
         )
 
     console.say(f"{len(table.prompts):,} prompts, {len(table.choices)} budgets, {table.num_seeds} seeds")
-    try:
+    with blaming(job, "train"):
         return train(policy_folder(job), table, config, on_progress)
-    except ValueError as error:
-        raise job.fault("train", str(error)) from error
 
 
 def document(job: Job, card: "PolicyCard", path: str) -> dict[str, Any]:

@@ -10,16 +10,17 @@ import click
 from jobs import build
 from jobs.cluster import start_ray
 from jobs.command import (
+    DONE,
     TOO_MANY_FAILED,
     address_option,
     console_options,
     job_argument,
     limit_option,
-    message_errors,
-    message_of,
     set_option,
 )
 from jobs.console import Console
+from jobs.errors import blaming
+from jobs.learning_check import check_workers, learning_checks
 from jobs.load import Job, load_job
 from jobs.preflight import check_nodes_by_probe, refuse_rays_copy
 from jobs.rules import idle, known_choices
@@ -49,6 +50,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
 
     With --address every node that is up is asked whether it sees the run
     folder, with its own disk, endpoint and credentials, and a local input.
+    Where so many rows are bad that a run must end with exit code 3, it does.
 
     \b
     Example:
@@ -61,14 +63,18 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     checks.run(lambda: build.check_scorers(job), "quality")
     if info is not None:
         checks.run(lambda: build.check_policy(job, info), "steps.selector")
+    for check, key in learning_checks(job, info):
+        checks.run(check, key)
     start_ray(address, console.debug)
+    if "train" in job.config.model_fields_set:
+        checks.run(lambda: check_workers(job), "train")
     if run is not None:
         checks.run(lambda: check_nodes_by_probe(console, job, run), "output.path")
     found = checks.run(lambda: check_input(job, info, run), "input.path")
     if checks.faults:
         raise ConfigError(checks.faults)
     console.result({"status": "done", **found}, report(job, found))
-    return 0
+    return found["exit_code"] or DONE
 
 
 class Checks:
@@ -81,27 +87,19 @@ class Checks:
     def run(self, check: Callable[[], Any], blames: str) -> Any:
         """The check's result, or None where it found a fault; `blames`: the key of a fault without a place."""
         try:
-            return check()
-        except message_errors() as error:
-            message = message_of(error)
-            if message is None:
-                raise
-            self.faults += (
-                message.faults if isinstance(message, ConfigError) else self.job.fault(blames, str(message)).faults
-            )
+            with blaming(self.job, blames):
+                return check()
+        except ConfigError as error:
+            self.faults += error.faults
             return None
 
 
 def check_output(job: Job) -> "RunFolder":
     """The run folder. Raises where it cannot be written, or would be deleted; one conditional write shows it."""
-    from pipelines.folder import StorageError
-
     refuse_rays_copy(job)
-    try:
+    with blaming(job, "output.path"):
         run = build.run_folder(job)
         probe = run.probe()
-    except StorageError as error:
-        raise job.fault("output.path", str(error)) from error
     if not probe.conditional:
         log.warning(
             "%s cannot create an object only if it is absent: two runs at once on this folder may leave pictures that "
@@ -179,7 +177,7 @@ def read_earlier(job: Job, run: "RunFolder", inspection: "Inspection") -> "Earli
     from pipelines.known_rows import earlier_rows
 
     earlier = earlier_rows(run, inspection)
-    if earlier.changes.changed and job.config.input.changed == "refuse":
+    if earlier.changes.is_refused and job.config.input.changed == "refuse":
         raise job.fault("input.path", earlier.changes.refusal(run.url))
     return earlier
 
@@ -202,14 +200,9 @@ def read_headers(job: Job, source: "PromptSource") -> "FoundFiles":
 
 
 def _read(job: Job, read: Callable[[], T]) -> T:
-    from pipelines.folder import StorageError
-    from pipelines.formats import InputError
-
     check_reachable(job)
-    try:
+    with blaming(job, "input.path"):
         return read()
-    except (InputError, StorageError) as error:
-        raise job.fault("input.path", str(error)) from error
 
 
 def check_reachable(job: Job) -> None:
@@ -228,11 +221,13 @@ def check_reachable(job: Job) -> None:
 
 def asked_for(path: str) -> tuple[str, str]:
     """(a folder, a key in it) that is asked for to see whether the store answers: of a web server the file itself."""
-    if not path.lower().startswith(("http://", "https://")):
-        return "/".join(path.split("/")[:3]), "-"
-    from pipelines.tables import web_address
+    from pipelines.folder import store_of
+    from pipelines.tables import hub_address, web_address
 
-    folder, name = web_address(path)
+    address = hub_address(path) if path.lower().startswith("hf://") else path
+    if not address.lower().startswith(("http://", "https://")):
+        return store_of(path), "-"
+    folder, name = web_address(address)
     return folder, name if name.strip(".") and "\0" not in name else "-"
 
 
@@ -262,7 +257,8 @@ def report(job: Job, found: dict[str, Any]) -> str:
         lines += [f"  {sample}" for sample in found["bad_samples"]]
     lines += found["notes"]
     if found["exit_code"] is None:
-        return "\n".join([*lines, f"all is well: into {job.config.output.path}"])
+        well = "the rest is well" if found["bad_rows"] else "all is well"
+        return "\n".join([*lines, f"{well}: into {job.config.output.path}"])
     return "\n".join([*lines, certain_words(job, found)])
 
 

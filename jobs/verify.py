@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def run_argument(command: F) -> F:
     """The run, and how much of it is looked at: `--sample`, `--full`."""
-    command = click.option("--full", is_flag=True, help="Read every image, and list every object of the run.")(command)
+    command = click.option("--full", is_flag=True, help="Read every image.")(command)
     text = "The share of the images whose bytes are read, at least one a shard."
     share: dict[str, Any] = {"type": click.FloatRange(0, 1), "default": 0.01, "show_default": True, "metavar": "SHARE"}
     return click.argument("run_path", metavar="RUN")(click.option("--sample", help=text, **share)(command))
@@ -114,8 +114,11 @@ class Tally:
     shards: int = 0
     planned: int = 0
     rows: int = 0
-    stored: int = 0  # images that are there with their size
+    named: int = 0  # images that the manifests name
+    stored: int = 0  # those that are there
+    sized: int = 0  # those that were seen to have their size
     images: int = 0  # those whose bytes were read
+    equal: int = 0  # those that are what their manifest says
     found: Counter[str] = field(default_factory=Counter)
     kept: "list[Finding]" = field(default_factory=list)
 
@@ -124,8 +127,11 @@ class Tally:
         self.shards += checked.shard is not None
         self.planned += checked.planned
         self.rows += checked.rows
+        self.named += checked.named
         self.stored += checked.found
+        self.sized += checked.sized
         self.images += checked.images
+        self.equal += checked.equal
         self.found.update(finding.kind for finding in checked.findings)
         self.kept += checked.findings[: max(0, LISTED - len(self.kept))]
 
@@ -141,8 +147,11 @@ class Tally:
             "shards": self.shards,
             "planned": self.planned,
             "rows": self.rows,
+            "images_named": self.named,
             "images_found": self.stored,
+            "images_sized": self.sized,
             "images_read": self.images,
+            "images_equal": self.equal,
             "found": dict(self.found),
             "findings": [asdict(finding) for finding in self.kept],
             "findings_left_out": self.found.total() - len(self.kept),
@@ -153,7 +162,7 @@ class Tally:
         from pipelines.findings import KINDS
 
         seen = f"{self.rows:,} of {self.planned:,} planned rows in {self.shards:,} shards"
-        lines = [f"{run}: {seen}; {self.stored:,} images are there with their size, {self.images:,} of them were read"]
+        lines = [f"{run}: {seen}", self._images()]
         for kind in [kind for kind in KINDS if self.found[kind]]:
             lines.append(f"{kind}: {self.found[kind]:,} {KINDS[kind]}")
             some = [finding for finding in self.kept if finding.kind == kind][:SHOWN]
@@ -161,9 +170,23 @@ class Tally:
             lines += [f"  and {self.found[kind] - len(some):,} more"] if self.found[kind] > len(some) else []
         return "\n".join([*lines, "" if self.found else self._clean()]).rstrip()
 
+    def _images(self) -> str:
+        """How many are there, and how many of them were read."""
+        if not self.named:
+            return "no image is stored"
+        there = (
+            f"all {self.named:,} images" if self.stored == self.named else f"{self.stored:,} of {self.named:,} images"
+        )
+        sizes = " with their sizes" if self.sized == self.stored else ""
+        read = f"{self.images:,} of {self.named:,} read"
+        equal = "and equal" if self.equal == self.images else f"and {self.equal:,} of them equal"
+        return f"{there} are there{sizes}; {read} {equal}"
+
     def _clean(self) -> str:
         """How far it was looked."""
-        return "clean" if self.images == self.stored else "clean, as far as it was read; --full reads every image"
+        if self.images == self.named:
+            return "clean"
+        return f"clean as far as {self.images:,} of {self.named:,} images were read; --full reads every one"
 
 
 def _place(finding: "Finding") -> str:

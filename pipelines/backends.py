@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipelines.pipeline_error import PipelineError
+
 GRANT = "Grant this user the right to write there, or choose another folder"
 
 
@@ -100,7 +102,7 @@ class Backend(Protocol):
         ...
 
 
-class UnusableError(ValueError):
+class UnusableError(PipelineError, ValueError):
     """A URL that nothing here can read: one message with the reason and the remedy."""
 
 

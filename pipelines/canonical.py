@@ -3,6 +3,7 @@
 Pure, one batch at a time. A bad row stays a row, with its reason in error_type and error_message.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ KEY_BYTES = 16
 MAX_SEED = 2**63 - 1
 EXACT = 2**53  # from here on a float is no longer every whole number
 MAX_CHARACTERS = 100_000  # of a text; no encoder reads more than a hundred words, and a tokenizer reads them all
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,999})")  # Python reads no number of 4,301 digits
+_TENTHS = re.compile(r"[+-]?(0|[1-9][0-9]*)\.[0-9]*")  # 42.0, as a column of floats is written
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 NUMBERS = ("seed", "guidance_scale", "width", "height", "num_inference_steps")
 
 CANONICAL_FIELDS: tuple[pa.Field, ...] = (
@@ -47,6 +51,7 @@ class RowDefaults:
     allowed_steps: frozenset[int]
     size_multiple: int = 8
     max_size_px: int = 4096
+    guidance_interval: tuple[float, float] | None = None  # of rows without a negative prompt
 
 
 class Fault(NamedTuple):
@@ -95,8 +100,8 @@ def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> Given:
     def numbers(name: str) -> Sequence[Any]:
         if name not in columns:
             return [None] * rows
-        exact = _exact_below(columns[name])
-        return [_number(value, exact) for value in _values(columns[name])]
+        exact, whole = _exact_below(columns[name]), name != "guidance_scale"
+        return [_number(value, exact, whole) for value in _values(columns[name])]
 
     given = Given(
         rows=rows,
@@ -232,15 +237,16 @@ def _exact_below(column: Any) -> int:
     return 2**11 if kind is not None and pa.types.is_float16(kind) else EXACT
 
 
-def _number(value: Any, exact_below: int = EXACT) -> Any:
+def _number(value: Any, exact_below: int = EXACT, whole: bool = False) -> Any:
     """int where it is whole, float where it is not, text where it is no number; None: not given, or NaN.
 
-    A float from `exact_below` on stays one: which whole number it was is not known.
+    A float from `exact_below` on stays one: which whole number it was is not known. whole: of a column of whole
+    numbers, where text stays text that is not written as one, such as 007 and 1e3: it may have been something else.
     """
     if value is None or type(value) is int:
         return value
     if isinstance(value, str):
-        return _number_in(value.strip())
+        return _number_in(value.strip(), whole)
     if isinstance(value, float):
         if value != value:
             return None
@@ -248,14 +254,13 @@ def _number(value: Any, exact_below: int = EXACT) -> Any:
     return str(value)
 
 
-def _number_in(text: str) -> Any:
-    if not text or "_" in text:
-        return text or None
-    for convert in (int, float):
-        try:
-            return _number(convert(text))
-        except ValueError:
-            continue
+def _number_in(text: str, whole: bool) -> Any:
+    if not text or text.lower() == "nan":
+        return None
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if (_TENTHS if whole else _DECIMAL).fullmatch(text):
+        return _number(float(text))
     return text
 
 
@@ -296,6 +301,10 @@ def number_fault(name: str, value: Any, rules: Rules) -> Fault | None:
 
 def _why_no_seed(value: Any) -> str:
     """What a seed that cannot be used most likely was, and what to write instead."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value) and abs(float(value)) < EXACT:
+        return "as it is written it may have been another number. Write plain digits"
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
     if isinstance(value, float) and value.is_integer():
         return "as a float it is no longer the number that was drawn. Write seeds as whole numbers"
     if value == -1:

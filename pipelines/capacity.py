@@ -20,6 +20,8 @@ from ray.exceptions import RayError, RpcError
 from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.pipeline_error import PipelineError
+
 Request = Mapping[str, float]  # {"CPU": 1, "GPU": 1, "spot": 1}: what one actor asks for
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +32,7 @@ SAY_WHICH = "set num_gpus: 1 to wait for a GPU, or num_gpus: 0 to render on CPUs
 AT_LIMIT, FREE_PLACE = "the cluster is at its limit of nodes", "a free place on the nodes there are"
 
 
-class CapacityError(RuntimeError):
+class CapacityError(PipelineError, RuntimeError):
     """The cluster cannot give what is asked for, or does not say whether it can; the message has the remedy."""
 
 

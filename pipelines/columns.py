@@ -133,7 +133,7 @@ def _fits(kind: pa.DataType, ours: str) -> bool:
 
 @dataclass(frozen=True)
 class Carried:
-    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, kept as JSON text."""
+    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, as text or JSON."""
 
     theirs: str
     ours: str
@@ -161,43 +161,60 @@ class CarriedTypes:
         """One more sight of a column; None: JSON values of several types. InputError where two files disagree."""
         new = _Sight(kind, place, jsonl)
         known = self._seen.setdefault(name, new)
-        merged = _merged(known.type, new.type)
+        merged = merged_type(known.type, new.type)
         if merged is None and not (known.jsonl and jsonl):
             raise InputError(f"column {name!r} holds {known} but {new}. Convert one of them, or plan two runs")
         self._seen[name] = _Sight(merged, known.place, known.jsonl and jsonl)
 
     def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
         """The carried columns, and what a user should be told about their names."""
-        taken = {name.lower() for name in RESERVED}  # many readers of tables do not tell A from a
-        given = {name.lower() for name in self._seen}
+        taken = {name.casefold() for name in RESERVED}  # many readers of tables do not tell A from a
+        given = {name.casefold() for name in self._seen}
         carried, notes = [], []
         for theirs, sight in self._seen.items():
             ours = theirs
-            while ours.lower() in taken or (ours != theirs and ours.lower() in given):
+            while ours.casefold() in taken or (ours != theirs and ours.casefold() in given):
                 ours = f"input_{ours}"
             if ours != theirs:
                 own = f"the manifest has a {theirs.lower()!r} of its own"
                 reason = own if theirs.lower() in RESERVED else "another column differs from it by case alone"
                 notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
-            taken.add(ours.lower())
+            taken.add(ours.casefold())
             carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
         return tuple(carried), tuple(notes)
 
 
-def _merged(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+def merged_type(one: pa.DataType | None, other: pa.DataType | None, exact: bool = True) -> pa.DataType | None:
+    """The type that holds the values of both; None: there is none. exact: floats hold all of their integers."""
     if one is None or other is None or one == other:
         return one if one == other else None
     try:
         schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+        merged = pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return None
+    if pa.types.is_binary(merged) and merged not in (one, other):
+        return None
+    if pa.types.is_floating(merged) and not exact:
+        return None
+    return merged
 
 
 def _storable(kind: pa.DataType | None) -> pa.DataType:
-    if kind is not None and pa.types.is_dictionary(kind):
+    """The type under which a column is carried: one that other readers of Parquet have, too."""
+    if kind is None or pa.types.is_null(kind) or pa.types.is_decimal256(kind):
+        return pa.string()
+    if isinstance(kind, pa.BaseExtensionType):
+        return _storable(kind.storage_type)
+    if pa.types.is_dictionary(kind):
         return _storable(kind.value_type)
-    return pa.string() if kind is None or pa.types.is_null(kind) else kind
+    if pa.types.is_map(kind):
+        return pa.list_(pa.struct([("key", _storable(kind.key_type)), ("value", _storable(kind.item_type))]))
+    if pa.types.is_list(kind):
+        return pa.list_(_storable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _storable(field.type)) for field in kind])
+    return kind
 
 
 def json_type(values: list[Any]) -> pa.DataType | None:
@@ -226,7 +243,8 @@ def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
                 "Convert the column to text, or leave it out"
             ) from error
     if carried.as_json:
-        return pa.array([None if value is None else _json_text(value) for value in column], pa.string())
+        texts = [value if isinstance(value, str | type(None)) else _json_text(value) for value in column]
+        return pa.array(texts, pa.string())
     if pa.types.is_floating(carried.type):
         if large := next((value for value in column if type(value) is int and abs(value) > EXACT), None):
             raise InputError(

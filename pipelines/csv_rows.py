@@ -7,6 +7,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 MOST_LINES = 50  # of a row that are looked at
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -46,10 +47,13 @@ def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Itera
         escapechar="\\" if backslash else None,
         strict=True,
     )
-    line = 1
+    line, raw = 1, watch.raw
     try:
         for fields in reader:
-            watch.check(line, fields)
+            if watch.odd:
+                watch.check(line, fields)
+            if raw:
+                raw.clear()
             if fields:
                 yield line, fields
             line = reader.line_num + 1
@@ -65,49 +69,49 @@ class _Watch:
         mark = re.escape(dialect.delimiter)
         self._spaced = re.compile(rf'{mark}[ ]+"')
         self._escaped = re.compile(rf'\\"(?!"|{mark}|\r?\n|$)')
-        self._raw: list[str] = []  # of this row, those with quotes
-        self._odd = False  # whether one of them may be of another dialect
+        self.raw: list[str] = []  # of this row, those with quotes
+        self.odd = False  # whether one of them may be of another dialect
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """The lines as the reader wants them; a first line `sep=;`, which Excel reads, is none."""
-        for number, line in enumerate(lines):
-            if number == 0 and (said := _EXCEL.fullmatch(line)) is not None and said[1] == self.dialect.delimiter:
-                line = "\n"
-            if '"' in line and len(self._raw) < MOST_LINES:
-                self._raw.append(line)
-                self._odd = self._odd or ' "' in line or '\\"' in line
-            if self.dialect.quotes == "backslash" and "\\" in line:
+        lines, raw, backslash = iter(lines), self.raw, self.dialect.quotes == "backslash"
+        for line in lines:
+            said = _EXCEL.fullmatch(line)
+            lines = chain(["\n" if said and said[1] == self.dialect.delimiter else line], lines)
+            break
+        for line in lines:
+            if '"' in line and len(raw) < MOST_LINES:
+                raw.append(line)
+                if ' "' in line or '\\"' in line:
+                    self.odd = True
+            if backslash and "\\" in line:
                 line = _LONE_BACKSLASH.sub(lambda found: found[0] if found[1] else "\\\\", line)
             yield line
 
     def check(self, line: int, fields: Sequence[str]) -> None:
         """CsvFault where a row that could be read may mean something else."""
-        raw, odd = self._raw, self._odd
-        if raw:
-            self._raw, self._odd = [], False
-        if not odd:
-            return
-        if self._is_spaced(raw) and any(_opens_after_spaces(field) for field in fields):
+        self.odd = False
+        if self._is_spaced() and any(_opens_after_spaces(field) for field in fields):
             raise CsvFault(line, _SPACED)
-        if self._is_escaped(raw):
+        if self._is_escaped():
             raise CsvFault(line, _ESCAPED)
 
     def reason(self, error: str) -> str:
         """What a row that could not be read looks like."""
-        if self._is_escaped(self._raw) or (self.dialect.quotes is None and any('\\"' in raw for raw in self._raw)):
+        if self._is_escaped() or (self.dialect.quotes is None and any('\\"' in raw for raw in self.raw)):
             return _ESCAPED
-        if self._is_spaced(self._raw):
+        if self._is_spaced():
             return _SPACED
         for mark, name in SEPARATORS.items():
-            if mark != self.dialect.delimiter and any(re.search(rf'"{re.escape(mark)}"?', raw) for raw in self._raw):
+            if mark != self.dialect.delimiter and any(re.search(rf'"{re.escape(mark)}"?', raw) for raw in self.raw):
                 return separated_by(mark, name)
         return f"{error}. Its quotes do not match, or the file is torn"
 
-    def _is_spaced(self, raw: list[str]) -> bool:
-        return self.dialect.skip_spaces is None and any(self._spaced.search(line) for line in raw)
+    def _is_spaced(self) -> bool:
+        return self.dialect.skip_spaces is None and any(self._spaced.search(line) for line in self.raw)
 
-    def _is_escaped(self, raw: list[str]) -> bool:
-        return self.dialect.quotes is None and any(self._escaped.search(line) for line in raw)
+    def _is_escaped(self) -> bool:
+        return self.dialect.quotes is None and any(self._escaped.search(line) for line in self.raw)
 
 
 def _opens_after_spaces(field: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from pipelines.backends import Reach
 from pipelines.boundary import raised_by
 from pipelines.folder import StorageError
+from pipelines.pipeline_error import PipelineError
 from pipelines.proof import Proof, describe
 from pipelines.store import RunFolder
 
@@ -29,7 +30,7 @@ SKEW_S = 900.0  # clocks differ by less: an object store refuses the requests of
 DEADLINE_S = 10.0  # of one heartbeat; the next comes soon
 
 
-class ActiveRunError(RuntimeError):
+class ActiveRunError(PipelineError, RuntimeError):
     """Another driver is at work in the run folder; the message says where and since when."""
 
 
@@ -229,7 +230,7 @@ def _is_epoch(name: str) -> bool:
 
 def _read(run: RunFolder, number: int) -> dict[str, Any] | None:
     try:
-        return json.loads(run.read(_key(number)))
+        return run.read_json(_key(number))
     except FileNotFoundError:
         return None
 

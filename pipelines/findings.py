@@ -3,6 +3,7 @@
 Names only. Who looks is `pipelines.verify` and `pipelines.verify_images`.
 """
 
+import re
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
@@ -21,10 +22,23 @@ KINDS: dict[str, str] = {
     "image_misplaced": "rows whose uri is another shard's, another row's, or none",
     "data_damaged": "data files (tar, Parquet) that are cut short or cannot be read",
     "attempt_orphan": "attempts that no manifest names",
-    "object_orphan": "objects among an attempt's images that no row names",
+    "object_orphan": "objects that no row names: among a run's images and manifests, or what a desktop left behind",
     "plan_orphan": "parts and generations of a plan that was never finished",
 }
 ORPHANS = frozenset({"attempt_orphan", "object_orphan", "plan_orphan"})  # they take space and harm nothing
+FOLDERS = ("plan", "images", "data", "attempts", "epochs", "manifest")  # of a run
+# What file managers and archivers put into any folder that they touch; all other hidden names are left alone.
+_DROPPING = re.compile(r"\.DS_Store|\._.*|\.nfs\w+|\.directory|__MACOSX|thumbs\.db|desktop\.ini|Icon\r", re.IGNORECASE)
+
+
+def is_dropping(key: str) -> bool:
+    """Whether an object was left behind by a desktop: it is of no use to a run, wherever it lies."""
+    return any(_DROPPING.fullmatch(part) for part in key.split("/"))
+
+
+def is_odd(key: str) -> bool:
+    """Whether it has empty parts, as only others' tools put them into an object store."""
+    return "" in key.split("/")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import random
+import re
 import secrets
 import threading
 import time
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pipelines.backends import Backend, Fault, FsspecBackend, Reach, Timeouts, UnusableError
 from pipelines.local import LocalBackend
+from pipelines.pipeline_error import PipelineError, one_line
 from pipelines.web import WebBackend
 
 log = logging.getLogger(__name__)
@@ -25,20 +27,21 @@ T = TypeVar("T")
 _CONNECTING = threading.Lock()
 
 CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # Azure: what stands before the @ is the container
+_STORE = re.compile(r"[^:/]+://(?:arn:[^/]*:(?:outpost/[^/]+/)?accesspoint/[^/]+|[^/]*)")
 CHAIN = "credentials come from the environment, a profile or the machine's role"
 DEADLINE_ENV = "STEPTHRIFT_STORAGE_DEADLINE_S"  # seconds one call goes on trying; 0: one try
 FIRST_WAIT_S, LONGEST_WAIT_S, DEADLINE_S = 0.2, 20.0, 900.0
 PROBE_DEADLINE_S = 4.0
 
 
-class StorageError(RuntimeError):
+class StorageError(PipelineError, RuntimeError):
     """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later.
 
     fault: what the store's client said, where it was asked.
     """
 
     def __init__(self, message: str, retryable: bool = False, fault: Fault | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.retryable, self.fault = retryable, fault
 
 
@@ -49,6 +52,8 @@ class StorageOptions:
     endpoint_url: str | None = None
     region: str | None = None
     put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
+    anonymous: bool = False  # no credentials are looked for, no request is signed
+    addressing_style: str | None = None  # path or virtual; None: the AWS configuration's
 
     def __post_init__(self) -> None:
         place = urlsplit(self.endpoint_url) if self.endpoint_url else None
@@ -158,6 +163,11 @@ class Folder:
         if batch:
             self._delete(batch)
 
+    def delete_listed(self, keys: Iterable[str]) -> None:
+        """The same for keys as a listing gave them: in an object store there may be some with empty parts."""
+        for key in keys:
+            self._call("delete", "", lambda backend, key=key: backend.delete([key]))  # type: ignore[misc]
+
     def probe(self, write: bool = True) -> Probe:
         """Find out in a few seconds whether the folder can be used; StorageError says why not and what to do.
 
@@ -167,10 +177,14 @@ class Folder:
         if not write:
             quick._call("read", "", lambda backend: backend.names_page("", None))
             return Probe(writable=False, conditional=False)
-        key = f".probe/{secrets.token_hex(8)}"
+        key = f".probe/{secrets.token_hex(8)}.png"  # with the options that a picture is put with
         first = quick.create(key, b"one")
         second = quick.create(key, b"two")
         stored = quick.read(key)
+        if stored not in (b"one", b"two"):
+            raise StorageError(
+                f"{self.url} does not keep what is written. Is that a store? Check the URL and storage.endpoint_url"
+            )
         unmet = quick._call("read", key, lambda backend: backend.unmet(key)) if self.options.put_options else []
         try:
             quick.delete([key])
@@ -257,6 +271,12 @@ def _absolute(url: str) -> str:
     return f"{scheme}://{rest}".rstrip("/")
 
 
+def store_of(url: str) -> str:
+    """The outermost place of a URL: a bucket, which may be an access point's ARN, a container or a server."""
+    found = _STORE.match(url)
+    return found[0] if found else url
+
+
 def _checked(key: str) -> str:
     """The key itself; ValueError where it is not a plain relative path."""
     if key and any(part in ("", ".", "..") or "\0" in part for part in key.split("/")):
@@ -271,13 +291,12 @@ def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
     if url.startswith(("http://", "https://")):
         return WebBackend(url, timeouts)
     if url.startswith(("s3://", "s3a://")):
-        from pipelines.s3 import S3Backend, unknown_put_options  # a second of imports that a local run is spared
+        from pipelines.put_options import wrong_put_options  # a second of imports that a local run is spared
+        from pipelines.s3 import S3Backend
 
-        if options.put_options and (wrong := unknown_put_options(options.put_options)):
-            raise StorageError(
-                f"storage.put_options: {wrong}. Correct the name: an option that is dropped is not applied"
-            )
-        return S3Backend(url, options.endpoint_url, options.region, options.put_options, timeouts)
+        if options.put_options and (wrong := wrong_put_options(options.put_options)):
+            raise StorageError(f"storage.put_options: {wrong}. Correct it: an option that is dropped is not applied")
+        return S3Backend(url, options, timeouts)
     try:
         return FsspecBackend(url)
     except UnusableError as error:

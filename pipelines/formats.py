@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.csv_rows import CsvFault, Dialect, records
 from pipelines.folder import Folder
+from pipelines.pipeline_error import PipelineError, one_line
 from pipelines.ranges import RangeFile
 
 Batch = dict[str, Any]  # column -> list or pyarrow array, all of one length
@@ -32,8 +33,11 @@ MOST_COLUMNS = 10_000
 _LONE = re.compile("[\ud800-\udfff]")
 
 
-class InputError(ValueError):
+class InputError(PipelineError, ValueError):
     """The prompts cannot be planned: one clear message with the place and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from pipelines.folder import Folder
+from pipelines.folder import Folder, store_of
 from pipelines.formats import InputError
 from pipelines.input_walk import FOLDERS, HIDDEN, ODD, OTHER, RUNS, SPECIAL, Glob, identity, is_hidden, listed
+from pipelines.pipeline_error import one_line
 
 SHOWN = 5  # names of each kind in a note
 _WORDS = {
@@ -44,7 +45,7 @@ class LeftOut:
         """`count` things, of which these are the first names."""
         self.counts[kind] = self.counts.get(kind, 0) + count
         shown = self.names.setdefault(kind, [])
-        shown += [name for name in names if name not in shown][: SHOWN - len(shown)]
+        shown += [name for name in map(one_line, names) if name not in shown][: SHOWN - len(shown)]
 
     def parts(self) -> list[str]:
         """One phrase a kind."""
@@ -57,7 +58,7 @@ class LeftOut:
 
     def notes(self) -> tuple[str, ...]:
         """One sentence a kind, for who validates or plans."""
-        return tuple(f"{self.place}: not read: {part}" for part in self.parts())
+        return tuple(f"{one_line(self.place)}: not read: {part}" for part in self.parts())
 
 
 @dataclass
@@ -214,21 +215,24 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
     if not twice:
         return ()
     more = f" and {len(twice) - SHOWN:,} more" if len(twice) > SHOWN else ""
-    return (f"{folder.url}: files are there under two names, and read twice: {', '.join(twice[:SHOWN])}{more}",)
+    said = f"{folder.url}: files are there under two names, and read twice: {', '.join(twice[:SHOWN])}{more}"
+    return (one_line(said),)
 
 
 def around(folder: Folder) -> str | None:
     """The message where a folder is a part of a table format: one partition, or the data/ of it."""
-    at, _, name = folder.url.rpartition("/")
-    while "=" in name and _is_place(at):
+    at, name = _above(folder.url)
+    while "=" in name and at:
         if (found := _lake_at(Folder(at, folder.options))) is not None:
             return found
-        at, _, name = at.rpartition("/")
-    return _lake_at(Folder(at, folder.options)) if name == "data" and _is_place(at) else None
+        at, name = _above(at)
+    return _lake_at(Folder(at, folder.options)) if name == "data" and at else None
 
 
-def _is_place(url: str) -> bool:
-    return bool(url) and not url.endswith((":", ":/"))
+def _above(url: str) -> tuple[str, str]:
+    """(the folder around it, its own name); nothing is around a bucket."""
+    at, _, name = url.rpartition("/")
+    return ("", "") if "://" in url and url == store_of(url) else (at, name)
 
 
 def _lake_at(folder: Folder) -> str | None:

@@ -12,7 +12,7 @@ from stat import S_ISDIR, S_ISREG
 
 from fsspec.utils import glob_translate
 
-from pipelines.folder import Folder
+from pipelines.folder import Folder, store_of
 from pipelines.formats import InputError
 
 OTHER, HIDDEN, RUNS, FOLDERS, SPECIAL, ODD = range(6)  # what is not read
@@ -64,8 +64,8 @@ def listed(folder: Folder, is_table: Callable[[str], bool], glob: Glob | None) -
         return
     for key, _ in folder.walk():
         parts = key.split("/")
-        odd = {".", ".."} & set(parts) or any("\0" in part for part in parts)
-        bare = key.startswith("/") and folder.url.count("/") < 3  # at the root of a bucket
+        odd = {".", ".."} & set(parts) or "\0" in key or key.endswith("/")
+        bare = key.startswith("/") and folder.url == store_of(folder.url)
         yield key, ODD if odd or bare else None
 
 

@@ -18,6 +18,7 @@ from pipelines.folder import StorageOptions
 from pipelines.formats import InputError, TableFile, TextRules
 from pipelines.occurrences import Occurrences, count_occurrences
 from pipelines.pieces import MAX_SHOWN, Chunk, Piece, Reading, ids_given
+from pipelines.remarks import Remark, told
 from pipelines.tables import FoundFiles, find_files
 
 HEAVY_BYTES, HEAVY_ROW_BYTES = 16 << 20, 4096  # of a carried column: in all, and a row
@@ -126,7 +127,7 @@ def assemble(source: PromptSource, files: FoundFiles, pieces: list[Piece], scann
         bad_samples=_bad_samples(pieces, scanned),
         used=used,
         carried=carried,
-        notes=(*files.notes, *notes, *_seeds_that_count_up(source, chunks)),
+        notes=(*files.notes, *notes, *_seeds_that_count_up(source, chunks), *told(_remarks(pieces, scanned))),
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
         occurrences=_occurrences(source, pieces, scanned),
     )
@@ -151,6 +152,8 @@ def _limit(scanned: list[list[Chunk]], limit: int | None) -> None:
             if chunk.rows > left:
                 chunk.rows, chunk.keys, chunk.given = left, chunk.keys[: left * KEY_BYTES], chunk.given[:left]
                 chunk.bad_rows = [row for row in chunk.bad_rows if row < left]
+                cut = {key: Remark(min(r.rows, left - r.first), r.first) for key, r in chunk.remarks.items()}
+                chunk.remarks = {key: remark for key, remark in cut.items() if remark.rows > 0}
             left -= chunk.rows
 
 
@@ -232,6 +235,19 @@ def _bad_samples(pieces: list[Piece], scanned: list[list[Chunk]]) -> tuple[str, 
         if len(samples) >= MAX_SHOWN:
             break
     return tuple(samples[:MAX_SHOWN])
+
+
+def _remarks(pieces: list[Piece], scanned: list[list[Chunk]]) -> dict[tuple[str, str], tuple[int, str]]:
+    """(column, kind) -> rows, at most where the input is cut by a limit, and the place of the first."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    for piece, chunks in zip(pieces, scanned, strict=True):
+        before = 0
+        for chunk in chunks:
+            for key, remark in chunk.remarks.items():
+                rows, place = found.get(key, (0, piece.place(before + remark.first)))
+                found[key] = rows + remark.rows, place
+            before += chunk.rows
+    return found
 
 
 def _occurrences(

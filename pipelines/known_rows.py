@@ -76,8 +76,18 @@ class Changes:
     unknown: int = 0
     moved: tuple[str, str] | None = None
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether a run may not go on: rows changed, or it is another list, since it is elsewhere and lacks some."""
+        return bool(self.changed or (self.moved and self.gone))
+
     def refusal(self, url: str) -> str:
         """Why the run does not go on, and the ways on."""
+        if not self.changed and self.moved:
+            return (
+                f"the input was {self.moved[0]} in {url} and is {self.moved[1]} now, where {_rows(self.gone)} of its "
+                "earlier plans are missing. Take a new output.path, set input.path back, or set input.changed: keep"
+            )
         return (
             f"{self._what()} since they were planned in {url}, which keeps their old pictures. Take a new output.path, "
             "set them back, or set input.changed: keep to go on with the old pictures"
@@ -179,7 +189,8 @@ def find_changes(run: RunFolder, inspection: Inspection, known: KnownRows) -> Ch
         for found in raise_aborted(table).to_pylist():
             sums = {name: number + found[name] for name, number in sums.items()}
             ids += found["ids"][: SHOWN - len(ids)]
-    gone = len(known) - sums["seen"] if inspection.source.limit is None else 0
+    is_whole = inspection.source.limit is None or inspection.num_planned >= len(known)
+    gone = len(known) - sums["seen"] if is_whole else 0
     places = (newest.get("input_place", inspection.place), inspection.place)
     moved = places if places[0] != places[1] else None
     return Changes(sums["changed"], tuple(ids), sums["mended"], gone, sums["unknown"], moved)

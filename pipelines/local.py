@@ -7,7 +7,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.backends import GRANT, REFUSED, Fault, Reach
 
@@ -28,12 +28,12 @@ class LocalBackend:
 
     def read(self, key: str) -> bytes:
         """All bytes of the object."""
-        with open(self._path(key), "rb") as file:
+        with _opened(self._path(key)) as file:
             return file.read()
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """Bytes [start, end), fewer at the end of the object."""
-        with open(self._path(key), "rb") as file:
+        with _opened(self._path(key)) as file:
             file.seek(start)
             return file.read(end - start)
 
@@ -92,7 +92,7 @@ class LocalBackend:
         """One directory a page; the token is the stack of those still to be read."""
         *pending, at = (prefix,) if token is None else token
         files = []
-        for entry in _entries(self._path(at)):
+        for entry in sorted(_entries(self._path(at)), key=lambda entry: entry.name, reverse=True):
             key = f"{at}/{entry.name}" if at else entry.name
             if entry.is_dir(follow_symlinks=False):
                 pending.append(key)
@@ -169,6 +169,14 @@ def _sync_folder(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _opened(path: str) -> BinaryIO:
+    """For reading. A folder in a file's place, or a file in a folder's, is no object: an object store would say so."""
+    try:
+        return open(path, "rb")
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
 
 
 def _entries(path: str) -> list[os.DirEntry[str]]:

@@ -1,18 +1,19 @@
 """What a manifest says of a row: the planned row's own columns, and what became of it.
 
-Pure: dictionaries in, dictionaries out. Which columns there are, and their types, is `pipelines.store`'s.
+Pure: dictionaries in, dictionaries or a table out. Which columns there are, and their types, is `pipelines.store`'s.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from actors.rows import Picture, SamplerConfig
+from pipelines.columns import EXACT
 from pipelines.scoring import Scored
 from pipelines.sinks import FORMATS, Stored, encoder_name
 from pipelines.store import Attempt
@@ -41,6 +42,7 @@ def ok_row(
         "render_class": _with_encoder(picture.render_class, stored, image_format),
         "render_key": key,
         "truncated": picture.truncated,
+        "negative_truncated": picture.negative_truncated,
         "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
     }
 
@@ -83,9 +85,48 @@ def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
     """The row with what its scorers said, where there are scorers and a picture."""
     if scored is None:
         return row
-    scores = list(scored.scores.items())
+    scores = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
     tries = [each | {"scores": scores} for each in row["tries"]]
-    return row | {"scores": scores, "quality": scored.quality, "tries": tries}
+    return row | {"scores": scores, "quality": scored.quality, "tries": tries, "score_error": scored.error}
+
+
+def manifest_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of a schema that may be wider than their own: its text columns hold values of any type."""
+    rows = list(rows)
+    columns = [pa.array([_as(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A manifest with the columns and types of a later generation."""
+    same = {field.name for field in schema if field.name in table.column_names and table[field.name].type == field.type}
+    rest = pa.schema([field for field in schema if field.name not in same])
+    known = table.select(["id", *(name for name in rest.names if name in table.column_names)])  # id: however many rows
+    other = manifest_table(known.to_pylist(), rest)
+    columns = [table[field.name] if field.name in same else other[field.name] for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    """A value as a column of this type takes it."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else _text(value)
+    if pa.types.is_list(kind):
+        return [_as(each, kind.value_type) for each in value]
+    if pa.types.is_struct(kind):
+        named = value if isinstance(value, dict) else dict(zip(kind.names, value, strict=True))  # of a map: a pair
+        return {field.name: _as(named.get(field.name), field.type) for field in kind}
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        value = int(value)  # an integer that shared its column with fractions
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig) -> str:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from pipelines.findings import is_odd
 from pipelines.folder import Folder, StorageError, StorageOptions
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _refuse_one_file(path: str) -> None:
 
 def _copy(source: Folder, variant: str | None, metadata_only: bool) -> str:
     source.probe(write=False)
-    files = dict(source.walk())
+    files = {key: size for key, size in source.walk() if not is_odd(key)}  # no file of a checkpoint is called so
     if not files:
         raise StorageError(f"there is no model at {source.url}: the folder is empty. Correct model.path")
     wanted = {key for key in files if _is_wanted(key, files, variant)}

@@ -22,6 +22,7 @@ from pipelines.canonical import (
 )
 from pipelines.columns import Carried, carried_array, json_type, resolve
 from pipelines.formats import Batch, InputError, TableFile, read_batches
+from pipelines.remarks import Remarks, add_remarks, remarks
 
 TASK_ROWS = 50_000
 TASK_BYTES = 16 << 20  # of text, where rows are not known
@@ -69,6 +70,7 @@ class Chunk:
     names: set[str] = field(default_factory=set)
     pinned_steps: set[int] = field(default_factory=set)
     pins_seeds: bool = False
+    remarks: Remarks = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -135,7 +137,9 @@ def scan(piece: Piece, reading: Reading) -> Iterator[Chunk]:
     meaning = resolve(piece.file.columns, reading.columns, piece.file.place, needs_prompt=False)
     chunk = Chunk()
     for number, (batch, rows) in enumerate(_batches(piece, meaning)):
-        _add(chunk, piece, batch, read_given(_canonical(piece, batch, reading), rows, reading.rules(piece.file)))
+        given = read_given(_canonical(piece, batch, reading), rows, reading.rules(piece.file))
+        add_remarks(chunk.remarks, remarks(given, reading.defaults), chunk.rows)
+        _add(chunk, piece, batch, given)
         if number % CHUNK_BATCHES == CHUNK_BATCHES - 1:
             yield chunk
             chunk = Chunk()

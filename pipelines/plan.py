@@ -20,8 +20,10 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipelines.canonical import CANONICAL_FIELDS, id_key
+from pipelines.columns import RESERVED
 from pipelines.cutter import CutRules, Cutter, LaneSteps, Shard, plain_lane_steps
 from pipelines.formats import InputError
+from pipelines.generations import ColumnFacts, one_schema
 from pipelines.inspection import Inspection, PromptSource, pinned_notes
 from pipelines.known_rows import Earlier, earlier_rows
 from pipelines.models import ModelSource
@@ -29,7 +31,7 @@ from pipelines.plan_writer import PlanWriter, commit
 from pipelines.prompts import are_in, inspect, raise_aborted, rows
 from pipelines.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.score import ScoreActor, Scoring, score, selector_of
-from pipelines.store import RunFolder, manifest_schema, schema_to_json
+from pipelines.store import RunFolder, schema_to_json
 
 if TYPE_CHECKING:
     from actors.selector import SelectorConfig
@@ -136,11 +138,14 @@ def make_plan(
     generation = max(run.generations(), default=0) + 1
     bad_keys = earlier.known.bad_keys
     writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
+    carried, facts = inspection.carried_schema, ColumnFacts()
     for shard in _shards(config, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
         writer.add(shard)
+        facts.add(shard.rows, carried.names)
     writer.flush()
     if not writer.parts:
         return PlanSummary(None, 0, 0, 0, time.monotonic() - started, notes)
+    schema = one_schema([run.read_plan(number) for number in run.generations()], carried, facts)
     plan = {
         "version": VERSION,
         "generation": generation,
@@ -157,7 +162,8 @@ def make_plan(
         "input_limit": config.source.limit,
         "changed_rows": earlier.changes.changed,  # whose old pictures stay
         "notes": list(notes),
-        "manifest_schema": schema_to_json(manifest_schema(inspection.carried_schema)),
+        "manifest_schema": schema_to_json(schema),
+        **facts.document(set(schema.names) - RESERVED),
         "created_at": datetime.now(UTC).isoformat(),
     }
     plan = commit(writer, json.loads(json.dumps(plan)))

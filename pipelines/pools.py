@@ -19,6 +19,7 @@ from pipelines.capacity import actor_states, draining_nodes, living_nodes
 from pipelines.epochs import Term
 from pipelines.lease import Shard, Snapshot, Unfit
 from pipelines.models import ModelSource
+from pipelines.pipeline_error import PipelineError
 from pipelines.scoring import ScorerSource
 from pipelines.store import RunFolder
 from pipelines.worker import RenderWorker, WorkerJob
@@ -32,8 +33,10 @@ BURY_S = 30.0  # for a ledger that is being restarted; then it is told again
 CALLS = 4  # at a time: `serve`, one that joins it after a cut connection, and some to spare
 
 
-class RenderError(RuntimeError):
+class RenderError(PipelineError, RuntimeError):
     """The run cannot go on; what is committed stays. The message says why, and resuming is typing the command again."""
+
+    began = True
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Pool:
         spec: PoolSpec,
         run: RunFolder,
         config: RenderConfig,
-        schemas: Mapping[int, str],
+        schema: str,
         ledger: Any,
         term: Term | None = None,
     ):
@@ -165,7 +168,7 @@ class Pool:
             pool=spec.name,
             layout=config.layout,
             image_format=config.image_format,
-            schemas=schemas,
+            schema=schema,
             scorers=config.scorers,
             row_timeout_s=config.row_timeout_s,
             term=term,

@@ -1,11 +1,12 @@
 """What `dtype: auto` means in a run: settled once, by the first worker whose engine works, kept in the run folder."""
 
+from pipelines.pipeline_error import PipelineError
 from pipelines.store import RunFolder
 
 DTYPE_KEY = "plan/dtype"
 
 
-class PrecisionError(RuntimeError):
+class PrecisionError(PipelineError, RuntimeError):
     """Another worker settled another precision in the same moment; this one has to load its model again."""
 
 

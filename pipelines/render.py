@@ -17,12 +17,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.boundary import raised_by
 from pipelines.capacity import draining_nodes, resolve_gpus, waiting_for
 from pipelines.epochs import Term
+from pipelines.generations import newest_schema
 from pipelines.lease import Snapshot
 from pipelines.ledger import FailureLimit
 from pipelines.ledger_actor import LedgerActor, RenderTask
 from pipelines.pools import Pool, RenderConfig, RenderError, auto_dtype, device_of
 from pipelines.repair import Order
-from pipelines.store import RunFolder
+from pipelines.store import RunFolder, schema_to_json
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -104,10 +105,10 @@ def render(
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    schemas = {generation: run.read_plan(generation)["manifest_schema"] for generation in generations}
+    schema = schema_to_json(newest_schema([run.read_plan(generation) for generation in generations]))
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [Pool(spec, run, config, schemas, ledger, term) for spec in pools]
+    every = [Pool(spec, run, config, schema, ledger, term) for spec in pools]
     try:
         with _Lookout(ledger, run, undone - orders.keys()):
             result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))

@@ -12,9 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.epochs import DEADLINE_S, Term
-from pipelines.findings import Finding
-from pipelines.store import RunFolder, manifest_key, parquet_bytes, schema_from_json
-from pipelines.verify import shard_of
+from pipelines.findings import Finding, is_odd
+from pipelines.generations import newest_schema
+from pipelines.image_listing import shard_of
+from pipelines.manifest import manifest_table
+from pipelines.pipeline_error import PipelineError
+from pipelines.store import RunFolder, manifest_key, parquet_bytes
 from pipelines.verify_images import UNREADABLE
 
 AGAIN = frozenset({"row_missing", "row_changed", "data_damaged"}) | {
@@ -28,7 +31,7 @@ REWRITE = AGAIN | {"row_doubled", "row_unknown", "manifest_damaged"}
 DELETABLE = frozenset({"attempt_orphan", "object_orphan"})  # what is left of a plan may be a planner's at work
 
 
-class SupersededError(RuntimeError):
+class SupersededError(PipelineError, RuntimeError):
     """Another driver has the run; nothing was overwritten."""
 
 
@@ -56,7 +59,7 @@ class Mending:
         if rows.keys() != set(self.ids) or len(fresh) != len(self.seeds):
             raise ValueError(f"shard {self.shard}: {len(fresh)} of {len(self.seeds)} rows were rendered again")
         ordered = [rows[id] | {"revision": self.revision} for id in self.ids]
-        return pa.Table.from_pylist(ordered, schema=self.schema)
+        return manifest_table(ordered, self.schema)
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,19 @@ class Repairs:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self._places: dict[str, tuple[str, int]] = {}
-        self._schemas: dict[str, pa.Schema] = {}
         self._grouped: set[str] = set()  # shards of rollouts: the rows of one noise are scored together
-        for generation in run.generations():
-            plan = run.read_plan(generation)
-            schema = schema_from_json(plan["manifest_schema"])
+        plans = {generation: run.read_plan(generation) for generation in run.generations()}
+        self._schema = newest_schema(list(plans.values())) if plans else pa.schema([])
+        for generation, plan in plans.items():
             for entry in run.shard_index(generation).select(["shard", "part", "row_group"]).to_pylist():
                 self._places[entry["shard"]] = (entry["part"], entry["row_group"])
-                self._schemas[entry["shard"]] = schema
                 if plan.get("fingerprint", {}).get("rollout"):
                     self._grouped.add(entry["shard"])
 
     def mending(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> Mending | None:
         """What `order` says, with its rows."""
         order = self.order(shard, findings, retry_failed)
-        return order.mending(self.run, *self._places[shard], self._schemas[shard]) if order else None
+        return order.mending(self.run, *self._places[shard], self._schema) if order else None
 
     def order(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> Order | None:
         """None where the manifest is as it should be, or there is none: a shard that is not done is resumed.
@@ -190,14 +191,19 @@ def delete_orphans(run: RunFolder, term: Term, findings: Iterable[Finding]) -> i
         if finding.kind not in DELETABLE:
             continue
         _demand(run, term)
-        named = _named(run, finding.shard or shard_of(finding.key))
+        named = set() if is_odd(finding.key) else _named(run, finding.shard or shard_of(finding.key))
         if named is not None:
-            is_object = run.stat(finding.key) is not None
-            keys = [finding.key] if is_object else [key for key, _ in run.walk(finding.key)]
-            keys = [key for key in keys if key not in named]
-            run.delete(keys)
+            keys = [key for key in objects_of(run, finding.key) if key not in named]
+            run.delete_listed(keys) if is_odd(finding.key) else run.delete(keys)
             deleted += len(keys)
     return deleted
+
+
+def objects_of(run: RunFolder, place: str) -> list[str]:
+    """The objects that a finding's key stands for: itself, or what is below it."""
+    if is_odd(place) or run.stat(place) is not None:
+        return [place]
+    return [key for key, _ in run.walk(place)]
 
 
 def _demand(run: RunFolder, term: Term) -> None:

@@ -4,22 +4,26 @@ Imported by `pipelines.folder` in the process that uses it; waiting and trying a
 """
 
 import asyncio
-import difflib
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import botocore.session
 import s3fs
 from botocore import exceptions as boto
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 from fsspec.asyn import sync
 
-from pipelines.backends import NO_BUCKET, NO_CREDENTIALS, REFUSED, UNREACHABLE, Fault, Reach, Timeouts
+from pipelines.backends import NO_CREDENTIALS, UNREACHABLE, Fault, Reach, Timeouts
+from pipelines.put_options import content_type, not_applied
+from pipelines.s3_answers import answer_of, meaning
+
+if TYPE_CHECKING:
+    from pipelines.folder import StorageOptions
 
 WHOLE_PUT = 5 * 2**29  # s3fs sends up to twice its chunk size, here S3's own limit of 5 GiB, in one PUT
 POOL = 32  # connections a process
@@ -32,33 +36,38 @@ _WHEN_REQUIRED = {"request_checksum_calculation": "when_required", "response_che
 class S3Backend:
     """One bucket and prefix. Credentials: environment, profile, role, as botocore finds them in this process."""
 
-    errors: tuple[type[BaseException], ...] = (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
+    errors: tuple[type[BaseException], ...] = (
+        *(OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError),
+        RecursionError,  # of botocore, which follows redirects for ever
+    )
 
-    def __init__(
-        self, url: str, endpoint_url: str | None, region: str | None, put_options: Mapping[str, Any], timeouts: Timeouts
-    ) -> None:
-        self.bucket, _, self.prefix = url.partition("://")[2].partition("/")
-        self.endpoint_url, self.endpoint_from = _endpoint(endpoint_url)
+    def __init__(self, url: str, options: "StorageOptions", timeouts: Timeouts) -> None:
+        self.endpoint_url, self.endpoint_from = _endpoint(options.endpoint_url)
         self.conditional = True
-        self.put_options = dict(put_options)
+        self.put_options, self.anonymous = dict(options.put_options), options.anonymous
+        self.virtual = options.addressing_style == "virtual"
         self.fs = s3fs.S3FileSystem(
-            endpoint_url=endpoint_url,
-            client_kwargs={"region_name": region} if region else {},
+            anon=options.anonymous,
+            endpoint_url=options.endpoint_url,
+            client_kwargs={"region_name": options.region} if options.region else {},
             config_kwargs={
                 "connect_timeout": timeouts.connect_s,
                 "read_timeout": timeouts.read_s,
                 "max_pool_connections": POOL,
                 "retries": {"total_max_attempts": 1},
+                **({"s3": {"addressing_style": options.addressing_style}} if options.addressing_style else {}),
                 **(_WHEN_REQUIRED if self.endpoint_url else {}),  # others than AWS know only some checksums
             },
-            s3_additional_kwargs=dict(put_options),
+            s3_additional_kwargs=self.put_options,
             use_listings_cache=False,
             skip_instance_cache=True,
             max_concurrency=1,
         )
         self.fs.retries = 1
+        self.bucket, self.prefix = self.fs._find_bucket_key(url.partition("://")[2])  # it knows ARNs
         self.silence_s = timeouts.read_s
         self.served = False  # credentials that worked and are gone come back: a role's refresh failed
+        self.batches = True  # of deletions
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key) if part)
@@ -81,8 +90,8 @@ class S3Backend:
         return self._do(self.fs._cat_file, self._path(key), sent=LARGEST_GET, **limits)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        kind = {} if "ContentType" in self.put_options else {"ContentType": content_type(key)}
-        self._do(self.fs._pipe_file, self._path(key), data, sent=len(data), chunksize=WHOLE_PUT, **kind, **condition)
+        options = condition | {"ContentType": content_type(key, self.put_options)}
+        self._do(self.fs._pipe_file, self._path(key), data, sent=len(data), chunksize=WHOLE_PUT, **options)
 
     def _ask(self, operation: str, **parameters: Any) -> dict[str, Any]:
         return self._do(self.fs._call_s3, operation, Bucket=self.bucket, **parameters)
@@ -96,7 +105,7 @@ class S3Backend:
         try:
             return self._get(key, start=start, end=end)
         except OSError as error:
-            if _response(error)[0] == "InvalidRange":
+            if answer_of(error)[0] == "InvalidRange":
                 return b""
             raise
 
@@ -109,31 +118,31 @@ class S3Backend:
         try:
             self._put(key, data, mode="create")
         except OSError as error:
-            code, status = _response(error)
+            code, status = answer_of(error)
             if code == "PreconditionFailed" or status == 412:
                 raise FileExistsError(key) from None
             raise
 
     def unmet(self, key: str) -> list[str]:
-        """Which of the put options the store does not show on an object that was just put; "" where it shows all.
-
-        One HEAD. Only options that a HEAD tells of can be seen; a store that is silent of its encryption has none.
-        """
-        shown = self._ask("head_object", Key=self._key(key))
-        asked = {name: self.put_options[name] for name in _SHOWN if name in self.put_options}
-        return [
-            f"{name}: asked for {wanted!r}, the store shows {shown.get(name)!r}"
-            for name, wanted in asked.items()
-            if not _is_met(name, wanted, shown.get(name))
-        ]
+        """Which of the put options the store does not show on an object that was just put, by one HEAD."""
+        return not_applied(self.put_options, self._head(key))
 
     def stat(self, key: str) -> tuple[int, str] | None:
         """One HEAD."""
         try:
-            found = self._ask("head_object", Key=self._key(key))
+            found = self._head(key)
         except FileNotFoundError:
             return None
         return found["ContentLength"], found["ETag"].strip('"')
+
+    def _head(self, key: str) -> dict[str, Any]:
+        """A refused HEAD has no body that says why: a listing's answer has one."""
+        try:
+            return self._ask("head_object", Key=self._key(key))
+        except OSError as error:
+            if answer_of(error)[0] in ("400", "403", "301"):
+                self._ask("list_objects_v2", Prefix=self._key(key), MaxKeys=1)
+            raise
 
     def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
         """Up to 1,000 direct children."""
@@ -147,7 +156,7 @@ class S3Backend:
         page, skip, following = self._list(prefix, token)
         root = f"{prefix}/" if prefix else ""
         found = [(root + item["Key"][skip:], item["Size"]) for item in page.get("Contents", [])]
-        return [(key, size) for key, size in found if not key.endswith("/") and key], following
+        return [(key, size) for key, size in found if key and (size or not key.endswith("/"))], following
 
     def _list(self, prefix: str, token: str | None, **options: str) -> tuple[dict[str, Any], int, str | None]:
         """One page, the length of the prefix to cut off, the next token."""
@@ -158,7 +167,20 @@ class S3Backend:
         return page, len(full), page.get("NextContinuationToken") if page.get("IsTruncated") else None
 
     def delete(self, keys: list[str]) -> None:
-        """One request for up to 1,000 objects."""
+        """One request for up to 1,000 objects; one each where the store refuses such a batch."""
+        if self.batches:
+            try:
+                self._delete_together(keys)
+                return
+            except OSError as error:
+                if answer_of(error)[0] not in _NO_BATCHES:
+                    raise
+                self.batches = False
+        for key in keys:
+            with suppress(FileNotFoundError):
+                self._ask("delete_object", Key=self._key(key))
+
+    def _delete_together(self, keys: list[str]) -> None:
         objects = [{"Key": self._key(key)} for key in keys]
         answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
         for failed in answer.get("Errors", []):
@@ -170,6 +192,8 @@ class S3Backend:
         return Reach(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
 
     def _credentials(self) -> str:
+        if self.anonymous:
+            return "nobody, as storage.anonymous says"
         try:
             sync(self.fs.loop, self.fs.set_session)
             found = sync(self.fs.loop, self.fs.session.get_credentials)
@@ -179,22 +203,29 @@ class S3Backend:
 
     def diagnose(self, error: BaseException) -> Fault:
         """By the server's error code, the HTTP status, or the kind of the client's exception."""
-        code, status = _response(error)
+        code, status = answer_of(error)
         if code or status:
-            return self._diagnose_answer(code, status)
+            return meaning(code, status, self._place(), self.bucket, self.anonymous)
         if isinstance(error, _NO_CREDENTIALS):
             return Fault(
                 "no usable credentials were found",
-                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role; or set "
+                "storage.anonymous for a bucket that anybody may read",
                 retryable=self.served,
                 kind=NO_CREDENTIALS,
             )
-        if isinstance(error, boto.ParamValidationError):
-            return Fault(f"{self.bucket!r} is no valid name of a bucket", "Correct the URL")
+        if isinstance(error, RecursionError):
+            remedy = "Check http:// or https://, host and port of storage.endpoint_url, and storage.region"
+            return Fault(f"{self._place()} redirects every request", remedy)
         if isinstance(error, boto.SSLError):
             return Fault(
                 f"the TLS connection to {self._place()} failed", "Check its certificate and http:// or https://"
             )
+        if isinstance(error, boto.BotoCoreError) and not isinstance(error, _ON_THE_WAY):
+            if "nvalid bucket name" in str(error) or "for parameter Bucket" in str(error):
+                return Fault(f"{self.bucket!r} is no valid name of a bucket", "Correct the URL")
+            said = " ".join(str(error).split()).rstrip(".")
+            return Fault(f"such a request cannot be made: {said:.200}", "Correct the URL and the storage options")
         return Fault(
             f"{self._place()} cannot be reached ({type(error).__name__})",
             "Check that it runs and that the endpoint URL and the network are right",
@@ -202,30 +233,13 @@ class S3Backend:
             kind=UNREACHABLE,
         )
 
-    def _diagnose_answer(self, code: str, status: int) -> Fault:
-        if code in ("NoSuchKey", "404"):
-            return Fault("no such object", absent=True)
-        if code == "NoSuchBucket":
-            remedy = "Create it or correct its name"
-            return Fault(f"there is no bucket {self.bucket!r} at {self._place()}", remedy, kind=NO_BUCKET)
-        if code in _EXPIRED or (code == "400" and status == 400):  # a HEAD has no body to say that the token expired
-            return Fault("the credentials have expired", "Refresh them", retryable=True, reconnect=True, kind=REFUSED)
-        if code in _FAULTS:
-            return Fault(*_FAULTS[code], kind=REFUSED if code in _REFUSALS else "")
-        if code in _PASSING or status >= 500 or status in (408, 409, 429):
-            return Fault(f"{self._place()} answered {code or status}", "Try again later", retryable=True)
-        if status in (301, 307, 308):
-            return Fault(*_FAULTS["PermanentRedirect"])
-        if status in (401, 403):
-            return Fault(*_FAULTS["AccessDenied"], kind=REFUSED)
-        return Fault(f"{self._place()} answered {code or status}", "Look it up in the manual of the store")
-
     def _place(self) -> str:
         """The endpoint without what may be secret in it: an environment may hold a user and a password there."""
         if not self.endpoint_url:
             return "S3"
         place = urlsplit(self.endpoint_url)
-        return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
+        bucket = f"{self.bucket}." if self.virtual else ""
+        return f"{place.scheme}://{bucket}{place.netloc.rpartition('@')[2]}{place.path}"
 
 
 _NO_CREDENTIALS = (
@@ -238,48 +252,9 @@ _NO_CREDENTIALS = (
     boto.ConfigParseError,
     boto.ConfigNotFound,
 )
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-_PASSING = {
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "TooManyRequests",
-    "RequestTimeout",
-    "InternalError",
-    "ServiceUnavailable",
-    "OperationAborted",
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "BadDigest",
-    "XAmzContentSHA256Mismatch",
-}
-_KEYS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile"
-_REGION = "Set storage.region to the bucket's region"
-_ROOM = "Free some space or raise the quota, then type the same command again: what is finished is kept"
-_FAULTS = {
-    "AccessDenied": (
-        "access denied",
-        "Grant these credentials s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there, or use others",
-    ),
-    "InvalidAccessKeyId": ("the store does not know this access key", _KEYS),
-    "SignatureDoesNotMatch": ("the secret key does not fit the access key", _KEYS),
-    "InvalidToken": ("the session token is not valid", _KEYS + " and AWS_SESSION_TOKEN"),
-    "RequestTimeTooSkewed": ("this machine's clock differs from the store's", "Set the clock"),
-    "InvalidBucketName": ("that is no valid name of a bucket", "Correct the URL"),
-    "PermanentRedirect": ("the bucket is in another region", _REGION),
-    "AuthorizationHeaderMalformed": ("the bucket is in another region", _REGION),
-    "IllegalLocationConstraintException": ("the bucket is in another region", _REGION),
-    "QuotaExceeded": ("the quota of the store is used up", _ROOM),
-    "InsufficientStorage": ("the store is full", _ROOM),
-    "XMinioStorageFull": ("the store is full", _ROOM),
-    "EntityTooLarge": ("the object is larger than one PUT may be", "Make shards smaller"),
-    "InvalidArgument": ("the store does not take an argument of the request", "Check storage.put_options"),
-    "NotImplemented": ("the store cannot do this", "Check storage.put_options, or use another store"),
-}
-
-
-_REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
+_ON_THE_WAY = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError)
+# Stores that want an older checksum than the client's, or know no such request at all.
+_NO_BATCHES = {"MissingContentMD5", "InvalidDigest", "InvalidRequest", "NotImplemented", "MethodNotAllowed"}
 
 
 def _endpoint(of_the_job: str | None) -> tuple[str | None, str]:
@@ -305,67 +280,3 @@ def _credentials_from(method: str) -> str:
     if method == "env":
         return "the environment"
     return "a role" if "role" in method else "a profile"
-
-
-_SHOWN = (
-    *("ServerSideEncryption", "SSEKMSKeyId", "BucketKeyEnabled", "StorageClass", "ContentType", "CacheControl"),
-    *("ContentDisposition", "ContentEncoding", "ContentLanguage", "Metadata", "WebsiteRedirectLocation"),
-)
-_OURS = {"Bucket", "Key", "Body", "IfNoneMatch", "IfMatch", "WriteOffsetBytes", "ContentLength", "ContentMD5"}
-_TYPES = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "webp": "image/webp",
-    "json": "application/json",
-    "svg": "image/svg+xml",
-    "yaml": "application/yaml",
-    "html": "text/html; charset=utf-8",
-    "txt": "text/plain; charset=utf-8",
-    "parquet": "application/vnd.apache.parquet",
-    "tar": "application/x-tar",
-    "jsonl": "application/jsonl",
-}
-
-
-def content_type(key: str) -> str:
-    """By the ending of a key, so that a browser shows what a link to it leads to."""
-    return _TYPES.get(key.rpartition(".")[2].lower(), "application/octet-stream")
-
-
-def unknown_put_options(options: Mapping[str, Any]) -> str | None:
-    """Why an option cannot be meant: S3's PUT does not know its name, or it is not the user's to set. None: all are."""
-    known = set(botocore.session.get_session().get_service_model("s3").operation_model("PutObject").input_shape.members)
-    faults = []
-    for name in options:
-        if name in _OURS:
-            faults.append(f"{name} is set by this project itself")
-        elif name not in known:
-            close = difflib.get_close_matches(name.lower(), {each.lower(): each for each in known}, 1)
-            meant = {each.lower(): each for each in known}
-            guess = f"; did you mean {meant[close[0]]}?" if close else ""
-            faults.append(f"S3's PUT knows no {name}{guess}")
-    return "; ".join(faults) or None
-
-
-def _is_met(name: str, wanted: Any, shown: Any) -> bool:
-    if name == "StorageClass" and shown is None:
-        return wanted == "STANDARD"  # which is not told
-    if name == "SSEKMSKeyId" and shown is not None:
-        return str(shown).rpartition("/")[2] == str(wanted).rpartition("/")[2]  # an id or an ARN of it
-    if name == "Metadata" and isinstance(shown, dict):
-        return {key.lower(): str(value) for key, value in dict(wanted).items()}.items() <= shown.items()
-    return shown == wanted
-
-
-def _response(error: BaseException) -> tuple[str, int]:
-    """(error code, HTTP status) of the server's answer behind an exception; ("", 0) where there was none.
-
-    Only these two are ever shown: a message of a server may repeat what was sent.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, boto.ClientError):
-            status = seen.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(seen.response.get("Error", {}).get("Code", "")), int(status)
-        seen = seen.__cause__
-    return "", 0

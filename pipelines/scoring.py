@@ -55,10 +55,11 @@ def check_source(source: ScorerSource) -> None:
 
 @dataclass(frozen=True)
 class Scored:
-    """scores: of those scorers that could judge; quality: their weighted sum, None where it is unknown."""
+    """scores: of those scorers that could judge; quality: their weighted sum, None where it is unknown, and why."""
 
     scores: Mapping[str, float]
     quality: float | None
+    error: str | None = None
 
 
 class ShardScores:
@@ -94,8 +95,9 @@ class ShardScores:
         }
         with self._running:  # one group at a time: the scorer's threads are the actor's
             scored = self._scorer(batch)
-        for (row, _), scores, quality in zip(pictures, scored["scores"], scored["quality"], strict=True):
-            self.found[row["id"]] = Scored(scores, quality)
+        found = zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)
+        for (row, _), each in zip(pictures, found, strict=True):
+            self.found[row["id"]] = Scored(*each)
 
 
 def _group(row: Mapping[str, Any]) -> tuple:

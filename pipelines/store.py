@@ -21,15 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.folder import Folder
+from pipelines.pipeline_error import PipelineError
 from pipelines.ranges import RangeFile
 
 JOB = "job.yaml"
 READERS = 8
 RELEASED, DIED = ".released", ".died"  # endings of what is said of an attempt once it is over
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,80}", re.ASCII)
-_TRY = pa.struct(
-    [("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", pa.map_(pa.string(), pa.float64()))],
-)
+_SCORES = pa.list_(pa.struct([("scorer", pa.string()), ("score", pa.float64())]))  # no map: not all readers have one
+_TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _SCORES)])
 
 MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("id", pa.string()),
@@ -60,7 +60,7 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("format", pa.string()),
     pa.field("bytes", pa.int64()),
     pa.field("sha256", pa.string()),
-    pa.field("scores", pa.map_(pa.string(), pa.float64())),
+    pa.field("scores", _SCORES),  # of those scorers that could judge
     pa.field("quality", pa.float64()),
     pa.field("lane_steps", pa.int64()),
     pa.field("seconds", pa.float64()),
@@ -70,6 +70,8 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("revision", pa.int32()),
     pa.field("created_at", pa.timestamp("us", tz="UTC")),
     pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
+    pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
+    pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
 )
 
 
@@ -93,6 +95,10 @@ def schema_to_json(schema: pa.Schema) -> str:
 def schema_from_json(text: str) -> pa.Schema:
     """What `schema_to_json` wrote."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+class DamagedRun(PipelineError, ValueError):
+    """An object of a run folder that is there, and is not what it should be: which one, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,16 @@ class RunFolder(Folder):
         return [number for number in numbers if self.stat(f"{_plan(number)}/plan.json")]
 
     def read_plan(self, generation: int) -> dict[str, Any]:
-        """plan.json of a generation."""
-        return json.loads(self.read(f"{_plan(generation)}/plan.json"))
+        """plan.json of a generation. DamagedRun where it cannot be read."""
+        return self.read_json(f"{_plan(generation)}/plan.json")
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """A JSON object of this folder. DamagedRun where it is none."""
+        data = self.read(key)
+        try:
+            return dict(json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise self._damaged(key, error) from error
 
     def write_part(self, generation: int, index: int, shards: pa.Table | list[pa.Table]) -> str:
         """Put one plan part under a key of its own and return the key; each table given is one row group, one shard."""
@@ -144,7 +158,7 @@ class RunFolder(Folder):
 
     def shard_index(self, generation: int) -> pa.Table:
         """shards.parquet of a generation: one row a shard, with the part and the row group that hold its rows."""
-        return _table(self.read(f"{_plan(generation)}/shards.parquet"))
+        return self._table(f"{_plan(generation)}/shards.parquet")
 
     def commit_plan(self, generation: int, plan: dict[str, Any]) -> bool:
         """Create plan.json, which makes the generation exist. False: another planner was first, and its plan holds."""
@@ -163,24 +177,50 @@ class RunFolder(Folder):
             raise FileNotFoundError(self.url_of(key))
         return pq.ParquetFile(RangeFile(self, key, found[0]), page_checksum_verification=True, **options)
 
+    def _table(self, key: str) -> pa.Table:
+        data = self.read(key)
+        try:
+            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._damaged(key, error) from error
+
+    def _damaged(self, key: str, error: Exception) -> "DamagedRun":
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        remedy = f"`python -m jobs verify {self.url}` names what is damaged, `repair` renders what it can again"
+        return DamagedRun(f"{self.url_of(key)} cannot be read: {reason:.200}; {remedy}")
+
     def done_shards(self) -> set[str]:
         """The shards that have a manifest, by one listing."""
-        return done_of(self.names("manifest"))
+        return done_of(key.removeprefix("manifest/") for key, _ in self.walk("manifest"))
 
     def commit_manifest(self, shard: str, table: pa.Table) -> bool:
         """Create the shard's manifest, its only commit. False: another worker's stands, and ours is to be dropped."""
         return self.create(manifest_key(shard), parquet_bytes([table]))
 
     def read_manifest(self, shard: str) -> pa.Table:
-        """The manifest of a done shard."""
-        return _table(self.read(manifest_key(shard)))
+        """The manifest of a done shard. DamagedRun where it cannot be read."""
+        return self._table(manifest_key(shard))
 
-    def manifests(self) -> Iterator[pa.Table]:
-        """The manifests of all done shards, by rising shard, a few read ahead."""
+    def manifests(self, damaged: "list[DamagedRun] | None" = None) -> Iterator[pa.Table]:
+        """The manifests of all done shards, by rising shard, a few read ahead.
+
+        damaged: takes what cannot be read, which is else raised.
+        """
+
+        def read(shard: str) -> pa.Table | None:
+            try:
+                return self.read_manifest(shard)
+            except DamagedRun as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+                return None
+
         shards = sorted(self.done_shards())
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(shards), 4 * READERS):
-                yield from pool.map(self.read_manifest, shards[start : start + 4 * READERS])
+                found = pool.map(read, shards[start : start + 4 * READERS])
+                yield from (table for table in found if table is not None)
 
     def begin_attempt(self, shard: str, epoch: int | None = None, node: str | None = None) -> Attempt:
         """Write down that work on a shard starts, before it does. epoch: of the driver; node: Ray's id of it."""
@@ -252,8 +292,9 @@ def manifest_key(shard: str) -> str:
 
 
 def done_of(names: Iterable[str]) -> set[str]:
-    """The shards whose manifests are among the names of a listing; hidden files are nobody's manifests."""
-    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and not name.startswith(".")}
+    """The shards whose manifests are among the keys below manifest/; hidden files are nobody's manifests."""
+    plain = (name for name in names if "/" not in name and not name.startswith("."))
+    return {name.removesuffix(".parquet") for name in plain if name.endswith(".parquet")}
 
 
 def parquet_bytes(row_groups: list[pa.Table]) -> bytes:
@@ -267,10 +308,6 @@ def parquet_bytes(row_groups: list[pa.Table]) -> bytes:
 
 def _plan(generation: int) -> str:
     return f"plan/{generation:04d}"
-
-
-def _table(data: bytes) -> pa.Table:
-    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
 
 
 def _counted(names: list[str]) -> int:

@@ -14,11 +14,14 @@ from pipelines.folder import Folder, StorageOptions
 from pipelines.formats import InputError, TableFile, TextRules, read_header, with_partition
 from pipelines.found_files import around, same_files, tables_below
 from pipelines.input_walk import Glob
+from pipelines.pipeline_error import one_line
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 KNOWN = ".parquet, .csv, .tsv or .jsonl (text may be .gz)"
 OPENERS = 16
 _PARTITION = re.compile(r"([^=/]+)=([^/]*)")
+_ON_THE_HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?/(.+)", re.I)
+HUB = "https://huggingface.co"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = {
     "txt": "a prompt a line becomes a table by the word `prompt` as its first line and the ending .tsv",
@@ -71,7 +74,7 @@ def _listed(path: str, storage: StorageOptions) -> tuple[list[TableFile], tuple[
     if path.lower().startswith(("http://", "https://")):
         return [_on_the_web(path, storage)], ()
     if path.lower().startswith("hf://"):
-        raise InputError(f"{path}: hf:// is not read. {_hub_address(path)}")
+        return [_on_the_web(hub_address(path), storage)], ()
     folder = Folder(path, storage)
     if os.path.isdir(folder.url):
         return _files_below(folder, path, f"{path}: the folder holds no {KNOWN} file")
@@ -132,14 +135,17 @@ def web_address(path: str) -> tuple[str, str]:
     return folder, name + mark + query.replace("/", "%2F")
 
 
-def _hub_address(path: str) -> str:
-    """Where the Hugging Face hub has a file of hf://datasets/<owner>/<name>[@<revision>]/<file>."""
-    parts = path.split("/", 5)[2:]  # datasets, owner, name, file
-    if len(parts) < 4 or parts[0] != "datasets" or re.search(r"[*?\[]", parts[3]) or format_of(parts[3]) is None:
-        return "Download the files, or name one of them by its https:// address"
-    name, at, revision = parts[2].partition("@")
-    there = f"https://huggingface.co/datasets/{parts[1]}/{name}/resolve/{revision if at else 'main'}/{parts[3]}"
-    return f"Set input.path: {there}, or download it"
+def hub_address(path: str) -> str:
+    """Where the Hugging Face hub has the file of hf://datasets/<owner>/<name>[@<revision>]/<file>. InputError."""
+    found = _ON_THE_HUB.fullmatch(path)
+    if found is None or format_of(path) is None or re.search(r"[*?\[#]", path):
+        raise InputError(
+            f"{path}: of the hub one {KNOWN} file is read, no folder and no glob. Name it as "
+            "hf://datasets/<owner>/<name>/<file>, or download the files"
+        )
+    name, file = found[1], found[3]
+    revision = (found[2] or "main").replace("/", "%2F")
+    return f"{os.environ.get('HF_ENDPOINT') or HUB}/datasets/{name}/resolve/{revision}/{file}"
 
 
 def _globbed(pattern: str, path: str, storage: StorageOptions) -> tuple[list[TableFile], tuple[str, ...]]:
@@ -190,7 +196,8 @@ def _note_on_partitions(path: str) -> tuple[str, ...]:
     named = [part for part in parts if _PARTITION.fullmatch(part) and format_of(part) is None]
     if not named:
         return ()
-    return (f"{path}: {', '.join(named)} in the path is no column: name the folder above it to have it as one",)
+    said = f"{path}: {', '.join(named)} in the path is no column: name the folder above it to have it as one"
+    return (one_line(said),)
 
 
 def format_of(key: str) -> str | None:

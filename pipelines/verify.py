@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.canonical import KEY_BYTES, id_key
-from pipelines.findings import Finding
+from pipelines.findings import FOLDERS, Finding, is_dropping, is_odd
+from pipelines.generations import with_our_fields
+from pipelines.image_listing import ImageListing, shard_of
 from pipelines.plan_writer import replaced_ids
 from pipelines.store import READERS, RunFolder, done_of, manifest_key, schema_from_json
 from pipelines.verify_images import UNREADABLE, ShardImages
@@ -38,16 +40,20 @@ STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "f
 
 @dataclass(frozen=True)
 class Checked:
-    """One shard, or (None) the folder around the shards. rows: in its manifest.
+    """One shard, or (None) the folder around the shards. rows: in its manifest; named: images that it names.
 
-    found: images that are there with the size that the manifest says; images: those whose bytes were read.
+    Of these, found: are there; sized: were seen to have the size that it says; images: were read; equal: are what it
+    says.
     """
 
     shard: str | None
     planned: int = 0
     rows: int = 0
+    named: int = 0
     found: int = 0
+    sized: int = 0
     images: int = 0
+    equal: int = 0
     findings: tuple[Finding, ...] = ()
 
 
@@ -61,13 +67,17 @@ class _Generation:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A planned shard. rows: None where its part of the plan cannot be read."""
+    """A planned shard. rows: None where its part of the plan cannot be read.
+
+    listed: {key: bytes} of its images by the great listing; None where there was none.
+    """
 
     name: str
     number: int
     num_rows: int
     rows: list[dict[str, Any]] | None
     generation: _Generation
+    listed: dict[str, int] | None
 
 
 def verify(
@@ -85,18 +95,18 @@ def verify(
         yield from _ahead(check.shard, check.planned(only))
         return
     yield Checked(None, findings=tuple(check.around()))
-    yield from _ahead(check.shard, check.planned())
-    yield Checked(None, findings=tuple(check.planned_twice()))
+    listing = ImageListing(run)
+    yield from _ahead(check.shard, check.planned(listing=listing))
+    yield Checked(None, findings=(*check.strays(listing), *check.planned_twice()))
 
 
 class _Verification:
-    """What one pass over a run folder keeps: the listings of one name a shard, and the keys of the planned ids."""
+    """What one pass over a run folder keeps: the listings of one object a shard, and the keys of the planned ids."""
 
     def __init__(self, run: RunFolder, sample: float, salt: str) -> None:
         self.run, self.sample, self.salt = run, sample, salt
-        self.manifests = run.names("manifest")  # before the images: what it names was there before it
+        self.manifests = sorted(key.removeprefix("manifest/") for key, _ in run.walk("manifest"))  # before the images
         self.done = done_of(self.manifests)
-        self.image_shards = set(run.names("images"))
         self.data: dict[str, dict[str, int]] = {}
         for key, size in run.walk("data"):
             self.data.setdefault(shard_of(key), {})[key] = size
@@ -111,7 +121,7 @@ class _Verification:
             index = self.run.shard_index(number).select(["shard", "part", "row_group", "rows"]).to_pylist()
             schema = schema_from_json(plan["manifest_schema"])
         except (*UNREADABLE, KeyError) as error:
-            message = f"its plan.json or shards.parquet cannot be read: {error}"
+            message = f"its plan.json or shards.parquet cannot be read: {_reason(error)}"
             self.damage.append(Finding("plan_damaged", f"plan/{number:04d}", message))
             return None
         stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
@@ -123,22 +133,45 @@ class _Verification:
         if self.damage:  # what its shards are called is not known
             return
         for name in self.manifests:
-            if not name.endswith(".parquet") or name.startswith("."):
+            if not name.endswith(".parquet") or name.startswith(".") or "/" in name:
                 yield Finding("object_orphan", f"manifest/{name}", "no manifest is called so", rows=0)
             elif name.removesuffix(".parquet") not in self.shards:
                 yield self._unknown(f"manifest/{name}")
-        for shard in sorted(self.image_shards - self.shards):
-            yield Finding("attempt_orphan", f"images/{shard}", "no planned shard is called so", rows=0)
         for shard in sorted(self.data.keys() - self.shards):
             for key in self.data[shard]:
                 yield Finding("attempt_orphan", key, "no planned shard is called so", rows=0)
         yield from self._plan_leftovers()
+        yield from self._astray()
+
+    def _astray(self) -> Iterator[Finding]:
+        """Files where the run's folders should be, and what desktops leave behind in those where nothing is planned."""
+        for name in FOLDERS:
+            if self.run.stat(name) is not None:
+                yield Finding("object_orphan", name, "a file where a folder of the run should be", rows=0)
+        names = [name for name in self.run.names() if name not in FOLDERS]
+        below = [key for folder in ("plan", "attempts", "epochs") for key, _ in self.run.walk(folder)]
+        for key in [*names, *sorted(below)]:
+            if is_dropping(key):
+                yield Finding("object_orphan", key, "a desktop's file", rows=0)
+            elif key.startswith("attempts/") and key.count("/") == 1:
+                yield Finding("object_orphan", key, "a file where a folder of the run should be", rows=0)
+
+    def strays(self, listing: ImageListing) -> Iterator[Finding]:
+        """What lies below images/ and is no planned shard's; nothing where it is not known what is planned."""
+        listing.finish()
+        for place in sorted(listing.strays - {f"images/{shard}" for shard in self.shards} if not self.damage else ()):
+            yield Finding("attempt_orphan", place, "no planned shard is called so", rows=0)
+        for place in sorted(listing.strays & {f"images/{shard}" for shard in self.shards}):
+            if self.run.stat(place) is not None:
+                yield Finding("object_orphan", place, "a file where a folder of the run should be", rows=0)
 
     def _unknown(self, key: str) -> Finding:
         try:
             rows = pq.read_table(pa.BufferReader(self.run.read(key)), columns=["shard"])["shard"].to_pylist()
         except (*UNREADABLE, KeyError) as error:
-            return Finding("manifest_unknown", key, f"no planned shard is called so, and it cannot be read: {error}")
+            return Finding(
+                "manifest_unknown", key, f"no planned shard is called so, and it cannot be read: {_reason(error)}"
+            )
         claimed = ", ".join(sorted({str(shard) for shard in rows})[:3])
         twice = " which has a manifest of its own" if self.done & self.shards & set(rows) else ""
         message = f"no planned shard is called so; its {len(rows)} rows say they are of {claimed}{twice}"
@@ -155,7 +188,7 @@ class _Verification:
                 if used and part.startswith("part-") and part not in used:
                     yield Finding("plan_orphan", f"plan/{name}/{part}", "the plan does not name it", rows=0)
 
-    def planned(self, only: Collection[str] | None = None) -> Iterator[_Shard]:
+    def planned(self, only: Collection[str] | None = None, listing: ImageListing | None = None) -> Iterator[_Shard]:
         """Every planned shard (or those) with its rows, a part of a plan at a time."""
         number = 0
         for generation in self.generations:
@@ -169,7 +202,8 @@ class _Verification:
                 if rows is not None:
                     ids = [id_key(row["id"]) for row in rows]
                     self.keys.append(np.array(ids, f"S{KEY_BYTES}"))
-                yield _Shard(entry["shard"], number, entry["rows"], rows, generation)
+                listed = listing.take(entry["shard"]) if listing else None
+                yield _Shard(entry["shard"], number, entry["rows"], rows, generation, listed)
                 number += 1
 
     def _part(self, key: str) -> pq.ParquetFile | None:
@@ -191,7 +225,8 @@ class _Verification:
             return Checked(shard.name, planned, findings=(*findings, manifest))
         if shard.rows is not None:
             findings += compare(shard.rows, manifest, shard.name)
-        stored = {**self.data.get(shard.name, {}), **self._listed(shard.name)}
+        named = {str(row["uri"]).partition("#")[0] for row in manifest}
+        stored = {**self.data.get(shard.name, {}), **self._listed(shard, named)}
         images = ShardImages(
             self.run,
             shard.name,
@@ -202,12 +237,16 @@ class _Verification:
             whole=shard.number % max(1, round(1 / max(self.sample, 1e-9))) == 0,
         )
         findings += images.check([row for row in manifest if row["status"] == "ok"])
-        findings += self._orphans(shard.name, stored, {str(row["uri"]).partition("#")[0] for row in manifest})
-        return Checked(shard.name, planned, len(manifest), images.found, images.read, tuple(findings))
+        findings += self._orphans(shard.name, stored, named)
+        counts = (images.named, images.found, images.sized, images.read, images.equal)
+        return Checked(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
 
-    def _listed(self, shard: str) -> dict[str, int]:
-        """{key: bytes} of all below a shard's images: one request a thousand objects."""
-        return dict(self.run.walk(f"images/{shard}")) if shard in self.image_shards else {}
+    def _listed(self, shard: _Shard, named: set[str]) -> dict[str, int]:
+        """{key: bytes} of its images. What the great listing did not show is looked for by one of the shard alone."""
+        listed, place = shard.listed, f"images/{shard.name}"
+        if listed is None or any(key not in listed for key in named if key.startswith(f"{place}/")):
+            listed = dict(self.run.walk(place))
+        return listed
 
     def _manifest(self, shard: _Shard) -> list[dict[str, Any]] | Finding:
         key = manifest_key(shard.name)
@@ -215,13 +254,20 @@ class _Verification:
             return Finding("manifest_missing", key, "the shard is not done", shard.name, rows=shard.num_rows)
         try:
             table = self.run.read_manifest(shard.name)
-            if not table.schema.equals(shard.generation.schema):
+            if not self._is_of_run(table.schema, shard.generation.number):
                 return Finding(
                     "manifest_damaged", key, "its columns are not the plan's", shard.name, rows=shard.num_rows
                 )
             return table.select(STORED).to_pylist()
         except UNREADABLE as error:
-            return Finding("manifest_damaged", key, f"cannot be read: {error}", shard.name, rows=shard.num_rows)
+            return Finding(
+                "manifest_damaged", key, f"cannot be read: {_reason(error)}", shard.name, rows=shard.num_rows
+            )
+
+    def _is_of_run(self, schema: pa.Schema, number: int) -> bool:
+        """Whether a manifest has the columns of its generation, or of a later one, which it may have been given."""
+        later = [generation.schema for generation in self.generations if generation.number >= number]
+        return any(schema.equals(each) for each in (*later, with_our_fields(later[-1])))
 
     def _orphans(self, shard: str, stored: Mapping[str, int], named: set[str]) -> Iterator[Finding]:
         """Attempts that no manifest names, each once, and what lies astray in those that one does."""
@@ -229,7 +275,7 @@ class _Verification:
         others = set()
         for key in sorted(stored.keys() - named):
             parts = key.split("/")
-            if parts[0] == "images" and len(parts) > 3 and parts[2] in attempts:
+            if is_odd(key) or (parts[0] == "images" and len(parts) > 3 and parts[2] in attempts):
                 yield Finding("object_orphan", key, "no row names it", shard, rows=0)
             elif (place := "/".join(parts[:3]) if parts[0] == "images" else key) not in others:
                 others.add(place)
@@ -291,14 +337,13 @@ def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _reason(error: BaseException) -> str:
+    """Without the place and the remedy that the run folder gives it."""
+    return str(error.__cause__ or error).partition("\n")[0]
+
+
 def _row_group(part: pq.ParquetFile | None, row_group: int) -> list[dict[str, Any]] | None:
     try:
         return part.read_row_group(row_group, columns=list(PLANNED)).to_pylist() if part else None
     except UNREADABLE:
         return None
-
-
-def shard_of(key: str) -> str:
-    """The shard of `images/<shard>/...` and of `data/<shard>-<attempt>.<ext>`."""
-    folder, _, rest = key.partition("/")
-    return rest.partition("/")[0] if folder == "images" else rest.partition(".")[0].rsplit("-", 2)[0]

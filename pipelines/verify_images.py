@@ -23,7 +23,7 @@ from pipelines.store import RunFolder
 BATCH_ROWS = 32  # of a Parquet data file, at a time
 HEADER = tarfile.BLOCKSIZE
 UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises of bytes that are no Parquet
-_UNDECODABLE = (
+UNDECODABLE = (  # what Pillow raises of bytes that are no picture
     OSError,
     SyntaxError,
     ValueError,
@@ -51,12 +51,16 @@ class ShardImages:
     salt: str = ""
     stored: bool = True
     whole: bool = True
-    read: int = 0  # images whose bytes were seen
-    found: int = 0  # images that are there with their size
+    named: int = 0  # images that the manifest names
+    found: int = 0  # those that are there
+    sized: int = 0  # those of them whose size was seen, and is the manifest's
+    read: int = 0  # those whose bytes were seen
+    equal: int = 0  # those of them that are what the manifest says
 
     def check(self, rows: Sequence[Row]) -> Iterator[Finding]:
         """Everything that is wrong with the images of these rows."""
         placed = [row for row in rows if row["uri"] and row["bytes"] is not None]
+        self.named = len(placed)
         if placed or self.stored:
             nowhere = [row for row in rows if not row["uri"] or row["bytes"] is None]
             yield from (self._finding("image_misplaced", row, "an ok row without an image") for row in nowhere)
@@ -76,7 +80,7 @@ class ShardImages:
                 yield self._finding(wrong[0], row, wrong[1])
             else:
                 whole.append(row)
-        self.found += len(whole)
+        self._count(len(whole))
         for row in self._drawn(whole):
             yield from self._judged(row, lambda row=row: self.run.read(row["uri"]))  # type: ignore[misc]
         for key, members in by_object.items():
@@ -116,6 +120,13 @@ class ShardImages:
         self.read += 1
         if wrong := fault(row, data):
             yield self._finding(*wrong[:1], row, wrong[1])
+        else:
+            self.equal += 1
+
+    def _count(self, images: int) -> None:
+        """More that are there with their size."""
+        self.found += images
+        self.sized += images
 
     def _tar(self, key: str, rows: Sequence[Row]) -> Iterator[Finding]:
         if (size := self.sizes.get(key)) is None:
@@ -128,7 +139,7 @@ class ShardImages:
         for row in rows:
             if row["id"] not in inside:
                 yield self._finding("image_missing", row, f"at offset {row['offset']} of a file of {size} bytes")
-        self.found += len(inside)
+        self._count(len(inside))
         for row in self._drawn(list(inside.values())):
             start = row["offset"] - HEADER
             data = self.run.read_range(key, start, row["offset"] + row["bytes"])
@@ -159,7 +170,9 @@ class ShardImages:
                     for stored in batch.to_pylist():
                         row = wanted.pop(stored["id"], None)
                         if row is not None and self.whole:
-                            yield from self._judged(row, lambda stored=stored: stored["image"])  # type: ignore[misc]
+                            image = stored["image"] or b""
+                            self.sized += len(image) == row["bytes"]
+                            yield from self._judged(row, lambda image=image: image)  # type: ignore[misc]
         except UNREADABLE as error:
             self.found -= len(wanted)
             yield Finding("data_damaged", key, _words(error), self.shard, rows=len(wanted))
@@ -184,7 +197,7 @@ def fault(row: Row, data: bytes) -> tuple[str, str] | None:
             if seen != (row["format"], row["width"], row["height"]):
                 return "image_undecodable", f"is {seen[0]} of {seen[1]} x {seen[2]}, not as its row says"
             image.load()
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         return "image_undecodable", _words(error)
     return None
 

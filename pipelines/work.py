@@ -46,20 +46,24 @@ class Span:
 
     started: float | None = None
     ended: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self) -> None:
         """A row goes to the engine."""
-        if self.started is None:
-            self.started = self.ended = time.monotonic()
+        with self._lock:
+            if self.started is None:
+                self.started = self.ended = time.monotonic()
 
     def reach(self) -> None:
         """A row is back."""
-        self.ended = time.monotonic()
+        with self._lock:
+            self.ended = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """0 before the first row."""
-        return self.ended - self.started if self.started is not None else 0.0
+        with self._lock:
+            return self.ended - self.started if self.started is not None else 0.0
 
 
 @dataclass(eq=False)
@@ -153,8 +157,10 @@ class Work:
             rendered.cancel()
 
     def _note(self, result: Future) -> None:
-        """A result that raised ends the attempt: no more rows are started."""
-        self.error = self.error or result.exception()
+        """A result that raised ends the attempt, unless something else has: no more rows are started."""
+        if (error := result.exception()) is not None:
+            with self._lock:
+                self.error = self.error or error
 
     def _rendered(self, submit: Submit, row: dict[str, Any]) -> "Future[Picture]":
         """The picture to come; where the attempt is dropped, and the row still waits, it is taken back."""

@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from pipelines.capacity import ActorState, actor_states
 from pipelines.epochs import Term
 from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Unfit, Worker
 from pipelines.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
-from pipelines.manifest import outcome_counts
+from pipelines.manifest import manifest_table, outcome_counts
 from pipelines.models import ModelSource
 from pipelines.precision import keep_dtype, settled_dtype
 from pipelines.proof import prove_in_time
@@ -51,7 +50,7 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """All that a worker of one pool needs. schemas: of each generation's manifests, as plan.json has them.
+    """All that a worker of one pool needs. schema: of all manifests, as plan.json has one.
 
     row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
     `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
@@ -63,7 +62,7 @@ class WorkerJob:
     pool: str
     layout: str
     image_format: str
-    schemas: Mapping[int, str]
+    schema: str
     scorers: tuple[ScorerSource, ...] = ()
     row_timeout_s: float | None = None
     term: Term | None = None
@@ -85,6 +84,7 @@ class RenderWorker:
         self._works: dict[str, Work | None] = {}  # shards in hand, from the lease on; None: not begun
         self._unwanted: set[str] = set()  # those not begun that are another's by now
         self._past: Counter[str] = Counter()  # figures of samplers that made room for isolation
+        self._figures = threading.Lock()  # held while a sampler comes or goes, and what is past with it
         self._answered_at = time.monotonic()
         self._leaving, self._handing = False, threading.Lock()
         self._ending = threading.Lock()  # held by the thread that ends the process
@@ -244,8 +244,9 @@ class RenderWorker:
                 log.info("shard %s is another worker's now; this attempt is dropped", shard)
 
     def _engine_stats(self) -> dict[str, float]:
-        sampler = self._sampler
-        return dict(self._past + Counter(sampler.stats())) if sampler else dict(self._past)
+        with self._figures:
+            sampler, past = self._sampler, self._past
+        return dict(past + Counter(sampler.stats())) if sampler else dict(past)
 
     def _stats(self) -> dict[str, float]:
         return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
@@ -272,7 +273,7 @@ class RenderWorker:
     def _render(self, lease: Lease) -> dict[str, Any]:
         """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
         run, shard, order = self.job.run, lease.shard, lease.order
-        schema = schema_from_json(self.job.schemas[int(shard.id.split("-")[0])])
+        schema = schema_from_json(self.job.schema)
         mending = order.mending(run, shard.part, shard.row_group, schema) if order else None
         rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
         bad = {row["id"] for row in rows if row["error_type"]}
@@ -281,7 +282,7 @@ class RenderWorker:
         work = self._begin(shard, rows)
         try:
             finished = self._finished(lease, work)
-            table = mending.manifest(finished) if mending else pa.Table.from_pylist(finished, schema=schema)
+            table = mending.manifest(finished) if mending else manifest_table(finished, schema)
             if work.commit(partial(self._commit, lease, table)):
                 return outcome_counts(table, order, bad)
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
@@ -363,7 +364,9 @@ class RenderWorker:
         with self._lock:
             if self._sampler is not None:
                 self._sampler.close()
-                self._past, self._sampler = self._past + Counter(self._sampler.stats()), None
+                past = self._past + Counter(self._sampler.stats())
+                with self._figures:
+                    self._past, self._sampler = past, None
                 give_back_memory()  # the children load the model, too
         good = [engine_row(row) for row in rows if not row["error_type"]]
         silence_s = self.job.row_timeout_s or SILENCE_S

@@ -1,6 +1,7 @@
 """Workers whose device is lost after so many UNet calls on its node, and stays lost for each later process there."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ def lose_device(doomed: Path) -> None:
     honest = UNet2DConditionModel.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if doomed.exists():
+        with suppress(FileNotFoundError):
             left = int(doomed.read_text())
             if left <= 0:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            doomed.write_text(str(left - 1))
+            fewer = doomed.with_suffix(f".{os.getpid()}")
+            fewer.write_text(str(left - 1))
+            fewer.replace(doomed)  # whole: another process of the node may be reading it
         return honest(self, *args, **kwargs)
 
     UNet2DConditionModel.forward = forward

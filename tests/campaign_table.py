@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.campaign_kinds import KINDS, OLD
+
 BEGIN, END = "<!-- campaigns: written by python -m tests.campaign -->", "<!-- campaigns end -->"
 CLAIMS = {
     "lost": "rows lost",
@@ -19,11 +21,11 @@ CLAIMS = {
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The latest line of each seed and server, by seed."""
+    """The latest line of each kind, server and seed, in this order; a line that names no kind is of one pool."""
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    latest = {(line["server"], line["seed"]): line for line in lines}
+    lines = [{"kind": OLD} | json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    latest = {(list(KINDS).index(line["kind"]), line["server"], line["seed"]): line for line in lines}
     return [latest[key] for key in sorted(latest)]
 
 
@@ -35,13 +37,14 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was injected, what came out, and a row a seed."""
+    """What varied, what was injected, what came out, and a row a seed."""
     faults, acts = (_summed(line[name] for line in lines) for name in ("faults", "acts"))
-    rows, requests = (sum(line[name] for line in lines) for name in ("rows", "requests"))
-    good = sum(bool(line["good"]) for line in lines)
-    drivers = sum(len(line["exits"]) for line in lines)
     return [
-        f"{len(lines)} campaigns, {good} of them good: {rows:,} rows, {drivers} drivers, {requests:,} requests.",
+        f"{len(lines)} campaigns, {_good(lines)} of them good: {_sizes(lines)}.",
+        "",
+        "| kind | what varies | campaigns | good | |",
+        "|---|---|---|---|---|",
+        *(_kind(name, [line for line in lines if line["kind"] == name]) for name in KINDS),
         "",
         "| injected | times |",
         "|---|---|",
@@ -53,16 +56,29 @@ def table(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         *(f"| {words} | {sum(int(line[name]) for line in lines)} |" for name, words in CLAIMS.items()),
         f"| orphans, all named by `verify` | {sum(line['orphans'] for line in lines):,} |",
         "",
-        "| seed | server | rows | layout | exit codes | acts | storage faults | orphans | s | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kind | seed | server | rows | layout | exit codes | acts | storage faults | orphans | s | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_row, lines),
     ]
+
+
+def _kind(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"| {name} | {KINDS[name].about} | {len(lines)} | {_good(lines)} | {_sizes(lines)} |"
+
+
+def _good(lines: Sequence[Mapping[str, Any]]) -> int:
+    return sum(bool(line["good"]) for line in lines)
+
+
+def _sizes(lines: Sequence[Mapping[str, Any]]) -> str:
+    rows, requests = (sum(line[name] for line in lines) for name in ("rows", "requests"))
+    return f"{rows:,} rows, {sum(len(line['exits']) for line in lines)} drivers, {requests:,} requests"
 
 
 def _row(line: Mapping[str, Any]) -> str:
     acts = ", ".join(name if count == 1 else f"{name} x{count}" for name, count in sorted(line["acts"].items()))
     exits = " ".join("hang" if code is None else str(code) for code in line["exits"])
-    cells = (line["seed"], line["server"], line["rows"], line["layout"], exits, acts or "none")
+    cells = (line["kind"], line["seed"], line["server"], line["rows"], line["layout"], exits, acts or "none")
     numbers = (sum(line["faults"].values()), line["orphans"], f"{line['seconds']:.0f}")
     return f"| {' | '.join(map(str, (*cells, *numbers)))} | {'good' if line['good'] else '**failed**'} |"
 

@@ -1,118 +1,37 @@
-"""What a fault campaign breaks: a Ray of several raylets on this machine, its processes, its driver, its S3 server.
+"""What a fault campaign does to its cluster, to its processes and their connections, its driver and its S3 server."""
 
-Only processes of the campaign's own cluster and drivers are ever touched.
-"""
-
-import json
-import os
 import queue
 import random
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 
+from tests.breaking_engine import Tokens
+from tests.clusters import LATE, Cluster, Driver, wake
+from tests.connections import cut_connections
 from tests.other_servers import Server
 
-ROOT = Path(__file__).parent.parent
 RENDERER, LEDGER, ANY = "RenderWorker", "LedgerActor", "ray::"
-WORKER_NODES, CPUS_A_NODE = 2, 2
-RAYLET_S = 60.0
-STORE_BYTES = 90 << 20
-SPOT = {"spot": 2.0}  # what the render actors ask for, so that they are on the raylets that may die
-
-
-class Cluster:
-    """`with Cluster() as cluster:` a head that stays and `WORKER_NODES` raylets that may be killed and replaced."""
-
-    def __enter__(self) -> "Cluster":
-        from ray.cluster_utils import Cluster as RayCluster
-
-        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray puts sockets there
-        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": self.folder}
-        self.ray = RayCluster(
-            initialize_head=True, head_node_args=head | {"object_store_memory": STORE_BYTES}, shutdown_at_exit=True
-        )
-        for _ in range(WORKER_NODES):
-            self.add()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    @property
-    def address(self) -> str:
-        """For `--address`."""
-        return self.ray.address
-
-    def mend(self) -> bool:
-        """A new cluster where the head is gone, as who runs one would start it again; -> whether that was so."""
-        heads = self.ray.head_node.all_processes.get("raylet", ()) if self.ray.head_node else ()
-        if heads and all(info.process.poll() is None for info in heads):
-            return False
-        self.__exit__()
-        self.__enter__()
-        return True
-
-    def add(self) -> None:
-        """One more raylet for render actors."""
-        self.ray.add_node(num_cpus=CPUS_A_NODE, resources=SPOT, object_store_memory=STORE_BYTES)
-
-    def replace(self, chance: random.Random) -> None:
-        """kill -9 of a raylet with all that hangs on it; a new one comes."""
-        node = chance.choice(sorted(self.ray.worker_nodes, key=lambda node: node.unique_id))
-        self.ray.remove_node(node, allow_graceful=False)
-        self.add()
-
-    def processes(self, text: str) -> list[psutil.Process]:
-        """The cluster's worker processes with this text in their title; no agent, with which its raylet would end."""
-        nodes = [self.ray.head_node, *list(self.ray.worker_nodes)]
-        raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", ())}
-        found = []
-        for process in psutil.process_iter(["ppid", "cmdline"]):
-            title = " ".join(process.info["cmdline"] or ())
-            if process.info["ppid"] in raylets and title.startswith("ray::") and text in title and "Agent" not in title:
-                found.append(process)
-        return sorted(found, key=lambda process: process.pid)
-
-
-@dataclass
-class Driver:
-    """One `python -m jobs` verb, in a process of its own; stdout and stderr go to files beside the job's."""
-
-    process: subprocess.Popen[bytes]
-    out: Path
-    err: Path
-
-    @classmethod
-    def start(cls, job: Path, address: str, *options: str, verb: str = "run") -> "Driver":
-        """The command as a user types it."""
-        out, err = job.with_suffix(".out"), job.with_suffix(".err")
-        command = [sys.executable, "-m", "jobs", verb, str(job), "--json", "--address", address, *options]
-        # as a submitted job has it: the workers take the code from this folder, nothing is uploaded
-        code = {"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}
-        env = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(code)}
-        with out.open("wb") as said, err.open("wb") as complained:
-            return cls(subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=complained, env=env), out, err)
-
-    def send(self, number: int) -> None:
-        """A signal, if it still lives."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
-
-    def said(self) -> str:
-        """All of stderr."""
-        return self.err.read_text("utf-8", "replace")
+RAYLET_S = 60.0  # for a new one
+LATE_S = 60.0  # how long a pool's one node is away
+SHORT_S, LONG_S = (3.0, 10.0), (40.0, 70.0)  # stops that nobody notices, and some after which a node is taken for dead
+TOKENS = {  # act: which tokens, and how many
+    "oom_unet": (("unet", 2),),
+    "oom_decode": (("decode", 2),),
+    "oom_pack": (("pack", 2),),
+    "oom_kill": (("kill", 3),),  # after three deaths the shard is isolated, and its child is closed while it renders
+    "oom_close": (("close_unet", 1), ("close_decode", 1)),
+    "noise": (("noise", 1),),
+    "swap": (("swap", 1),),
+    "short": (("short", 1),),
+    "forget": (("forget", 1),),
+}
 
 
 @dataclass
@@ -122,31 +41,43 @@ class Chaos:
     cluster: Cluster
     server: Server
     chance: random.Random
+    breaks: Tokens
+    spared_ports: tuple[int, ...] = ()  # where a cut connection would be a fault of the store
     driver: Driver | None = None
     done: list[str] = field(default_factory=list)
-    timers: list[threading.Thread] = field(default_factory=list)
-    for_main: "queue.SimpleQueue[threading.Event]" = field(default_factory=queue.SimpleQueue)
+    timers: list[threading.Timer] = field(default_factory=list)
+    for_main: "queue.SimpleQueue[tuple[Callable[[], None], threading.Event]]" = field(default_factory=queue.SimpleQueue)
 
     def act(self, name: str) -> None:
-        """One of ACTS, or `raylet` or `power`. What goes wrong in it is noted, too."""
+        """One of ACTS or of the others that a kind of campaign names. What goes wrong in it is noted, too."""
         try:
-            self.done.append(getattr(self, f"_{name}")())
+            self.done.append(self._give(name) if name in TOKENS else getattr(self, f"_{name}")())
         except Exception as error:
             self.done.append(f"{name} (failed: {type(error).__name__})")
             raise
 
+    def counts(self) -> Counter[str]:
+        """How often each act was done, and what broke in the engines."""
+        return Counter(self.done) + self.breaks.done()
+
     def serve(self) -> None:
         """In the main thread, again and again: what only it can do, since Ray's nodes set signal handlers."""
         with suppress(queue.Empty):
-            asked = self.for_main.get_nowait()
-            self.cluster.replace(self.chance)
-            asked.set()
+            call, done = self.for_main.get_nowait()
+            call()
+            done.set()
 
     def settle(self) -> None:
         """Waits for what an act left under way."""
-        for timer in self.timers:
-            timer.join()
+        while any(timer.is_alive() for timer in self.timers):
+            self.serve()
+            time.sleep(0.1)
         self.timers.clear()
+
+    def _give(self, name: str) -> str:
+        for token, count in TOKENS[name]:
+            self.breaks.give(token, count)
+        return name
 
     def _strike(self, text: str, number: int, name: str) -> str:
         found = self.cluster.processes(text)
@@ -170,7 +101,7 @@ class Chaos:
         zombie, pause_s = self.chance.choice(found), self.chance.uniform(0.5, 3.0)
         with suppress(psutil.NoSuchProcess):
             zombie.suspend()
-            self._later(pause_s, lambda: _wake(zombie))
+            self._later(pause_s, lambda: wake(zombie))
         return "actor_stop"
 
     def _process(self) -> str:
@@ -180,11 +111,77 @@ class Chaos:
         return self._strike(LEDGER, signal.SIGKILL, "ledger")
 
     def _raylet(self) -> str:
-        asked = threading.Event()
-        self.for_main.put(asked)
-        if not asked.wait(RAYLET_S):
-            raise TimeoutError("no new raylet")
+        place = self.cluster.choose(self.chance)
+        self._in_main(lambda: self.cluster.replace(place))
         return "raylet"
+
+    def _late(self) -> str:
+        """The one node of a pool is gone before its actors came, and is there again a minute later."""
+        place = self.cluster.resources.index(LATE)
+        self._in_main(lambda: self.cluster.lose(place))
+        self._later(LATE_S, lambda: self._in_main(lambda: self.cluster.replace(place)))
+        return "late"
+
+    def _drain(self) -> str:
+        """A node is taken back by its cloud, and later there is another."""
+        place, left_s = self.cluster.choose(self.chance), self.chance.uniform(5.0, 25.0)
+        self.cluster.drain(place, 2 * left_s)
+        self._later(left_s, lambda: self._in_main(lambda: self.cluster.replace(place)))
+        return "drain"
+
+    def _raylet_stop(self) -> str:
+        return self._stop("raylet_stop", SHORT_S, with_workers=False)
+
+    def _raylet_stop_long(self) -> str:
+        """Its node is taken for dead while its workers go on."""
+        return self._stop("raylet_stop_long", LONG_S, with_workers=False)
+
+    def _node_stop(self) -> str:
+        return self._stop("node_stop", SHORT_S, with_workers=True)
+
+    def _node_stop_long(self) -> str:
+        """A machine that stands still, and wakes when others have its work."""
+        return self._stop("node_stop_long", LONG_S, with_workers=True)
+
+    def _stop(self, name: str, pause_s: tuple[float, float], with_workers: bool) -> str:
+        raylet = self.cluster.raylet(self.cluster.choose(self.chance))
+        stopped = [raylet, *(raylet.children(recursive=True) if with_workers else ())]
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+
+        def wake_again() -> None:
+            wake(*stopped)
+            time.sleep(5.0)  # a raylet that hears that it is dead ends
+            self._in_main(self.cluster.replace_dead)
+
+        self._later(self.chance.uniform(*pause_s), wake_again)
+        return name
+
+    def _cut_driver(self) -> str:
+        return self._cut("cut_driver", [psutil.Process(self.driver.process.pid)] if self.driver else [])
+
+    def _cut_worker(self) -> str:
+        return self._cut("cut_worker", self.cluster.processes(RENDERER))
+
+    def _cut_ledger(self) -> str:
+        return self._cut("cut_ledger", self.cluster.processes(LEDGER))
+
+    def _cut_raylet(self) -> str:
+        return self._cut("cut_raylet", [self.cluster.raylet(self.cluster.choose(self.chance))])
+
+    def _cut(self, name: str, candidates: list[psutil.Process]) -> str:
+        if not candidates:
+            return f"{name} (nobody)"
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            return name if cut_connections(self.chance.choice(candidates), self.spared_ports) else f"{name} (none)"
+        return f"{name} (nobody)"
+
+    def _device(self) -> str:
+        """From a few UNet calls on its device is lost to each process of a node, until somebody mends it."""
+        node = self.cluster.node_id(self.cluster.choose(self.chance))
+        self.breaks.lose_device(node, self.chance.randrange(8))
+        return "device"
 
     def _driver_kill(self) -> str:
         return self._signal(signal.SIGKILL, "driver_kill")
@@ -210,6 +207,12 @@ class Chaos:
         self._later(self.chance.uniform(0.2, 1.0), self.server.restart)
         return "power"
 
+    def _in_main(self, call: Callable[[], None]) -> None:
+        asked = threading.Event()
+        self.for_main.put((call, asked))
+        if not asked.wait(RAYLET_S):
+            raise TimeoutError("no new raylet")
+
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         timer = threading.Timer(seconds, act)
         timer.start()
@@ -228,17 +231,3 @@ ACTS = (
     "driver_int",
     "server_kill",
 )
-
-
-def _wake(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.resume()
-
-
-def wait(process: subprocess.Popen[bytes], seconds: float, meanwhile: Callable[[], None] = lambda: None) -> int | None:
-    """The exit code, None where it is still there after so long."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        meanwhile()
-        time.sleep(0.1)
-    return process.poll()

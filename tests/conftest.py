@@ -6,9 +6,10 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -40,8 +41,11 @@ def logging_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """A running radosgw; its credentials are in the environment of this process and of its children."""
-    with server_or_skip(*KEYS) as server:
+    """A running radosgw; its credentials are in the environment of this process and of its children.
+
+    This process waits longer for its answers than a probe does: a busy machine is no fault.
+    """
+    with server_or_skip(*KEYS) as server, patch("pipelines.folder.PROBE_DEADLINE_S", 60.0):
         yield server
 
 
@@ -50,6 +54,23 @@ def fault_server(s3: S3Server) -> Iterator[tuple[FaultProxy, str]]:
     """A fault proxy before that server, and a bucket behind it."""
     with FaultProxy(s3.s3_port) as running:
         yield running, s3.bucket()
+
+
+@pytest.fixture
+def sleeping(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
+    """Real pools, of workers with an engine that sleeps; called with another class of worker, they make those.
+
+    An engine of torch takes seven seconds of a CPU until it renders: the tests of dispatch, commits and command lines
+    do without.
+    """
+    from pipelines import pools
+    from tests.sleeping_workers import Drawing
+
+    def use(worker: type) -> None:
+        monkeypatch.setattr(pools, "RenderWorker", worker)
+
+    use(Drawing)
+    return use
 
 
 @pytest.fixture(scope="session")

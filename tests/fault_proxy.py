@@ -126,7 +126,12 @@ class FaultProxy:
     @property
     def endpoint_url(self) -> str:
         """What the clients are told."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Its own."""
+        return int(self._server.server_address[1])
 
     def __enter__(self) -> "FaultProxy":
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="proxy", daemon=True).start()

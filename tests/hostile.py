@@ -1,4 +1,4 @@
-"""Bad inputs by the thousand, each from one seed: prompt tables of every format, job files, ids, prompts.
+"""Bad inputs by the thousand, each from one seed: prompt tables of every format, job files, ids, prompts, trees.
 
 Generators only; what must hold of whatever reads them is in tests/test_faults_input.py.
 """
@@ -6,8 +6,10 @@ Generators only; what must hold of whatever reads them is in tests/test_faults_i
 import gzip
 import io
 import json
+import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -436,3 +438,138 @@ MONSTERS: tuple[Callable[[random.Random], str], ...] = (
     lambda draw: "!!str {a: b}",
     lambda draw: "%YAML 9.9\n---\na: b",
 )
+
+
+FOLDERS = (
+    *(
+        "a",
+        "b.parquet",
+        "_tmp",
+        ".git",
+        "x y",
+        "plan",
+        "metadata",
+        "deep",
+        "é",
+        "[1]",
+        "a*b",
+        "q?",
+        "#1",
+        "100%",
+        "-r",
+        "~",
+    ),
+    *(
+        "lang=en",
+        "lang=de",
+        "day=1",
+        "day=",
+        "=x",
+        "a=b=c",
+        "prompt=x",
+        "na%2Fme=a%20b",
+        "d=__HIVE_DEFAULT_PARTITION__",
+    ),
+    *("two\nlines", "\udcff", "\u202egpj", "CON", "s3:", "_delta_log", ".hoodie", "_spark_metadata", "part-0.csv"),
+)
+ENDINGS = ("csv", "jsonl", "CSV", "json", "txt", "png", "csv.gz", "csv.zst", "", "parquet.gz", "tsv", "parquet", "csv~")
+LINKS = (".", "..", "../..", "/no/such", "f0.csv", "self", "deep", "../a", "f1.txt", "../self", "more.png", "f9.csv")
+GLOBS = (
+    "*",
+    "**",
+    "*.csv",
+    "*.parquet",
+    "[!_]*",
+    "lang=*",
+    "?*",
+    "*=*",
+    "f[0-9]*",
+    "deep",
+    "a",
+    "*.gz",
+    ".*",
+    "_*",
+    "[[]1]",
+)
+_PARQUET = io.BytesIO()
+pq.write_table(pa.table({"prompt": ["x"]}), _PARQUET)
+CONTENT = {
+    "jsonl": b'{"prompt": "x"}\n',
+    "csv.gz": gzip.compress(b"prompt\nx\n"),
+    "parquet": _PARQUET.getvalue(),
+}
+
+
+def tree(draw: random.Random, home: Path, depth: int = 3) -> None:
+    """A folder of files, folders, links (to folders around, to files, to nothing, in a ring), pipes and run folders."""
+    home.mkdir()
+    for number in range(draw.randint(0, 4)):
+        ending = draw.choice(ENDINGS)
+        name = draw.choice(("", "", "", "_", ".", "two\n", "\udcff")) + f"f{number}" + (f".{ending}" if ending else "")
+        (home / name).write_bytes(CONTENT.get(ending, b"prompt\nx\n"))
+    for name in draw.sample(FOLDERS, draw.randint(0, 3)) if depth else ():
+        tree(draw, home / name, depth - 1)
+    if draw.random() < 0.2:
+        _odd_entry(draw, home)
+    if draw.random() < 0.08:
+        run(home / draw.choice(("run", "day=2")), draw.choice(("job.yaml", "epochs/000001.json")))
+
+
+def _odd_entry(draw: random.Random, home: Path) -> None:
+    path = home / draw.choice(("link", "self", "f9.csv", "more.png", "_l", ".h.csv", "lang=fr"))
+    if os.path.lexists(path):
+        return
+    if draw.random() < 0.15:
+        os.mkfifo(path)
+    elif draw.random() < 0.2 and (there := next((each for each in home.iterdir() if each.is_file()), None)):
+        os.link(there, path)
+    else:
+        path.symlink_to(draw.choice((*LINKS, home.parent / "deep", home)))
+
+
+def run(path: Path, marker: str) -> None:
+    """A run folder of ours."""
+    for key in (
+        "plan/0001/part-00000-0.parquet",
+        "manifest/0001-000000.parquet",
+        "images/0001-000000/1-ab/x.png",
+        marker,
+    ):
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(CONTENT["parquet"])
+
+
+def pattern(draw: random.Random) -> str:
+    """A glob of one to three parts."""
+    return "/".join(draw.choice(GLOBS) for _ in range(draw.randint(1, 3)))
+
+
+PARTS = (
+    "",
+    "",
+    "a",
+    "b.csv",
+    "c.json",
+    "_h",
+    ".h",
+    "x y",
+    "lang=en",
+    "day=1",
+    ".",
+    "..",
+    "é",
+    "#",
+    "a?b",
+    "[1]",
+    "run",
+    "%2F",
+)
+
+
+def keys(draw: random.Random) -> list[str]:
+    """Keys of an object store: parts may be empty, dots, or what is hidden; some end in a slash."""
+    found = ["/".join(draw.choice(PARTS) for _ in range(draw.randint(1, 4))) for _ in range(draw.randint(1, 8))]
+    found = [key if draw.random() < 0.3 else f"{key}/f.{draw.choice(ENDINGS)}" for key in found]
+    if draw.random() < 0.2:
+        found += [f"run/{key}" for key in ("plan/0001/part-0.parquet", "job.yaml", "manifest/0001-000000.parquet")]
+    return sorted({key for key in found if key.strip("/.")})

@@ -269,8 +269,8 @@ class Bench:
         self.pools = (PoolSpec(actors=3),)
         self.shards = planned_shards(self.run, self.pools)
         self.rows = {s.id: set(self.run.read_shard(s.part, s.row_group)["id"].to_pylist()) for s in self.shards}
-        schemas = {1: self.run.read_plan(1)["manifest_schema"]}
-        self.job = WorkerJob(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schemas)
+        schema = self.run.read_plan(1)["manifest_schema"]
+        self.job = WorkerJob(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schema)
         self.empty = self._store_of({})
 
     def _number(self, kept: list[Any], key: Any, value: Any) -> int:

@@ -20,8 +20,8 @@ import pyarrow as pa
 from pipelines.folder import StorageOptions
 from pipelines.store import RunFolder, schema_from_json
 from tests.campaign import own_server
-from tests.chaos import Driver, wait
 from tests.checkpoints import make_checkpoint
+from tests.clusters import Driver, wait
 from tests.fault_proxy import FaultProxy
 from tests.other_servers import Server
 

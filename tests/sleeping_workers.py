@@ -4,10 +4,44 @@ import os
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+
 from actors.rows import EngineBroken, Picture, Row
 from benchmarks.fake_engine import FakeEngine, FakeWorker
 from pipelines.precision import keep_dtype, settled_dtype
 from pipelines.worker import WorkerJob
+
+
+class DrawingEngine(FakeEngine):
+    """Its picture is a function of the row's seed, steps and size."""
+
+    def _draw(self, row: Row) -> np.ndarray:
+        return np.random.default_rng([row.seed, row.num_steps]).integers(
+            0, 256, (row.height, row.width, 3), dtype=np.uint8
+        )
+
+
+class Drawing(FakeWorker):
+    """Every row gets a picture of its own, and the run keeps its precision."""
+
+    engine = DrawingEngine
+
+    def _loaded(self) -> Any:
+        keep_dtype(self.job.run, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype))
+        return super()._loaded()
+
+
+class StuckEngine(FakeEngine):
+    """Takes rows and does nothing with them."""
+
+    def submit(self, row: Row) -> "Future[Picture]":
+        return Future()
+
+
+class Stuck(FakeWorker):
+    """Lives, and ends no row."""
+
+    engine = StuckEngine
 
 
 class RaisingInit(FakeWorker):
@@ -36,11 +70,9 @@ class FailingEngine(FakeEngine):
 
 
 class FailingRows(FakeWorker):
-    def _loaded(self) -> Any:
-        with self._lock:
-            if self._sampler is None:
-                self._sampler = FailingEngine(0.01)
-            return self._sampler
+    """Lives, and fails half of the rows."""
+
+    engine = FailingEngine
 
 
 class CountingServes(FakeWorker):
@@ -64,11 +96,3 @@ class Holder:
 
     def hold(self) -> None:
         """Has its place."""
-
-
-class Settling(FakeWorker):
-    """Keeps the run's precision, as a worker does whose engine has passed its probe."""
-
-    def _loaded(self) -> Any:
-        keep_dtype(self.job.run, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype))
-        return super()._loaded()

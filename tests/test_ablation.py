@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tables import world
 from test_learner import LEARNING, NETWORK, embeddings
 
@@ -15,6 +16,7 @@ def part(seed: int) -> tuple[RewardTable, Rows]:
     return table, Rows(embeddings(table, seed), dict(enumerate(table.quality)))
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_with_every_seed() -> None:
     seen = list[Outcome]()
     candidates = ways(replace(LEARNING, epochs=40), NETWORK)

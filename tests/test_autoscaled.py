@@ -156,7 +156,7 @@ def test_an_idle_node_goes_and_auto_brings_another() -> None:
 
 def pending(cluster: FakeCluster) -> int:
     """Requests that wait, once the raylets have reported."""
-    until(lambda: not cluster.status().cluster_resource_state.pending_resource_requests, within_s=10.0)
+    until(lambda: not cluster.status().cluster_resource_state.pending_resource_requests)
     return len(cluster.status().cluster_resource_state.pending_resource_requests)
 
 

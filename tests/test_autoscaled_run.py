@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RUN = """
 import sys
 from pipelines import pools
-from tests.sleeping_workers import Settling
-pools.RenderWorker = Settling
+from tests.sleeping_workers import Drawing
+pools.RenderWorker = Drawing
 from jobs.__main__ import main
 sys.exit(main(["run", sys.argv[1], "--json", "--address", sys.argv[2]]))
 """

@@ -525,7 +525,7 @@ def test_calibrate_says_it_in_one_line(sd1: Path, tmp_path: Path, capsys: pytest
     job = tmp_path / "job.yaml"
     scorers = "[{scorer: 'tests.plans:brightness'}, {scorer: 'tests.plans:brightness', weight: 0}]"
     job.write_text(
-        f"model: {{path: {sd1}}}\ninput: {{path: p.csv}}\nsteps: {{selector: words}}\nquality: {scorers}\n"
+        f"model: {{path: {sd1}}}\ninput: {{path: {tmp_path}/p.csv}}\nsteps: {{selector: words}}\nquality: {scorers}\n"
         f"output: {{path: {tmp_path}/run}}\n"
     )
     assert main(["calibrate", str(job), "--calls", "1"]) == 2

@@ -11,24 +11,7 @@ from actors.clock import Block, DeviceClock
 from actors.rows import SamplerConfig
 from actors.sampler import DDIMSampler
 from tests.checkpoints import make_checkpoint
-from tests.engine import CPU, denoiser, flight, row, run
-
-
-class StandIn:
-    """A CUDA event of a device that has passed everything; 1 ms between any two."""
-
-    lost = False
-
-    def query(self) -> bool:
-        if self.lost:
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        return True
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: "StandIn") -> float:
-        return 1.0
+from tests.engine import CPU, StandIn, denoiser, flight, row, run
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -131,10 +129,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.ray
-def test_two_renders_at_once_on_a_real_ray(ray_cluster, model: str, tmp_path: Path) -> None:
+def test_two_renders_at_once_on_a_real_ray(ray_cluster, sleeping, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=8) for i in range(60)], 6)
-    config = RenderConfig(ModelSource(model), SamplerConfig("", device="cpu"), (PoolSpec(lanes=4),))
+    config = RenderConfig(ModelSource("", revision="0.1"), SamplerConfig("", device="cpu"))
     results = []
     drivers = [threading.Thread(target=lambda: results.append(render(run, config))) for _ in range(2)]
     for driver in drivers:
@@ -149,7 +147,9 @@ def test_two_renders_at_once_on_a_real_ray(ray_cluster, model: str, tmp_path: Pa
 
 
 @pytest.mark.ray
-def test_the_first_driver_finishes_what_is_in_work_and_gives_way(model: str, tmp_path: Path) -> None:
+def test_the_first_driver_finishes_what_is_in_work_and_gives_way(
+    ray_cluster, sleeping, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "prompts.csv").write_text("prompt\n" + "".join(f"a fox number {i}\n" for i in range(224)))
     job = tmp_path / "job.yaml"
     job.write_text(
@@ -157,17 +157,24 @@ def test_the_first_driver_finishes_what_is_in_work_and_gives_way(model: str, tmp
         "steps: {selector: fixed, fixed: 60}\npools: [{name: default, lanes: 2}]\n"
         f"output: {{path: {tmp_path}/run}}\n"
     )
-    command = [sys.executable, "-m", "jobs", "run", str(job), "--json", "--address", "local"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    run = RunFolder(str(tmp_path / "run"))
-    deadline = time.monotonic() + 200
-    while not run.attempts() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    second = claim(run, take_over=True)
-    out, err = first.communicate(timeout=500)
-    assert first.returncode == 1, err[-3000:]
-    assert f"another run took over: host {second.record['host']}, process {second.record['pid']}" in err
-    assert json.loads(out)["status"] == "superseded"
+    run, claimed = RunFolder(str(tmp_path / "run")), []
+
+    over = threading.Event()
+
+    def take_over() -> None:
+        while not run.attempts() and not over.wait(0.05):
+            pass
+        claimed.append(claim(run, take_over=True))
+
+    taker = threading.Thread(target=take_over)
+    taker.start()
+    code = main(["run", str(job), "--json"])
+    over.set()
+    taker.join()
+    (second,), said = claimed, capsys.readouterr()
+    assert code == 1, said.err[-3000:]
+    assert f"another run took over: host {second.record['host']}, process {second.record['pid']}" in said.err
+    assert json.loads(said.out)["status"] == "superseded"
     assert 0 < len(run.done_shards()) < len(run.shard_index(1))
     assert found(run) == {"manifest_missing"}
     assert run.attempts().keys() == run.done_shards()  # nothing was begun and dropped

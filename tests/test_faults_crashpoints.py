@@ -28,10 +28,10 @@ from pipelines.models import ModelSource
 from pipelines.plan_writer import PlanWriter, commit
 from pipelines.store import RunFolder, manifest_schema, schema_to_json
 from pipelines.verify import verify
-from pipelines.worker import RenderWorker, WorkerJob
-from tests.checkpoints import make_checkpoint
+from pipelines.worker import WorkerJob
 from tests.fault_proxy import FaultProxy, Rule
 from tests.plans import CARRIED, PLAN_SCHEMA, lane_steps, planned_row, write_plan
+from tests.sleeping_workers import Drawing
 
 pytestmark = pytest.mark.s3
 ROWS = 6
@@ -40,7 +40,7 @@ MANIFEST = f"manifest/{SHARD}.parquet"
 TIMEOUT_S = 120.0
 PATIENCE_S = 30.0  # seconds of retries in the processes of these tests
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.checkpoints", "actors.diffusion", "pipelines.worker", "pipelines.s3"])
+PROCESSES.set_forkserver_preload(["tests.sleeping_workers", "pipelines.s3"])
 
 
 @dataclass(frozen=True)
@@ -103,27 +103,23 @@ def planned(run: RunFolder) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_checkpoint("sd1", tmp_path_factory.mktemp("model") / "sd1"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """{id: sha256} of a run that nobody broke."""
     run = RunFolder(str(tmp_path_factory.mktemp("run")))
     write_plan(run, [planned_row(i) for i in range(ROWS)], ROWS)
-    assert ended(start(work, run, model)) == 0
+    assert ended(start(work, run)) == 0
     return hashes(run)
 
 
-def work(run: RunFolder, model: str, layout: str = "files") -> None:
-    """A worker's life with one lease, in a process of its own: the real worker, engine and sinks."""
+def work(run: RunFolder, layout: str = "files") -> None:
+    """A worker's life with one lease, in a process of its own: the real worker and sinks, an engine that sleeps."""
     entry = run.shard_index(1).to_pylist()[0]
     names = ("part", "row_group", "rows", "good_rows", "lane_steps")
     shard = Leased(SHARD, *(entry[name] for name in names), ("default",))
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schemas = {1: run.read_plan(1)["manifest_schema"]}
-    worker = RenderWorker(WorkerJob(run, ModelSource(model), settings, "default", layout, "png", schemas), None)
+    schema = run.read_plan(1)["manifest_schema"]
+    job = WorkerJob(run, ModelSource("", revision="0.001"), settings, "default", layout, "png", schema)
+    worker = Drawing(job, None)
     worker._render(Lease(shard, run.attempts().get(SHARD, 0)))
 
 
@@ -187,14 +183,12 @@ def found(run: RunFolder) -> set[str]:
 
 
 @pytest.mark.parametrize("point", SHARD_POINTS, ids=lambda point: point.name)
-def test_a_worker_dies(
-    proxy: FaultProxy, planned: RunFolder, model: str, undisturbed: dict[str, str], point: Point
-) -> None:
-    die_at(proxy, point, work, planned, model, point.layout)
+def test_a_worker_dies(proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str], point: Point) -> None:
+    die_at(proxy, point, work, planned, point.layout)
     assert len(planned.done_shards()) == point.done
     assert found(planned) == point.left
     manifest = planned.stat(MANIFEST)
-    assert ended(start(work, planned, model, point.layout)) == 0
+    assert ended(start(work, planned, point.layout)) == 0
     assert found(planned) <= ORPHANS
     assert hashes(planned) == undisturbed
     assert manifest in (None, planned.stat(MANIFEST))
@@ -203,11 +197,11 @@ def test_a_worker_dies(
 @pytest.mark.parametrize("fault", ["lost", "lied", "reset", "503"])
 @pytest.mark.parametrize(("kind", "text"), [("PUT", "attempts/"), ("PUT", "images/"), ("CREATE", "manifest/")])
 def test_an_answer_is_lost_and_the_worker_lives(
-    proxy: FaultProxy, planned: RunFolder, model: str, undisturbed: dict[str, str], fault: str, kind: str, text: str
+    proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str], fault: str, kind: str, text: str
 ) -> None:
     """The write succeeded and the client saw an error, or it did not and the client tries again: no trace of either."""
     proxy.rules.append(Rule(fault, kind, text))
-    assert ended(start(work, planned, model)) == 0
+    assert ended(start(work, planned)) == 0
     assert [seen.fault for seen in proxy.injected] == [fault]
     assert found(planned) == set()
     assert hashes(planned) == undisturbed
@@ -215,25 +209,25 @@ def test_an_answer_is_lost_and_the_worker_lives(
 
 
 def test_a_commit_in_doubt_to_the_end_deletes_nothing(
-    proxy: FaultProxy, planned: RunFolder, model: str, undisturbed: dict[str, str]
+    proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str]
 ) -> None:
     """The manifest stands, its writer cannot learn so before its patience ends; the next worker meets it."""
     impatient = RunFolder(planned.url, planned.options, 1.0)
     proxy.rules += [Rule("lost", "CREATE", "manifest/"), Rule("500", "CREATE", "manifest/", times=1000)]
     proxy.rules.append(Rule("500", "GET", "manifest/", times=1000))
-    assert ended(start(work, impatient, model)) == 1
+    assert ended(start(work, impatient)) == 1
     assert not {seen.kind for seen in proxy.injected} & {"DELETE"}
     proxy.rules.clear()
     assert found(planned) == set()
     before = planned.stat(MANIFEST)
-    assert ended(start(work, planned, model)) == 0
+    assert ended(start(work, planned)) == 0
     assert planned.stat(MANIFEST) == before
     assert hashes(planned) == undisturbed
 
 
 @pytest.mark.parametrize("at", [("PUT", "images/"), ("CREATE", "manifest/")], ids=["in its images", "at its commit"])
 def test_a_zombie_commits_after_its_shard_was_leased_to_another(
-    proxy: FaultProxy, planned: RunFolder, model: str, undisturbed: dict[str, str], at: tuple[str, str]
+    proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str], at: tuple[str, str]
 ) -> None:
     """A worker is stopped in mid-work, its shard rendered and committed by another; then it wakes and goes on."""
     stopped: list[int] = []
@@ -244,13 +238,13 @@ def test_a_zombie_commits_after_its_shard_was_leased_to_another(
         os.kill(stopped[0], signal.SIGSTOP)
 
     proxy.rules.append(Rule("reset", *at, then=stop))
-    zombie = start(work, planned, model)
+    zombie = start(work, planned)
     assert zombie.pid
     stopped.append(zombie.pid)
     deadline = time.monotonic() + TIMEOUT_S
     while not proxy.injected and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert ended(start(work, planned, model)) == 0
+    assert ended(start(work, planned)) == 0
     before = planned.read_manifest(SHARD)
     os.kill(zombie.pid, signal.SIGCONT)
     assert ended(zombie) == 0
@@ -261,18 +255,18 @@ def test_a_zombie_commits_after_its_shard_was_leased_to_another(
 
 
 def test_a_loser_dies_before_it_has_dropped_its_attempt(
-    proxy: FaultProxy, planned: RunFolder, model: str, undisturbed: dict[str, str]
+    proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str]
 ) -> None:
     winner: list[BaseProcess] = []
 
     def overtake() -> None:
-        winner.append(start(work, planned, model))
+        winner.append(start(work, planned))
         assert ended(winner[0]) == 0
 
     proxy.rules.append(Rule("pass", "CREATE", "manifest/", then=overtake))
     dying: list[int] = []
     proxy.rules.append(Rule("reset", "DELETE", then=lambda: os.kill(dying[0], signal.SIGKILL)))
-    loser = start(work, planned, model)
+    loser = start(work, planned)
     assert loser.pid
     dying.append(loser.pid)
     assert ended(loser) == -signal.SIGKILL

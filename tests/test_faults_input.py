@@ -4,8 +4,12 @@ Each must end as rows or as one of our own messages, within seconds, and touch n
 own functions are called in this process. `make faults` runs all cases, CI an eighth of them.
 """
 
+import fnmatch
 import gzip
+import os
 import random
+import re
+import shutil
 import signal
 import string
 import subprocess
@@ -27,23 +31,47 @@ from jobs.load import load_job, read_job
 from jobs.page import report_html
 from jobs.source import ConfigError
 from pipelines.canonical import RowDefaults
-from pipelines.folder import StorageError
+from pipelines.folder import Folder, StorageError, StorageOptions
 from pipelines.formats import InputError
+from pipelines.found_files import tables_below
+from pipelines.input_walk import FOLDERS, RUNS, Glob, is_hidden
 from pipelines.inspection import PromptSource, assemble, open_files
 from pipelines.pieces import canonical_tables, cut_pieces, scan
 from pipelines.sinks import Sink, encode_image
 from pipelines.store import RunFolder, manifest_schema, parquet_bytes
-from tests.hostile import IDS, SCRIPT, TEXTS, job_file, parquet_table, text_table
+from pipelines.tables import format_of
+from tests.hostile import (
+    CONTENT,
+    IDS,
+    SCRIPT,
+    TEXTS,
+    job_file,
+    keys,
+    parquet_table,
+    pattern,
+    text_table,
+    tree,
+)
+from tests.inputs import inspected
+from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
 SLICES = 8  # of all cases; CI runs the first
-TABLES, JOBS = 6000, 6000  # cases in all, of each kind
-LIMIT_S = 20  # of one case: a hang
+TABLES, JOBS, TREES, STORES = 6000, 6000, 2000, 160  # cases in all, of each kind; a tree is read by four paths
+LIMIT_S = 20  # CPU seconds of one case: a hang, however busy the machine is
 OURS = (InputError, StorageError, ConfigError)
 DEFAULTS = RowDefaults(5.0, 16, 16, frozenset(range(1, 51)))
 EVERY_SLICE = [
-    pytest.param(n, marks=[pytest.mark.slow] if n else [], id=f"slice {n + 1} of {SLICES}") for n in range(SLICES)
+    pytest.param(n, marks=[pytest.mark.hours] if n else [], id=f"slice {n + 1} of {SLICES}") for n in range(SLICES)
 ]
+
+
+def is_table(key: str) -> bool:
+    return format_of(key) is not None
+
+
+def content(key: str) -> bytes:
+    return CONTENT.get(format_of(key) or "", b"prompt\nx\n") if not key.endswith(".gz") else CONTENT["csv.gz"]
 
 
 class HangError(Exception):
@@ -55,13 +83,13 @@ def watchdog(case: str) -> Iterator[None]:
     def bark(number: int, frame: FrameType | None) -> None:
         raise HangError(case)
 
-    before = signal.signal(signal.SIGALRM, bark)
-    signal.alarm(LIMIT_S)
+    before = signal.signal(signal.SIGPROF, bark)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def planned(path: Path, columns: dict[str, str], samples: int) -> pa.Table:
@@ -147,6 +175,126 @@ def test_job_files(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ends.keys() == {"read", "refused"}
     assert ends.total() == JOBS // SLICES
     assert min(ends["read"], ends["refused"]) > ends.total() // 50, ends
+
+
+def is_run(path: str, folders: list[str], files: list[str]) -> bool:
+    marked = "plan" in folders and ("job.yaml" in files or "epochs" in folders)
+    return marked and any(re.fullmatch(r"\d{4}", name) for name in os.listdir(os.path.join(path, "plan")))
+
+
+def entries(home: Path) -> tuple[list[str], list[str]]:
+    """(what a tree holds that is no folder to look into, links followed; the run folders), by names below it."""
+    found, runs = [], []
+    for at, folders, files in os.walk(home, followlinks=True):
+        below = os.path.relpath(at, home) + "/" if at != str(home) else ""
+        if is_run(at, folders, files):
+            runs.append(below)
+            folders[:] = []
+            continue
+        hidden = re.search(r"(^|/)[._]", below)
+        links = [name for name in folders if (hidden or name[0] in "._") and os.path.islink(os.path.join(at, name))]
+        around = os.path.realpath(at)
+        rings = [name for name in folders if is_below(around, os.path.realpath(os.path.join(at, name)))]
+        folders[:] = [name for name in folders if name not in (*links, *rings)]
+        found += [f"{below}{name}" for name in (*files, *links)]
+    return found, runs
+
+
+def is_below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
+
+
+def names(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a glob names a path: component by component, `**` for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return bool(parts) if len(pattern) == 1 else any(names(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and names(parts[1:], pattern[1:])
+
+
+def named(key: str, glob: str) -> bool:
+    """Whether a glob names a file or a folder around it."""
+    parts = key.split("/")
+    return any(names(parts[:length], glob.split("/")) for length in range(1, len(parts) + 1))
+
+
+def is_in_a_folder_beside(home: Path, key: str, glob: str) -> bool:
+    """Whether it is a table that a glob names by a folder around it alone: these are told of by the folder."""
+    alone = not names(key.split("/"), glob.split("/"))
+    return alone and is_table(key) and not is_hidden(key) and (home / key).is_file()
+
+
+def left_out_unnamed(home: Path, glob: str | None) -> int:
+    """How many entries of a tree are neither read nor counted among what is left out. OURS: the tree is refused."""
+    held, runs = entries(home)
+    wanted = [key for key in held if glob is None or named(key, glob)]
+    read, left_out = tables_below(Folder(str(home)), str(home), is_table, Glob(glob) if glob else None)
+    beside = [key for key in wanted if key not in read and glob and is_in_a_folder_beside(home, key, glob)]
+    assert bool(beside) == bool(left_out.counts.get(FOLDERS))
+    counts = sum(count for kind, count in left_out.counts.items() if kind not in (FOLDERS, RUNS))
+    assert set(read) <= set(wanted)
+    assert not any(key.startswith(run) for key in read for run in runs)
+    assert glob or left_out.counts.get(RUNS, 0) == len(runs)
+    assert all(note.isprintable() for note in left_out.notes())
+    return len(wanted) - len(read) - len(beside) - counts
+
+
+@pytest.mark.parametrize("part", EVERY_SLICE)
+def test_trees(part: int, tmp_path: Path) -> None:
+    """Folders, globs, links and partitions: every file is read or counted, or the tree is refused in one line."""
+    ends: Counter[str] = Counter()
+    for case in range(part, TREES, SLICES):
+        draw, home = random.Random(f"tree {case}"), tmp_path / str(case) / "out" / "out" / "in"  # no link leads further
+        home.parent.mkdir(parents=True)
+        tree(draw, home)
+        for glob in (None, *(pattern(draw) for _ in range(3))):
+            with watchdog(f"tree {case} {glob}"):
+                try:
+                    assert left_out_unnamed(home, glob) == 0, (case, glob)
+                    ends["read"] += 1
+                except OURS as error:
+                    ends["refused" if str(error).isprintable() and str(error) else "refused in no line"] += 1
+        with watchdog(f"tree {case}"):
+            try:
+                check_rows(planned(home, {}, 1))
+                ends["planned"] += 1
+            except OURS as error:
+                ends["refused in no line"] += not str(error).isprintable()
+        shutil.rmtree(tmp_path / str(case))
+    assert +ends == {each: ends[each] for each in ("read", "refused", "planned")}
+    assert ends["read"] + ends["refused"] == 4 * TREES // SLICES
+    assert min((+ends).values()) > ends.total() // 50, ends
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("part", EVERY_SLICE)
+def test_keys_of_a_store(part: int, s3: S3Server) -> None:
+    """Keys with empty parts, dots, slashes at their ends: every object is read or counted, or all are refused."""
+    storage, ends = StorageOptions(endpoint_url=s3.endpoint_url), Counter()
+    bucket = s3.bucket()
+    client: Any = Folder(f"s3://{bucket}", storage)._backend()
+    for case in range(part, STORES, SLICES):
+        draw = random.Random(f"keys {case}")
+        there = keys(draw)
+        home = f"s3://{bucket}/{case}"
+        for key in there:
+            client.fs.call_s3("put_object", Bucket=bucket, Key=f"{case}/{key}", Body=content(key))
+        with watchdog(f"keys {case}"):
+            try:
+                read, left_out = tables_below(Folder(home, storage), home, is_table)
+                counts = sum(count for kind, count in left_out.counts.items() if kind != RUNS)
+                of_run = [key for key in there if key.startswith("run/")] if RUNS in left_out.counts else []
+                assert len(read) + counts == len(set(there) - set(of_run)), (case, there, read, left_out)
+                ends["read"] += 1
+                if case % 40 == part:  # a second each on a busy machine
+                    assert inspected(PromptSource(home, defaults=DEFAULTS, storage=storage)).rows == len(read)
+                    ends["planned"] += 1
+            except OURS as error:
+                ends["refused" if str(error).isprintable() and str(error) else "refused in no line"] += 1
+    assert ends.keys() <= {"read", "refused", "planned"}
+    assert ends["read"] + ends["refused"] >= STORES // SLICES
+    assert ends["read"] > 1, ends
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a: \xed\xa0\x80", b"\0" * 100, bytes(2 << 20), b"\x80" * 10])

@@ -14,8 +14,8 @@ from pipelines.store import RunFolder
 from tests.fault_proxy import FaultProxy
 from tests.plans import planned_row, write_plan
 
-pytestmark = pytest.mark.s3
-SHARDS, ROWS, LEFT = 1200, 2, 3  # rows of a shard cost no request: images are never looked at
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
+SHARDS, ROWS, LEFT = 1004, 2, 3  # rows of a shard cost no request: images are never looked at
 PAGE = 1000  # names in one answer of the store
 
 

@@ -1,4 +1,4 @@
-"""A seeded slice of `tests.mutated_checkpoints`; the whole is slow."""
+"""A seeded slice of `tests.mutated_checkpoints`; the whole takes hours."""
 
 import pytest
 
@@ -23,17 +23,17 @@ def test_a_slice_of_mutated_scorers_is_refused_or_equal():
     assert not bad([one_scorer(seed) for seed in range(12)])
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 def test_500_mutated_checkpoints_are_refused_or_equal():
     assert not bad([one_checkpoint(seed) for seed in range(500)])
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 def test_100_harmless_variants_are_accepted_and_equal():
     outcomes = [one_checkpoint(seed, harmless=True) for seed in range(100)]
     assert [outcome for outcome in outcomes if outcome.verdict != "equal"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 def test_200_mutated_scorers_are_refused_or_equal():
     assert not bad([one_scorer(seed) for seed in range(200)])

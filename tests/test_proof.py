@@ -202,7 +202,7 @@ def test_refused_credentials(s3: S3Server, run: RunFolder, proof: Proof, monkeyp
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-" + KEYS[1])
     found = told(RunFolder(run.url), proof)
     assert "refuses its credentials, from the environment: the secret key does not fit the access key" in found
-    stranger = s3.user("stranger")
+    stranger = s3.stranger
     for name, key in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), stranger, strict=True):
         monkeypatch.setenv(name, key)
     found = told(RunFolder(run.url), proof)

@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def job(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
+def job(tmp_path: Path, model: str, sleeping, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
     def write(layout: str = "files") -> RunFolder:
@@ -155,7 +155,7 @@ def test_a_row_of_a_rollout_is_repaired_with_all_of_its_noise(ray_cluster, job, 
     assert {id: [row[name] for name in kept] for id, row in after.items()} == {
         id: [row[name] for name in kept] for id, row in before.items()
     }
-    assert len({row["scores"][0][1] for row in after.values() if row["status"] == "ok"}) > 1
+    assert len({row["scores"][0]["score"] for row in after.values() if row["status"] == "ok"}) > 1
     moved = {id for id, row in after.items() if row["uri"] != before[id]["uri"]}
     assert {(after[id]["prompt_id"], after[id]["sample"]) for id in moved} == {
         (damaged["prompt_id"], damaged["sample"])

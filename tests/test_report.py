@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +12,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from jobs.console import Console
 from jobs.page import histogram_svg, report_html
+from jobs.render import write_report
 from jobs.report import budget_colour, contact_sheet, wrapped
 from jobs.summary import Totals, image_bytes, totals, with_images
 from pipelines.store import RunFolder, manifest_schema
@@ -181,7 +182,53 @@ def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
         image_bytes(run, {"id": "b", "uri": "data/s-1-x.parquet#b.png", "offset": None}),
     ]
     assert read == [b"plain", b"packed", b"second"]
-    assert json.dumps([len(data) for data in read])
+
+
+def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    assert run.commit_manifest("0001-000000", manifest({"id": "a", "status": "ok", "num_steps": 5}))
+    run.write("manifest/0001-000001.parquet", b"PAR1 torn")
+    found = totals(run)
+    assert (found.rows, len(found.damaged)) == (1, 1)
+    assert "manifest/0001-000001.parquet cannot be read" in str(found.damaged[0])
+    assert "`repair` renders" in str(found.damaged[0])
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    run, console = RunFolder(str(tmp_path)), Console(io.StringIO())
+    run.write("summary.json/notes.txt", b"a folder where a file should be")
+    write_report(console, run, {"run": "spring", "rows": 1}, Totals())
+    assert console.stream.getvalue().startswith("warning: cannot write ")  # type: ignore[attr-defined]
+    assert run.stat("report.html") is not None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"uri": "images/s/1-x/folder.png"},
+        {"uri": "images/file/1-x/a.png"},
+        {"uri": "data/s-1-x.parquet#a.png"},
+        {"uri": "data/torn.parquet#a.png"},
+        {"uri": "data/s-1-x.tar#a.png", "offset": 4},
+        {"uri": "images/../../etc/passwd"},
+        {"uri": "images/s/1-x/huge.png"},
+    ],
+    ids=lambda row: row["uri"],
+)
+def test_whatever_is_wrong_with_a_picture_is_a_placeholder(tmp_path: Path, row: dict[str, Any]) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write("images/s/1-x/folder.png/x", b"x")
+    run.write("images/file", b"x")
+    run.write("data/torn.parquet", b"PAR1")
+    run.write("data/s-1-x.tar", b"....")
+    run.write("images/s/1-x/huge.png", png(0, (8, 8))[:16] + (60000).to_bytes(4) * 2 + png(0, (8, 8))[24:])
+    sink = io.BytesIO()
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["b"], "other": [1]}), sink)
+    run.write("data/s-1-x.parquet", sink.getvalue())
+    whole = {"id": "a", "prompt": "a", "num_steps": 5, "offset": None, "bytes": None} | row
+    assert "no picture is there: run repair" in report_html({"run": "r"}, with_images(run, [whole]))
 
 
 def test_a_picture_that_is_gone_is_a_placeholder_and_breaks_no_page(

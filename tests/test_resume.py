@@ -1,4 +1,4 @@
-"""The main job as a user runs it, in a process of its own: killed, limited, grown, with equal prompts."""
+"""The main job as a user types it, before an engine that sleeps: killed, limited, grown, with equal prompts."""
 
 import hashlib
 import io
@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
+from jobs.__main__ import main
 from pipelines.store import RunFolder
 from tests.checkpoints import make_checkpoint
 
@@ -49,14 +53,34 @@ def job(tmp_path, model):
     return write
 
 
-def command(job: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "jobs", "run", str(job), "--json", "--address", "local", *options]
+DRIVER = """
+import sys
+from jobs.__main__ import main
+from pipelines import pools
+from tests.sleeping_workers import Drawing
+
+pools.RenderWorker = Drawing
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def run(job: Path, *options: str) -> dict:
-    done = subprocess.run(command(job, *options), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+def driver(job: Path, **pipes: int) -> "subprocess.Popen[str]":
+    """With a process and a Ray of its own."""
+    line = [sys.executable, "-c", DRIVER, "run", str(job), "--json", "--address", "local"]
+    return subprocess.Popen(line, cwd=ROOT, text=True, **pipes)
+
+
+@pytest.fixture
+def run(ray_cluster, sleeping, capsys):
+    """The command in this process: its summary."""
+
+    def typed(job: Path, *options: str) -> dict:
+        code = main(["run", str(job), "--json", *options])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return json.loads(said.out)
+
+    return typed
 
 
 def manifests(job: Path) -> tuple[RunFolder, list[dict]]:
@@ -71,22 +95,34 @@ def check_pictures(folder: RunFolder, rows: list[dict]) -> None:
         Image.open(io.BytesIO(data)).verify()
 
 
-def test_kill_9_of_the_driver_and_the_same_command_again(job):
-    path = job([f"a fox number {i}" for i in range(96)], steps=60)
-    sets = ("-s", "pools.0.lanes=2")
-    driver = subprocess.Popen(command(path, *sets), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    folder = RunFolder(str(path.parent / "run"))
-    deadline = time.monotonic() + 240
-    while not folder.done_shards() and driver.poll() is None and time.monotonic() < deadline:
+def wait_for(what: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL
-    time.sleep(3)  # its Ray notices, and dies with it
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_kill_9_of_the_driver_and_the_same_command_again(job, run):
+    path = job([f"a fox number {i}" for i in range(96)], steps=60)
+    killed = driver(path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    folder = RunFolder(str(path.parent / "run"))
+    wait_for(lambda: folder.done_shards() or killed.poll() is not None)
+    its_ray = psutil.Process(killed.pid).children(recursive=True)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    wait_for(lambda: all(map(is_gone, its_ray)))  # its workers notice, and end
     before = {name: folder.stat(f"manifest/{name}") for name in folder.names("manifest")}
     shards = folder.shard_index(1)["shard"].to_pylist()
     assert 0 < len(before) < len(shards)
 
-    summary = run(path, *sets)
+    summary = run(path)
     folder, rows = manifests(path)
     assert sorted(r["prompt"] for r in rows) == sorted(f"a fox number {i}" for i in range(96))
     assert len({r["id"] for r in rows}) == 96
@@ -98,7 +134,7 @@ def test_kill_9_of_the_driver_and_the_same_command_again(job):
     check_pictures(folder, rows)
 
 
-def test_limit_then_the_full_run_with_equal_prompts(job):
+def test_limit_then_the_full_run_with_equal_prompts(job, run):
     prompts = [f"a fox number {i % 20}" for i in range(30)]  # ten of them twice
     path = job(prompts)
     first = run(path, "--limit", "10")
@@ -120,22 +156,23 @@ def test_limit_then_the_full_run_with_equal_prompts(job):
     assert (again["rows"], again["rendered_now"]) == (30, 0)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_what_is_in_work(job, number, code):
     path = job([f"a fox number {i}" for i in range(256)], steps=60)
-    driver = subprocess.Popen(
-        command(path, "-s", "pools.0.lanes=2"), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    signalled = driver(path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     folder = RunFolder(str(path.parent / "run"))
-    deadline = time.monotonic() + 240
-    while not folder.attempts() and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    driver.send_signal(number)
-    out, err = driver.communicate(timeout=240)
-    assert driver.returncode == code, err[-3000:]
-    assert json.loads(out)["status"] == "interrupted"
-    assert "python -m jobs run" in err
+    wait_for(lambda: folder.attempts() or signalled.poll() is not None)
+    signalled.send_signal(number)
+    out, err = signalled.communicate(timeout=240)
+    assert signalled.returncode == code, err[-3000:]
+    summary = json.loads(out)
+    assert summary["status"] == "interrupted"
+    assert 0 < summary["ok"] == summary["rows"] < summary["planned"] == 256
+    assert f"go on later with: python -m jobs run {path}" in err
     done = folder.done_shards()
     assert done
     assert folder.attempts().keys() == done
     assert len(done) < len(folder.shard_index(1))
+    assert len(list(folder.walk("images"))) == summary["ok"]

@@ -29,12 +29,15 @@ def test_centring_takes_away_what_a_prompt_and_a_seed_are_worth() -> None:
     np.testing.assert_allclose(np.diff(centred(quality), axis=1), np.diff(quality, axis=1), atol=1e-12)
 
 
-def test_the_priced_reward_is_quality_less_price_times_cost() -> None:
-    quality, prices = table(), np.linspace(0, 2, 6)
-    reward = priced_reward(quality, COSTS, prices)
-    for p, k, s in np.ndindex(*quality.shape):
-        expected = quality[p, k, s] - quality[p, :, s].mean() - prices[p] * COSTS[k]
-        assert reward[p, k, s] == pytest.approx(expected)
+def test_the_priced_reward_by_hand() -> None:
+    """Two prompts at their prices, two seeds; each prompt's and seed's mean is nobody's merit."""
+    one = [[0.2, 1.0], [0.6, 1.0], [0.7, 1.0], [0.9, 1.0]]
+    quality = np.array([one, one])
+    reward = priced_reward(quality, COSTS, np.array([0.0, 0.4]))
+    assert reward[0, :, 0] == pytest.approx([-0.4, 0.0, 0.1, 0.3])
+    assert reward[0, :, 1] == pytest.approx([0.0, 0.0, 0.0, 0.0])
+    assert reward[1, :, 0] == pytest.approx([-0.44, -0.1, -0.1, -0.1])
+    assert reward[1, :, 1] == pytest.approx([-0.04, -0.1, -0.2, -0.4])
 
 
 def test_the_papers_reward_by_hand() -> None:

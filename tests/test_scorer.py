@@ -171,5 +171,5 @@ def test_what_is_no_scorer(tmp_path: Path, clip_folder: str) -> None:
     with pytest.raises(ScorerError, match="must be safetensors"):
         QualityScorer(ScorerConfig((ScorerSpec("x", "aesthetic", path=clip_folder, head=str(tmp_path / "none")),)))
     short = ScorerConfig((ScorerSpec("x", "function", function=lambda images, prompts: [1.0]),))
-    with pytest.raises(ScorerError, match=r"gave \(1,\) values for 2"):
+    with pytest.raises(ScorerError, match="gave 1 values for 2"):
         QualityScorer(short).score(pictures(2), ["a", "b"])

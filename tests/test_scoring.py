@@ -10,12 +10,12 @@ import pytest
 from actors.rows import SamplerConfig
 from pipelines.manifest import with_scores
 from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig
+from pipelines.pools import RenderConfig
 from pipelines.render import render
 from pipelines.scoring import Scored, ScorerSource, ShardScores, load_scorer
 from pipelines.store import RunFolder
-from tests.checkpoints import make_checkpoint
 from tests.plans import brightness, planned_row, write_plan
+from training.table import scores_of
 
 
 class Recorder:
@@ -27,7 +27,11 @@ class Recorder:
     def __call__(self, batch):
         self.batches.append(batch)
         values = [float(image[0, 0, 0]) for image in batch["image"]]
-        return {"scores": [{"a": v} for v in values], "quality": [2 * v for v in values]}
+        return {
+            "scores": [{"a": v} for v in values],
+            "quality": [2 * v for v in values],
+            "score_error": [None] * len(values),
+        }
 
 
 def image(value: int) -> np.ndarray:
@@ -81,8 +85,8 @@ def test_a_row_of_its_own_has_no_reference():
 def test_scores_reach_the_manifest_row():
     row = {"id": "a", "tries": [{"seed": 1, "num_steps": 2, "scores": []}], "scores": [], "quality": None}
     scored = with_scores(row, Scored({"clip": 0.5}, 0.25))
-    assert (scored["scores"], scored["quality"]) == ([("clip", 0.5)], 0.25)
-    assert scored["tries"][0]["scores"] == [("clip", 0.5)]
+    assert (scored["scores"], scored["quality"]) == ([{"scorer": "clip", "score": 0.5}], 0.25)
+    assert scored["tries"][0]["scores"] == scored["scores"]
     assert with_scores(row, None) == row
 
 
@@ -93,22 +97,19 @@ def test_scorers_are_loaded_from_where_they_lie():
 
 
 @pytest.mark.ray
-def test_a_job_with_scorers_writes_them_down(ray_cluster, tmp_path):
+def test_a_job_with_scorers_writes_them_down(ray_cluster, sleeping, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, rollout_rows(4), 6)
     scorers = (
         ScorerSource("bright", "function", 2.0, function=brightness),
         ScorerSource("same", "fidelity", 0.0),
     )
-    model = str(make_checkpoint("sd1", tmp_path / "sd1"))
-    settings = RenderConfig(
-        ModelSource(model), SamplerConfig("", device="cpu"), (PoolSpec(lanes=4),), layout="none", scorers=scorers
-    )
+    settings = RenderConfig(ModelSource(""), SamplerConfig("", device="cpu"), layout="none", scorers=scorers)
     render(run, settings)
     rows = [row for table in run.manifests() for row in table.to_pylist()]
     assert len(rows) == 12
     for row in rows:
-        scores = dict(row["scores"])
+        scores = scores_of(row["scores"])
         assert row["quality"] == pytest.approx(2 * scores["bright"])
         assert row["uri"] is None
         if row["num_steps"] == 9:

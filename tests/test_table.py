@@ -1,6 +1,8 @@
 """The reward table: what it holds, what it drops and says so, and what it refuses."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,8 +65,12 @@ def test_what_is_no_table() -> None:
     rows = manifest_rows()
     with pytest.raises(TableError, match="two pictures at 2 steps"):
         table_of([*rows, rows[0]])
-    with pytest.raises(TableError, match="without quality"):
-        table_of([rows[0] | {"quality": None}, *rows[1:]])
+    for error, message in (
+        (None, "roll out with a quality scorer"),
+        ("mine: gave nan", "the first with: mine: gave nan"),
+    ):
+        with pytest.raises(TableError, match=message):
+            table_of([row | {"quality": None, "score_error": error} for row in rows])
     with pytest.raises(TableError, match="share their noise"):
         table_of([rows[0] | {"seed": 9}, *rows[1:]])
 
@@ -92,9 +98,24 @@ def test_another_judge() -> None:
     with pytest.raises(TableError, match="clip, truth"):
         table.judged_by("beauty")
     rows = manifest_rows()
-    rows[3]["scores"] = [("clip", 0.5)]
+    for row in rows[3:]:
+        row["scores"] = [("clip", 0.5)]
     with pytest.raises(TableError, match="did not score every picture"):
         table_of(rows).judged_by("truth")
+
+
+@pytest.mark.parametrize("lost", [{"quality": None}, {"quality": math.nan}, {"quality": math.inf}, {"scores": []}])
+def test_a_picture_that_was_not_scored_costs_its_prompt_and_is_counted(lost: dict[str, Any]) -> None:
+    rows = manifest_rows()
+    table = table_of([rows[0] | lost, *rows[1:]])
+    assert table.prompt_ids == ("p1", "p2")
+    assert table.dropped == {"unscored": 1}
+
+
+def test_a_judge_that_lacks_one_picture_costs_that_prompt() -> None:
+    rows = manifest_rows()
+    rows[3]["scores"] = [("clip", 0.5)]
+    assert table_of(rows).judged_by("truth").prompt_ids == ("p1", "p2")
 
 
 def test_a_prompt_is_held_out_by_its_text() -> None:

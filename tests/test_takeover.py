@@ -8,23 +8,21 @@ import pytest
 import pipelines.render
 from actors.rows import SamplerConfig
 from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig
+from pipelines.pools import RenderConfig
 from pipelines.render import render
 from pipelines.store import RunFolder
 from pipelines.verify import verify
-from tests.checkpoints import make_checkpoint
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
 
 
 @pytest.mark.ray
-def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, tmp_path, monkeypatch):
+def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, sleeping, tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines.render, "LOOK_S", 0.2)
-    model = make_checkpoint("sd1", tmp_path / "model")
     run = RunFolder(str(tmp_path / "run"))
-    write_plan(run, [planned_row(i, num_steps=60) for i in range(80)], 20)
+    write_plan(run, [planned_row(i, num_steps=30) for i in range(80)], 20)
     working, waiting = "0001-000000", "0001-000003"
-    config = RenderConfig(ModelSource(str(model)), SamplerConfig("", device="cpu"), (PoolSpec(lanes=2),))
+    config = RenderConfig(ModelSource("", revision="0.05"), SamplerConfig("", device="cpu"))
     results = []
     new = threading.Thread(target=lambda: results.append(render(run, config)))
     new.start()

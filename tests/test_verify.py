@@ -382,7 +382,143 @@ def test_requests_of_a_sample_do_not_grow_with_the_images(tmp_path: Path, monkey
     )
     assert findings(run, 0.001) == []
     shards = 20
-    assert len(calls) < 4 * shards + 20  # a manifest, a listing (on a disk one a folder) and one image a shard
+    assert len(calls) < 7 * shards + 20  # a manifest, one image, and on a disk a listing of each folder
+    assert calls.count("read") < 3 * shards + 10  # a stat is a read, too
+
+
+@pytest.mark.s3
+def test_a_store_lists_a_thousand_objects_at_a_time_whatever_the_shards(
+    s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lists(rows: int) -> int:
+        run = finished_run(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)), rows=rows)
+        calls: list[str] = []
+        real = RunFolder._call
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                RunFolder, "_call", lambda self, verb, *rest, **o: (calls.append(verb), real(self, verb, *rest, **o))[1]
+            )
+            assert findings(run, 0.001) == []
+        return calls.count("list")
+
+    assert lists(20) == lists(60) <= 10
+
+
+def test_a_store_that_lists_in_any_order_makes_no_image_missing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunFolder.walk
+    monkeypatch.setattr(
+        RunFolder, "walk", lambda self, prefix="": iter(random.Random(3).sample(f := list(real(self, prefix)), len(f)))
+    )
+    assert findings(run) == []
+    run.delete([first(run)["uri"]])
+    assert found(run) == {("image_missing", SHARD, first(run)["id"])}
+
+
+def only(run: RunFolder) -> Finding:
+    (finding,) = findings(run, 0.01)
+    return finding
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        *(".DS_Store", "._job.yaml", "Thumbs.db", "desktop.ini", "plan/.DS_Store", "plan/0001/thumbs.db"),
+        *("attempts/.DS_Store", f"attempts/{SHARD}/desktop.ini", "epochs/._000001.json", "data/notes.txt"),
+        *("manifest/.DS_Store", "manifest/old/0001-000001.parquet", "images/notes.txt", "images/__MACOSX/._a.png"),
+        *(f"images/{SHARD}/Thumbs.db", f"images/{SHARD}/x/y/z.png", f"images/{SHARD}.png", "attempts/note"),
+    ],
+)
+def test_a_stray_is_an_orphan_wherever_it_lies_and_goes(run: RunFolder, stray: str) -> None:
+    run.write(stray, b"x")
+    finding = only(run)
+    assert finding.kind in ORPHANS
+    assert stray.startswith(finding.key)
+    assert delete_orphans(run, claim(run).term, [finding]) == 1
+    assert findings(run, 0.01) == []
+
+
+def test_what_a_user_puts_beside_the_run_is_left_alone(run: RunFolder) -> None:
+    for key in ("notes.md", "prompts.parquet", ".gitignore", "policy/card.json", "evaluation/report.html"):
+        run.write(key, b"x")
+    assert findings(run, 0.01) == []
+
+
+def test_a_folder_where_an_image_should_be(run: RunFolder) -> None:
+    row = first(run)
+    run.delete([row["uri"]])
+    run.write(f"{row['uri']}/copy.png", b"x")
+    seen = findings(run, 0.01)
+    assert {(f.kind, f.id) for f in seen} == {("image_missing", row["id"]), ("object_orphan", None)}
+    assert delete_orphans(run, claim(run).term, seen) == 1
+    run.write(row["uri"], b"free again")
+
+
+def test_a_folder_where_a_manifest_should_be_is_a_shard_that_is_not_done(run: RunFolder) -> None:
+    data = run.read(manifest_key(SHARD))
+    run.delete([manifest_key(SHARD)])
+    run.write(f"{manifest_key(SHARD)}/part-0.parquet", data)
+    assert SHARD not in run.done_shards()
+    seen = findings(run, 0.01)
+    assert {f.kind for f in seen} == {"manifest_missing", "object_orphan"}
+    assert delete_orphans(run, claim(run).term, seen) == 1
+    assert run.create(manifest_key(SHARD), data)
+    assert findings(run, 0.01) == []
+
+
+def test_a_file_where_a_shards_images_should_be(run: RunFolder) -> None:
+    run.delete(key for key, _ in run.walk(f"images/{SHARD}"))
+    run.write(f"images/{SHARD}", b"x")
+    seen = findings(run, 0.01)
+    assert {f.kind for f in seen} == {"image_missing", "object_orphan"}
+    assert delete_orphans(run, claim(run).term, seen) == 1
+    run.write(first(run)["uri"], b"free again")
+
+
+@pytest.mark.parametrize("name", ["data", "images"])
+def test_a_file_where_a_folder_of_the_run_should_be(tmp_path: Path, name: str) -> None:
+    run = finished_run(RunFolder(str(tmp_path / "run")), "none")
+    run.write(name, b"x")
+    assert (only(run).kind, only(run).key) == ("object_orphan", name)
+    assert delete_orphans(run, claim(run).term, findings(run)) == 1
+    assert findings(run) == []
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_folder_where_a_data_file_should_be(tmp_path: Path, layout: str) -> None:
+    run = finished_run(RunFolder(str(tmp_path / "run")), layout)
+    (key,) = [key for key, _ in run.walk("data") if SHARD in key]
+    run.delete([key])
+    run.write(f"{key}/.DS_Store", b"x")
+    seen = findings(run, 0.01)
+    assert {(f.kind, f.key) for f in seen} == {("image_missing", key), ("attempt_orphan", f"{key}/.DS_Store")}
+    assert delete_orphans(run, claim(run).term, seen) == 1
+
+
+@pytest.mark.parametrize("name", ["plan/0001/plan.json", "plan/0001/shards.parquet"])
+def test_a_folder_where_a_file_of_the_plan_should_be(run: RunFolder, name: str) -> None:
+    run.delete([name])
+    run.write(f"{name}/x", b"x")
+    kinds = {finding.kind for finding in findings(run, 0.01)}
+    assert kinds & {"plan_orphan", "plan_damaged"}
+
+
+@pytest.mark.s3
+def test_keys_with_empty_parts_and_markers_of_folders_in_a_store(s3) -> None:
+    run = finished_run(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)))
+    client, bucket = s3._client(), run.url.split("/")[2]
+    for key in ("images/", f"images/{SHARD}/", "manifest/", "data/"):
+        client.put_object(Bucket=bucket, Key=f"run/{key}", Body=b"")
+    assert findings(run, 0.01) == []
+    odd = [f"images/{SHARD}//x.png", "images//y.png", "manifest//0001-000001.parquet", "data//z.tar"]
+    for key in odd:
+        client.put_object(Bucket=bucket, Key=f"run/{key}", Body=b"x")
+    seen = findings(run, 0.01)
+    assert {f.key for f in seen} == set(odd)
+    assert {f.kind for f in seen} <= ORPHANS
+    assert delete_orphans(run, claim(run).term, seen) == len(odd)
+    assert findings(run, 0.01) == []
 
 
 def test_every_kind_is_explained() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.config import Input, JobConfig
+from jobs.verify import find_run
 from pipelines.folder import StorageOptions
 from pipelines.store import RunFolder, manifest_key
 from tests.finished import finished_run, store
@@ -34,11 +35,14 @@ def run(tmp_path: Path) -> RunFolder:
 def test_a_clean_run_by_path_and_by_job_file(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "runs/spring"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("runs/spring: 20 of 20 planned rows in 4 shards; 19 images are there with their size, 4 of ")
-    assert out.endswith("\nclean, as far as it was read; --full reads every image\n")
+    assert out == (
+        "runs/spring: 20 of 20 planned rows in 4 shards\n"
+        "all 19 images are there with their sizes; 4 of 19 read and equal\n"
+        "clean as far as 4 of 19 images were read; --full reads every one\n"
+    )
     Path("spring.yaml").write_text("input: {path: prompts.csv}\n")
     assert main(["verify", "spring.yaml", "--full"]) == 0
-    assert capsys.readouterr().out.endswith("19 of them were read\nclean\n")
+    assert capsys.readouterr().out.endswith("19 of 19 read and equal\nclean\n")
 
 
 def test_damage_is_named_and_counted(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +118,59 @@ def test_what_is_not_there_or_cut_short_is_seen_without_full(
     assert f"{uris[0]} (row " in out
     assert "no such object" in out
     assert f"{uris[9]} (row " in out
-    assert "17 images are there with their size" in out
+    assert "17 of 19 images are there with their sizes; 4 of 19 read and equal" in out
+    assert "clean" not in out
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ("webdataset", "all 19 images are there with their sizes; 4 of 19 read and equal\nclean as far as 4 of 19"),
+        ("parquet", "all 19 images are there; 5 of 19 read and equal\nclean as far as 5 of 19"),
+        ("none", "no image is stored\nclean\n"),
+    ],
+)
+def test_the_verdict_says_how_far_it_was_looked(
+    layout: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(RunFolder(str(tmp_path / "run")), layout)
+    assert main(["verify", "run"]) == 0
+    assert words in capsys.readouterr().out
+    if layout == "none":
+        return
+    (key,) = [key for key, _ in run.walk("data") if SHARD in key]
+    run.delete([key])
+    assert main(["verify", "run"]) == 1
+    assert "15 of 19 images are there" in capsys.readouterr().out
+
+
+def test_an_image_of_the_right_size_and_other_bytes_is_told_apart(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = run.read_manifest(SHARD).to_pylist()[0]["uri"]
+    data = run.read(uri)
+    run.write(uri, data[:-1] + bytes([data[-1] ^ 1]))
+    assert main(["verify", "runs/spring", "--full"]) == 1
+    assert "all 19 images are there with their sizes; 19 of 19 read and 18 of them equal" in capsys.readouterr().out
+
+
+@pytest.mark.s3
+def test_the_endpoint_is_that_of_the_job(
+    s3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{s3.bucket()}/run"
+    run = finished_run(RunFolder(url, StorageOptions(s3.endpoint_url)))
+    text = f"input: {{path: p.csv}}\noutput: {{path: '{url}', storage: {{endpoint_url: '{s3.endpoint_url}'}}}}\n"
+    Path("spring.yaml").write_text(text)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert main(["verify", "spring.yaml"]) == 0
+    run.write_job(text)
+    elsewhere = s3.endpoint_url.replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", elsewhere)  # by which job.yaml is found; the rest is read as it says
+    assert find_run(url, ()).options.endpoint_url == s3.endpoint_url
+    assert main(["verify", url]) == 0
+    assert find_run(url, (f"output.storage={{endpoint_url: '{elsewhere}'}}",)).options.endpoint_url == elsewhere
+    assert capsys.readouterr().out.count("clean") == 2
 
 
 def test_a_store_that_does_not_answer_is_told_with_its_endpoint(

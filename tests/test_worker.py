@@ -4,12 +4,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import ray
 
+import pipelines.watchdog
 import pipelines.worker
 from actors.rows import SamplerConfig
 from pipelines.epochs import claim
@@ -19,6 +22,7 @@ from pipelines.models import ModelSource
 from pipelines.repair import Repairs, SupersededError
 from pipelines.store import RunFolder
 from pipelines.verify import verify
+from pipelines.watchdog import Watchdog
 from pipelines.work import Dropped
 from pipelines.worker import RenderWorker, WorkerJob
 from tests.checkpoints import make_checkpoint
@@ -45,9 +49,9 @@ def run(tmp_path):
 
 def worker(run, model, term=None):
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schemas = {1: run.read_plan(1)["manifest_schema"]}
+    schema = run.read_plan(1)["manifest_schema"]
     return RenderWorker(
-        WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schemas, term=term), None
+        WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schema, term=term), None
     )
 
 
@@ -283,15 +287,26 @@ def test_an_engine_that_hangs_ends_its_process_and_says_where():
     assert "watchdog.py" in ended.stderr
 
 
-def test_an_engine_that_moves_or_has_nothing_to_do_is_left_alone():
-    moving = (
-        HUNG.replace("import threading", "import threading, time, concurrent.futures as f")
-        .replace("dict)", "lambda: {'calls': time.monotonic() // 1 if busy else 0})")
-        .replace("Watchdog(", "busy, future = [1], f.Future()\ndog = Watchdog(")
-        .replace(".watched(lambda row: threading.Event().wait())(None)", "")
+def test_an_engine_that_moves_or_has_nothing_to_do_is_left_alone(monkeypatch):
+    """Each move puts the end off, and the last row's end calls it off."""
+    said, calls, future = [], [0], Future()
+    alarm = SimpleNamespace(
+        dump_traceback_later=lambda *_, **__: said.append("later"),
+        cancel_dump_traceback_later=lambda: said.append("never"),
     )
-    moving += "dog.watched(lambda row: future)(None); time.sleep(5); busy.clear(); future.set_result(0); time.sleep(5)"
-    subprocess.run([sys.executable, "-c", moving], cwd=ROOT, check=True, timeout=100)
+    monkeypatch.setattr(pipelines.watchdog, "faulthandler", alarm)
+    dog = Watchdog(900.0, lambda: {"calls": calls[0]})
+    dog._thread = threading.current_thread()  # it looks when it is told to
+    dog.watched(lambda row: future)(None)
+    dog._look()
+    dog._look()
+    assert said == ["later"]
+    calls[0] += 1
+    dog._look()
+    assert said == ["later", "later"]
+    future.set_result(None)
+    dog._look()
+    assert said == ["later", "later", "never"]
 
 
 def test_a_lease_becomes_pictures_and_one_manifest(run, model):

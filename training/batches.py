@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.learning_error import Unlearnable
+
 CHUNK_ROWS = 256
 
 
@@ -28,7 +30,7 @@ def num_slots(batch_size: int, num_rows: int, num_workers: int) -> int:
     """Slots of a batch: at most one a row, the same number on every worker. ValueError where that leaves none."""
     slots = min(batch_size, num_rows) // num_workers * num_workers
     if not slots:
-        raise ValueError(f"{num_rows} rows in batches of {batch_size} are too few for {num_workers} workers")
+        raise Unlearnable(f"{num_rows} rows in batches of {batch_size} are too few for {num_workers} workers")
     return slots
 
 

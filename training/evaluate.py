@@ -23,6 +23,7 @@ from training.frontier import (
     saving,
     smallest_not_worse,
 )
+from training.learning_error import Unlearnable
 from training.reward import in_rises
 from training.table import RewardTable
 
@@ -207,19 +208,19 @@ def _refuse_strangers(evidence: Evidence) -> None:
     table, count = evidence.held_out, len(evidence.held_out.prompts)
     for name, other in evidence.variants.items():
         if other.prompt_ids != table.prompt_ids:
-            raise ValueError(f"the table of {name} is not of the held-out prompts: roll out the same ones")
+            raise Unlearnable(f"the table of {name} is not of the held-out prompts: roll out the same ones")
     if evidence.learned is not None:
         _refuse_learned(evidence.learned, table)
     for name in ("seen", "scores", "estimate", "features"):
         if len(getattr(evidence, name)) != count:
-            raise ValueError(f"{name} has {len(getattr(evidence, name))} rows for {count} held-out prompts")
+            raise Unlearnable(f"{name} has {len(getattr(evidence, name))} rows for {count} held-out prompts")
     for name, labels in evidence.labels.items():
         if len(labels) != count:
-            raise ValueError(f"label {name} has {len(labels)} values for {count} held-out prompts")
+            raise Unlearnable(f"label {name} has {len(labels)} values for {count} held-out prompts")
 
 
 def _refuse_learned(learned: RewardTable, table: RewardTable) -> None:
     if learned.choices != table.choices:
-        raise ValueError(f"the learned table's budgets are {learned.choices}, the held-out {table.choices}")
+        raise Unlearnable(f"the learned table's budgets are {learned.choices}, the held-out {table.choices}")
     if shared := set(learned.prompts) & set(table.prompts):
-        raise ValueError(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")
+        raise Unlearnable(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")

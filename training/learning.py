@@ -6,6 +6,7 @@ What they do is `training.learner`'s.
 import math
 from dataclasses import dataclass, replace
 
+from training.learning_error import Unlearnable
 from training.reinforce import BASELINES
 
 REWARDS, GRADIENTS = ("priced", "paper"), ("sampled", "expected")
@@ -39,11 +40,11 @@ class Learning:
     def __post_init__(self) -> None:
         for name, allowed in (("reward", REWARDS), ("gradient", GRADIENTS), ("baseline", BASELINES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(allowed)}")
+                raise Unlearnable(f"{name} {getattr(self, name)!r} must be one of {', '.join(allowed)}")
         if self.gradient == "sampled" and self.baseline == "leave_one_out" and self.samples < 2:
-            raise ValueError("leave_one_out needs two samples or more")
+            raise Unlearnable("leave_one_out needs two samples or more")
         if not self.temperature > 0 or not 0 < self.prices[0] <= self.prices[1]:
-            raise ValueError(f"temperature {self.temperature} and prices {self.prices} must be positive")
+            raise Unlearnable(f"temperature {self.temperature} and prices {self.prices} must be positive")
 
     def num_steps(self, num_rows: int, slots: int) -> int:
         """Steps of the whole training."""

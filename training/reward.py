@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.learning_error import Unlearnable
+
 PAPER_TOP, PAPER_LAMBDA, PAPER_GAMMA = 3, 2.0, 1.0
 LEAST_PRICE = 0.1  # rises: below it budgets differ by less than a table of a thousand prompts can tell (docs/log.md)
 
@@ -47,7 +49,7 @@ def paper_reward(
 def sample_prices(uniforms: np.ndarray, low: float, high: float) -> np.ndarray:
     """Prices between two positive bounds, as likely in each octave; from uniforms in [0, 1)."""
     if not 0 < low <= high:
-        raise ValueError(f"prices {low} to {high} must be positive and rise")
+        raise Unlearnable(f"prices {low} to {high} must be positive and rise")
     return low * (high / low) ** np.asarray(uniforms, np.float64)
 
 
@@ -58,7 +60,7 @@ def rise(quality: np.ndarray) -> float:
     the whole rise. ValueError where no budget differs.
     """
     if not (found := _spread(quality)) > 0:
-        raise ValueError("every budget has the same mean quality: there is nothing to choose")
+        raise Unlearnable("every budget has the same mean quality: there is nothing to choose")
     return found
 
 
@@ -86,7 +88,7 @@ def default_prices(quality: np.ndarray, costs: np.ndarray) -> tuple[float, float
     slopes = hull_slopes(quality.mean(axis=(0, 2)), np.asarray(costs, np.float64))
     rising = slopes[slopes > 0]
     if not len(rising):
-        raise ValueError("the smallest budget has the best mean quality: there is nothing to choose")
+        raise Unlearnable("the smallest budget has the best mean quality: there is nothing to choose")
     low, high = float(rising.min() / 2), float(rising.max() * 2)
     return min(max(low, LEAST_PRICE * rise(quality)), high / 2), high
 

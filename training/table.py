@@ -1,7 +1,8 @@
 """The reward table: a rollout run's manifests -> one row a prompt, with its quality at every budget and seed.
 
-Nothing is guessed: a prompt that lacks a picture because a row failed is left out and counted; one that lacks it
-because the rollout has not come there is an error. What is made of quality is `training.reward`.
+Nothing is guessed: a prompt that lacks a picture because a row failed, or a score because its scorer could not judge,
+is left out and counted; one that lacks it because the rollout has not come there is an error. What is made of quality
+is `training.reward`.
 
 Shapes: P prompts, K budgets of the menu (rising), S seeds.
 """
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from training.learning_error import Unlearnable
+
 SHOWN = 3  # examples in a message
 LEAST_RISE = 0.01  # of the seconds, from the smallest to the largest budget: less is noise
 _COLUMNS = ("prompt_id", "prompt", "category", "sample", "num_steps", "seed", "status", "quality", "scores")
-_COST_COLUMNS = ("lane_steps", "seconds")
+_OTHER_COLUMNS = ("lane_steps", "seconds", "score_error")  # not in every version's manifests
 
 
-class TableError(ValueError):
+class TableError(Unlearnable):
     """A run that is no whole reward table: what is wrong, in which rows, and the remedy."""
 
 
@@ -94,7 +97,7 @@ class RewardTable:
 
 def read_table(manifests: Iterable[pa.Table]) -> RewardTable:
     """The table of a rollout's manifests (`RunFolder.manifests()`). TableError."""
-    tables = [table.select([n for n in (*_COLUMNS, *_COST_COLUMNS) if n in table.column_names]) for table in manifests]
+    tables = [table.select([n for n in (*_COLUMNS, *_OTHER_COLUMNS) if n in table.column_names]) for table in manifests]
     if not tables:
         raise TableError("the run has no manifest yet: render the rollout first")
     return table_of(pa.concat_tables(tables, promote_options="default").to_pylist())
@@ -106,13 +109,17 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
     good = [row for row in rows if row["prompt_id"] not in failed]
     if not good:
         raise TableError(f"no prompt has all its pictures: rows failed for each of {len(failed)} prompts")
+    unscored = _unscored(good)
+    good = [row for row in good if row["prompt_id"] not in unscored]
+    if not good:
+        raise TableError(_why_unscored(rows))
     cells = _cells(good)
     choices = tuple(sorted({steps for _, _, steps in cells}))
     samples = sorted({sample for _, sample, _ in cells})
     about = {row["prompt_id"]: (row["prompt"], row["category"]) for row in good}
     _refuse_missing(cells, about, samples, choices)
     order = sorted(about)
-    names = sorted({name for row in good for name in dict(row["scores"] or ())})
+    names = sorted({name for row in good for name in scores_of(row["scores"])})
     return RewardTable(
         prompt_ids=tuple(order),
         prompts=tuple(about[prompt][0] for prompt in order),
@@ -121,9 +128,32 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
         quality=_array(cells, order, choices, samples, lambda row: row["quality"]),
         seconds=measured_seconds(good, choices),
         scores={name: _array(cells, order, choices, samples, lambda row, n=name: _score(row, n)) for name in names},
-        dropped={"failed": len(failed)} if failed else {},
+        dropped={reason: len(ids) for reason, ids in (("failed", failed), ("unscored", unscored)) if ids},
         lane_steps=_mean_lane_steps(good, choices),
     )
+
+
+def _unscored(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Prompts with a picture that has no quality, or that lacks a score which most prompts have in full."""
+    prompts = {row["prompt_id"] for row in rows}
+    names = {name for row in rows for name in scores_of(row["scores"])}
+    lacking = {name: {row["prompt_id"] for row in rows if not np.isfinite(_score(row, name))} for name in names}
+    usual = [ids for ids in lacking.values() if 2 * len(ids) < len(prompts)]
+    without = {row["prompt_id"] for row in rows if row["quality"] is None or not np.isfinite(row["quality"])}
+    return without.union(*usual)
+
+
+def _why_unscored(rows: Sequence[Mapping[str, Any]]) -> str:
+    said = next((row["score_error"] for row in rows if row.get("score_error")), None)
+    if said is None:
+        return "no prompt has the quality of all its pictures: roll out with a quality scorer"
+    return f"no prompt has the quality of all its pictures: scorers failed, the first with: {said}"
+
+
+def scores_of(value: Any) -> dict[str, float]:
+    """{scorer: score} of a manifest's column `scores`; in runs of earlier versions it was a map."""
+    pairs = [(each["scorer"], each["score"]) if isinstance(each, dict) else each for each in value or ()]
+    return dict(pairs)
 
 
 def _mean_lane_steps(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
@@ -155,16 +185,13 @@ Cells = dict[tuple[str, int, int], Mapping[str, Any]]  # prompt id, sample, step
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
-    """Rows by their place. Refuses doubles, pictures without quality, and budgets that do not share their noise."""
+    """Rows by their place. Refuses doubles, and budgets that do not share their noise."""
     cells: Cells = {}
     seeds: dict[tuple[str, int], int] = {}
     for row in rows:
         place = (row["prompt_id"], row["sample"], row["num_steps"])
         if place in cells:
             raise TableError(f"prompt {place[0]!r}, sample {place[1]} has two pictures at {place[2]} steps")
-        quality = row["quality"]
-        if quality is None or not np.isfinite(quality):
-            raise TableError(f"prompt {place[0]!r} has a picture without quality: roll out with a quality scorer")
         if seeds.setdefault(place[:2], row["seed"]) != row["seed"]:
             raise TableError(
                 f"prompt {place[0]!r}, sample {place[1]} has several seeds: budgets must share their noise"
@@ -195,7 +222,7 @@ def _array(
 
 
 def _score(row: Mapping[str, Any], name: str) -> float:
-    score = dict(row["scores"] or ()).get(name)
+    score = scores_of(row["scores"]).get(name)
     return np.nan if score is None else float(score)
 
 

@@ -31,6 +31,7 @@ from training.embeddings import EmbedPrompts
 from training.journal import read_checkpoint, read_metrics
 from training.learner import outputs, units_of
 from training.learning import Learning
+from training.learning_error import LearningError
 from training.loop import Loop, rows_of, work
 from training.table import RewardTable, split
 
@@ -40,8 +41,14 @@ CALIBRATION_PRICES, BELOW = 16, 8  # points; the first price above 0 is the trai
 Progress = Callable[[dict[str, float]], None]  # a line of metrics.jsonl
 
 
-class TrainingError(RuntimeError):
-    """A training that cannot start, or ended without a policy: what is wrong and the remedy."""
+class TrainingError(LearningError, RuntimeError):
+    """A training that cannot start: what is wrong and the remedy."""
+
+
+class TrainingStopped(TrainingError):
+    """A training that ended without a policy; the same command goes on."""
+
+    began = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,10 @@ def _claim(folder: Folder, identity: dict[str, Any]) -> None:
     text = json.dumps(identity, indent=2, sort_keys=True)
     if folder.create(IDENTITY, text.encode()):
         return
-    there = json.loads(folder.read(IDENTITY))
+    try:
+        there = dict(json.loads(folder.read(IDENTITY)))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{folder.url_of(IDENTITY)} cannot be read: {error}; train in another folder") from error
     changed = [name for name, value in json.loads(text).items() if there.get(name) != value]
     if changed:
         raise TrainingError(
@@ -153,7 +163,10 @@ def _fit(loop: Loop, datasets: dict[str, Any], config: TrainConfig) -> None:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"the training's workers failed: {error}") from error
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+            raise TrainingStopped(
+                f"the training's workers failed: {' '.join(reason)}; the same command goes on"
+            ) from error
 
 
 def _is_done(loop: Loop) -> bool:
@@ -164,7 +177,7 @@ def _is_done(loop: Loop) -> bool:
 def _publish(loop: Loop, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
     """The best weights as a policy with its frontier on held-out prompts, weights first."""
     if not _is_done(loop):
-        raise TrainingError(f"{loop.folder.url}: the training ended before its last step; run it again, it goes on")
+        raise TrainingStopped(f"{loop.folder.url}: the training ended before its last step; run it again, it goes on")
     state = read_checkpoint(loop.folder)
     assert state is not None
     policy = StepPolicy(loop.network)

@@ -1,0 +1,11 @@
+"""The base of this room's own errors: each is a message to a person, with place, reason and remedy."""
+
+
+class LearningError(Exception):
+    """The message is the text. retryable: the same command may work later. began: work had begun, and goes on later."""
+
+    retryable = began = False
+
+
+class Unlearnable(LearningError, ValueError):
+    """Tables, prices or labels that do not fit together, or from which nothing can be learned."""
