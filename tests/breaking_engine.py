@@ -74,10 +74,15 @@ class Tokens:
 
 
 def break_when_imported() -> None:
-    """Once this process imports the sampler."""
-    sys.meta_path.insert(
-        0, _AfterImport("actors.sampler", lambda _: break_engine(Tokens(Path(os.environ[FOLDER_ENV]))))
-    )
+    """Each module, once this process imports it."""
+    tokens = Tokens(Path(os.environ[FOLDER_ENV]))
+    for name, then in (
+        ("actors.sampler", lambda _: break_engine(tokens)),
+        ("pipelines.sinks", lambda sinks: break_packing(sinks.Sink, tokens)),
+        ("pipelines.store", lambda store: break_commit(store.RunFolder, tokens)),
+        ("pipelines.pools", lambda pools: break_plan(pools, tokens)),
+    ):
+        sys.meta_path.insert(0, _AfterImport(name, then))
 
 
 def break_engine(tokens: Tokens) -> None:

@@ -12,6 +12,7 @@ of its own. Files are changed as well, since some tests start processes: so it i
 import argparse
 import ast
 import difflib
+import functools
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,7 @@ class Forks:
         before = path.read_text()
         try:
             path.write_text(mutant["code"])
-            changes = functions(before, mutant)
+            changes = changed_functions(before, mutant)
             if changes is None:
                 return in_process(mutant["file"])
             return self._in_fork(session, items, (mutant["file"], changes))
@@ -198,15 +200,15 @@ def awaited(child: int, reading: int) -> tuple[str, str, float]:
     ended = os.pidfd_open(child)
     while (left := began + LIMIT_S - time.monotonic()) > 0:
         ready, _, _ = select.select([reading, ended], [], [], left)
-        if reading in ready:
-            said = (said + os.read(reading, 1 << 16))[-20_000:]
-        elif ended in ready:
+        if ended in ready:
             break
+        said = (said + os.read(reading, 1 << 16))[-20_000:]
     late = left <= 0
-    try:
+    os.set_blocking(reading, False)
+    with suppress(BlockingIOError):
+        said += os.read(reading, 1 << 16)
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     _, status = os.waitpid(child, 0)
     os.close(ended)
     os.close(reading)
@@ -233,9 +235,9 @@ def chosen(items: list[Any], file: str) -> list[Any]:
     return sorted(found, key=lambda item: any(name in item.nodeid for name in LONG))
 
 
-def functions(before: str, mutant: dict[str, Any]) -> dict[tuple[str, int], Any] | None:
+def changed_functions(before: str, mutant: dict[str, Any]) -> dict[tuple[str, int], Any] | None:
     """The code objects of the functions that are changed; None where something else is."""
-    old, new = (compile(code, str(Path(mutant["file"]).resolve()), "exec") for code in (before, mutant["code"]))
+    old, new = (compiled(code, str(Path(mutant["file"]).resolve())) for code in (before, mutant["code"]))
     if not only_inside(old, new):
         return None
     flat, changed = dict(codes(old)), dict(codes(new))
@@ -247,10 +249,15 @@ def functions(before: str, mutant: dict[str, Any]) -> dict[tuple[str, int], Any]
     return {key: changed[key] for key in flat if flat[key] != changed[key] and flat[key].co_flags & 0x02}
 
 
+@functools.cache
+def compiled(code: str, file: str) -> types.CodeType:
+    return compile(code, file, "exec")
+
+
 def fits(mutant: dict[str, Any]) -> bool:
     """Whether it can be put into functions that live."""
     try:
-        return functions(Path(mutant["file"]).read_text(), mutant) is not None
+        return changed_functions(Path(mutant["file"]).read_text(), mutant) is not None
     except SyntaxError:
         return True
 

@@ -338,7 +338,7 @@ def test_a_whole_job_its_growth_and_its_refusals(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in run.glob("images/*/*/*.png")) == ["a.png", "b.png"]
     assert json.loads((run / "summary.json").read_text())["ok"] == 2
     assert "<svg" in (run / "report.html").read_text()
-    assert load_job(str(run / "job.yaml")).config.output.path == "runs/job"
+    assert load_job(str(run / "job.yaml")).config.output.path == str(run)
 
     (tmp_path / "prompts.csv").write_text("id,prompt,seed\na,a red circle,\nb,a blue square,\nc,,\nd,a ring,-4\n")
     code, out, err = verb("run", "job.yaml", "-s", "input.strict=true")
