@@ -20,6 +20,7 @@ from typing import Any
 
 FOLDER_ENV, NODE_ENV = "STEPTHRIFT_BREAKS", "STEPTHRIFT_BREAKS_NODE"
 HOOK = Path(__file__).parent / "breaking"  # on PYTHONPATH, before the project
+LIES = ("noise", "swap", "short", "forget")
 FORGOTTEN = "long"
 DEADLY_ROW = "r004"  # the process that gets it is killed, while there are tokens for that
 
@@ -60,9 +61,9 @@ class Tokens:
         return self.folder / f"{node}.doomed"
 
     def mend(self) -> None:
-        """New devices, and memory for all."""
+        """New devices, and memory for all; lies stay."""
         for path in self.folder.iterdir():
-            if path.name != "taken":
+            if path.name != "taken" and path.name.partition(".")[0] not in LIES:
                 path.unlink(missing_ok=True)
 
     def done(self) -> Counter[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.campaign_kinds import KINDS, OLD
+from tests.campaign_kinds import CONTROLS, KINDS, OLD
 
 BEGIN, END = "<!-- campaigns: written by python -m tests.campaign -->", "<!-- campaigns end -->"
 CLAIMS = {
@@ -25,7 +25,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = [{"kind": OLD} | json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    latest = {(list(KINDS).index(line["kind"]), line["server"], line["seed"]): line for line in lines}
+    order = [*KINDS, *CONTROLS]
+    latest = {(order.index(line["kind"]), line["server"], line["seed"]): line for line in lines}
     return [latest[key] for key in sorted(latest)]
 
 

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 SEED, SAMPLE = 17, 300
-LIMIT_S = 240.0  # of one mutant's tests, after which it counts as killed
+TEST_S = 75  # of one test, after which the mutant counts as killed
+LIMIT_S = 600.0  # of all
 DRAWN, RESULTS = Path("mutants.json"), Path("mutants.jsonl")
 ENGINE = ["tests/test_lanes.py", "tests/test_clock.py", "tests/test_engine_health.py", "tests/test_sampler.py"]
 WORKER = ["tests/test_interleavings.py", "tests/test_worker.py"]
@@ -187,6 +188,7 @@ def run_items(session: Any, items: list[Any]) -> bool:
     """Whether one failed; the others are not run then."""
     for index, item in enumerate(items):
         following = items[index + 1] if index + 1 < len(items) else None
+        signal.alarm(TEST_S)
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
             print("FAILED", item.nodeid)
@@ -212,6 +214,7 @@ def awaited(child: int, reading: int) -> tuple[str, str, float]:
     _, status = os.waitpid(child, 0)
     os.close(ended)
     os.close(reading)
+    late = late or os.waitstatus_to_exitcode(status) == -signal.SIGALRM
     outcome = "killed" if late or status else "survived"
     return outcome, "out of time" if late else said.decode(errors="replace"), time.monotonic() - began
 
@@ -222,7 +225,7 @@ def in_process(file: str) -> tuple[str, str, float]:
     command += ["-p", "no:cacheprovider", *TESTS[file]]
     command += ["-k", "not (rebuilds or silences or kills or faults or takeovers or left or late_ or a_mutation)"]
     try:
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S + 60)
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         return "killed", "out of time", time.monotonic() - began
     return "killed" if ended.returncode else "survived", ended.stdout[-3000:], time.monotonic() - began

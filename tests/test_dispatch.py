@@ -322,6 +322,7 @@ render(RunFolder(sys.argv[1]), config(PoolSpec(num_cpus=0.1), call_s=float(sys.a
 """
 
 
+@pytest.mark.slow
 def test_three_drivers_that_are_killed_isolate_no_shard(tmp_path):
     """Their actors die with them, without a word: that says nothing of the shards."""
     run = plan(RunFolder(str(tmp_path / "run")), [100, 100])

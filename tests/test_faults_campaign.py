@@ -111,6 +111,7 @@ def attempt_left(run: RunFolder) -> None:
     store(run, SHARD)
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.parametrize(
     ("damage", "seen"),

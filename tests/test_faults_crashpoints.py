@@ -194,7 +194,9 @@ def test_a_worker_dies(proxy: FaultProxy, planned: RunFolder, undisturbed: dict[
     assert manifest in (None, planned.stat(MANIFEST))
 
 
-@pytest.mark.parametrize("fault", ["lost", "lied", "reset", "503"])
+@pytest.mark.parametrize(
+    "fault", ["lost", "reset", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("lied", "503"))]
+)
 @pytest.mark.parametrize(("kind", "text"), [("PUT", "attempts/"), ("PUT", "images/"), ("CREATE", "manifest/")])
 def test_an_answer_is_lost_and_the_worker_lives(
     proxy: FaultProxy, planned: RunFolder, undisturbed: dict[str, str], fault: str, kind: str, text: str

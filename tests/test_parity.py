@@ -70,7 +70,7 @@ def test_ddim_latents_equal_diffusers(checkpoint, pipeline, spacing, case):
         assert relative_error(ours, expected) < 1e-5, (spacing, num_steps)
 
 
-@pytest.mark.parametrize("case", ["unguided", "guided", "negative"])
+@pytest.mark.parametrize("case", ["unguided", "negative"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_dpmpp_2m_latents_equal_diffusers(checkpoint, pipeline, spacing, case):
     """Less closely where a grid begins at zero terminal SNR: diffusers makes its infinite log-SNR finite, we do not."""

@@ -138,6 +138,7 @@ def test_a_run_on_s3_is_repaired_in_place(ray_cluster, s3, job, capsys) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_row_of_a_rollout_is_repaired_with_all_of_its_noise(ray_cluster, job, capsys) -> None:
     """Its fidelity is measured against the picture of most steps, which has to be there again."""
     run = job()

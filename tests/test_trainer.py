@@ -95,6 +95,7 @@ def here(ray_cluster: Any) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_two_workers_learn_a_policy_that_the_selector_reads(model: Path, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
