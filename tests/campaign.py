@@ -148,11 +148,7 @@ class Campaigns:
             if not wild:
                 chaos.breaks.mend()
             driver = chaos.driver = Driver.start(job, self.cluster.address, *options, breaks=chaos.breaks)
-            proxy.moments = self._moments(leg, outcome, proxy, chaos) if wild else {}
-            if leg == 0:
-                proxy.rules = [
-                    Rule("pass", "CREATE", "plan.json", then=partial(chaos.act, n)) for n in self.kind.at_plan
-                ]
+            self._arrange(leg, outcome, proxy, chaos)
             code = wait(driver.process, HANG_S, chaos.serve)
             outcome.exits.append(code)
             said = driver.said()
@@ -169,19 +165,22 @@ class Campaigns:
             if code == 2:  # refused: what it needs is not there at the moment
                 chaos.settle()
 
-    def _moments(self, leg: int, outcome: Outcome, proxy: FaultProxy, chaos: Chaos) -> dict[int, Callable[[], None]]:
-        """{n-th request: act}."""
-        draw = chaos.chance
-        names = [draw.choice(self.kind.acts) for _ in range(draw.choice((1, 2, 3) if leg == 0 else (0, 1)))]
-        if leg == 0 or self.kind.insists:
-            names += (Counter(self.kind.always(outcome.seed)) - Counter(chaos.done)).elements()
-        pictures = outcome.rows if outcome.layout == "files" else 10
-        at = proxy.total()
-        found: dict[int, Callable[[], None]] = {}
+    def _arrange(self, leg: int, outcome: Outcome, proxy: FaultProxy, chaos: Chaos) -> None:
+        """What is done to one driver: at the n-th request, when the plan is written, and when shards are begun."""
+        proxy.moments, proxy.rules, draw, kind = {}, [], chaos.chance, self.kind
+        if leg >= WILD_LEGS:
+            return
+        names = [draw.choice(kind.acts) for _ in range(draw.choice((1, 2, 3) if leg == 0 else (0, 1)))]
+        names += kind.always(outcome.seed) if leg == 0 else ()
+        pictures, at = outcome.rows if outcome.layout == "files" else 10, proxy.total()
         for name in names:
             moment = at + draw.randrange(5, REQUESTS + pictures // (1 + leg))
-            found[moment] = partial(chaos.act, name)
-        return found
+            proxy.moments[moment] = partial(chaos.act, name)
+        if leg == 0 and kind.at_plan:
+            proxy.rules.append(Rule("pass", "CREATE", "plan.json", then=partial(chaos.act, kind.at_plan)))
+        if undone := [*(Counter(kind.while_rendering(outcome.seed)) - Counter(chaos.done)).elements()]:
+            skip = draw.randrange(2)
+            proxy.rules.append(Rule("pass", "PUT", "attempts/", skip=skip, then=partial(chaos.soon, *undone)))
 
 
 @contextmanager

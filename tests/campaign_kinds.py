@@ -40,18 +40,18 @@ def _of_old(seed: int) -> tuple[str, ...]:
 class Kind:
     """pools: of the job, one tuple after the other by seed; steps: of the rows, in turn, None: the job's 2.
 
-    at_start: what is done before the first driver; at_plan: to it, in the moment in which the plan is written; always:
-    to it, at some request; insists: and to the next one, where it ended before that or nobody was there; acts: what is
-    drawn. other_classes: rows may end in another render class than those of the undisturbed run.
+    Beside what is drawn from acts, at_start is done before the first driver, at_plan in the moment in which it writes
+    the plan, always at some request of it, and while_rendering when shards are begun, by it or by a later driver.
+    other_classes: rows may end in another render class than those of the undisturbed run.
     """
 
     about: str
     pools: tuple[tuple[str, ...], ...] = ((pool("default"),),)
     steps: tuple[int | None, ...] = (3, None, None)
-    always: Turns = nothing
-    insists: bool = True
     at_start: Turns = nothing
-    at_plan: tuple[str, ...] = ()
+    at_plan: str = ""
+    always: Turns = nothing
+    while_rendering: Turns = nothing
     acts: tuple[str, ...] = ACTS
     cluster: Callable[[], Cluster] = Cluster
     other_classes: bool = False
@@ -59,9 +59,7 @@ class Kind:
 
 OLD = "one pool"
 KINDS = {
-    OLD: Kind(
-        "kills, signals and stops; in some seeds a raylet or the whole server is lost", always=_of_old, insists=False
-    ),
+    OLD: Kind("kills, signals and stops; in some seeds a raylet or the whole server is lost", always=_of_old),
     "pools": Kind(
         "two and three pools, with budgets apart and overlapping, and with more actors than places",
         pools=(
@@ -73,7 +71,7 @@ KINDS = {
             (pool("two", "[2]", 2), pool("three", "[3]", 2), pool("four", "[4]", 2)),
         ),
         steps=(3, None, 4),
-        acts=(*ACTS, "raylet"),
+        while_rendering=turns(("actor",), ("raylet",), ("ledger", "actor_stop")),
     ),
     "late pool": Kind(
         "the one node of a pool is lost when the plan is written, and is there again a minute later",
@@ -82,7 +80,7 @@ KINDS = {
             (pool("late", "[2, 3]", place=FEW), pool("early", "[2]")),
             (pool("late", place=FEW),),
         ),
-        at_plan=("late",),
+        at_plan="late",
         cluster=partial(Cluster, LATE),
     ),
     "autoscaled": Kind(
@@ -91,14 +89,14 @@ KINDS = {
             (pool("gpus", actors=2, place=GPU),),
             (pool("short", "[2]", 1, GPU), pool("long", "[3]", 1, GPU)),
         ),
-        always=turns(("raylet",)),
+        while_rendering=turns(("raylet",)),
         acts=(*ACTS, "raylet"),
         cluster=Autoscaled,
     ),
     "broken device": Kind(
         "the device of a node, or of two, is lost after some calls, to each process there, until it is replaced",
         pools=((pool("default", actors=2),),),
-        always=turns(("device",), ("device", "device")),
+        while_rendering=turns(("device",), ("device", "device")),
     ),
     "memory": Kind(
         "out of memory in UNet, decoder and packing, and in closing; the kernel kills the workers of one shard",
@@ -108,18 +106,18 @@ KINDS = {
     "drained": Kind(
         "a node is drained, as a cloud takes it back, and replaced later",
         pools=((pool("default", actors=2),), (pool("short", "[2]"), pool("long", "[3]"))),
-        always=turns(("drain",), ("drain", "drain")),
+        while_rendering=turns(("drain",), ("drain", "drain")),
         acts=(*ACTS, "drain"),
     ),
     "stopped node": Kind(
         "a raylet, or all of its node, stands still and wakes, in some seeds after it was taken for dead",
         pools=((pool("default", actors=2),),),
-        always=turns(*((stop,) for stop in STOPS)),
+        while_rendering=turns(*((stop,) for stop in STOPS)),
     ),
     "cut connection": Kind(
         "all TCP connections of the driver, a worker, the ledger or a raylet are cut",
         pools=((pool("default", actors=2),), (pool("short", "[2]"), pool("long", "[3]"))),
-        always=turns(*((cut, *CUTS[:2]) for cut in CUTS)),
+        while_rendering=turns(*((cut, *CUTS[:2]) for cut in CUTS)),
         acts=(*ACTS, *CUTS),
     ),
 }

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 
@@ -55,6 +56,11 @@ class Chaos:
         except Exception as error:
             self.done.append(f"{name} (failed: {type(error).__name__})")
             raise
+
+    def soon(self, *names: str) -> None:
+        """Each of these acts within three seconds."""
+        for name in names:
+            self._later(self.chance.uniform(0.0, 3.0), partial(self.act, name))
 
     def counts(self) -> Counter[str]:
         """How often each act was done, and what broke in the engines."""

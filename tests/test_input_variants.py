@@ -114,7 +114,9 @@ def test_every_part_of_a_file_that_was_packed_in_parts_is_read(tmp_path: Path) -
     assert inspect_here(tmp_path).rows == 3
 
 
-@pytest.mark.parametrize("tail", [b"garbage", gzip.compress(b"b\n", mtime=0)[:-4], b"\x1f\x8b"], ids=["garbage", "cut", "head"])
+@pytest.mark.parametrize(
+    "tail", [b"garbage", gzip.compress(b"b\n", mtime=0)[:-4], b"\x1f\x8b"], ids=["garbage", "cut", "head"]
+)
 def test_a_packed_file_with_a_torn_end_is_refused(tmp_path: Path, tail: bytes) -> None:
     put(tmp_path / "a.csv.gz", gzip.compress(b"prompt\na\n") + tail)
     with pytest.raises(InputError, match="torn or of another kind"):
