@@ -45,7 +45,7 @@ TESTS = {  # quick ones first; the first that fails ends it
     "pipelines/isolation.py": ["tests/test_isolation.py"],
     "pipelines/lease.py": ["tests/test_ledger.py", *WORKER],
     "pipelines/ledger.py": ["tests/test_ledger.py", *WORKER[:1]],
-    "pipelines/ledger_actor.py": [*WORKER[:1], THREADS("ledger"), *DISPATCH],
+    "pipelines/ledger_actor.py": [THREADS("ledger"), "tests/test_ledger_actor.py", *WORKER[:1]],
     "pipelines/manifest.py": ["tests/test_manifest.py", *WORKER],
     "pipelines/pools.py": DISPATCH,
     "pipelines/render.py": DISPATCH,
@@ -56,8 +56,9 @@ TESTS = {  # quick ones first; the first that fails ends it
     "pipelines/worker.py": [THREADS("unwanted"), THREADS("making_room"), *WORKER],
 }
 LATE = ("tests/test_dispatch.py", "tests/test_isolation.py")  # whose mutants come last: minutes each
-LEFT_OUT = ("1 rebuilds", "1 silences", "1 kills", "1 faults", "takeovers", "[left", "late_", "test_a_mutation", "[s3]")
-LONG = ("seconds_of_all", "what_came", "meanwhile", "is_dropped", "nobody_answers", "engine_that", "watchdog", "heart_")
+SECOND = ("1 rebuilds", "1 silences", "1 kills", "1 faults", "takeovers", "[left", "late_")  # only for who survives
+SECOND += ("seconds_of_all", "what_came", "meanwhile", "is_dropped", "nobody_answers", "heart_", "[sdxl]", "readers_of")
+LEFT_OUT = ("test_a_mutation", "[s3]")
 
 
 def draw(number: int) -> None:
@@ -144,11 +145,12 @@ class Forks:
     def pytest_runtestloop(self, session: Any) -> bool:
         items = list(session.items)
         for left, mutant in zip(range(len(self.mutants), 0, -1), self.mutants, strict=True):
-            outcome, said, seconds = self._judge(session, chosen(items, mutant["file"]), mutant)
+            outcome, said, seconds = self._judge(session, chosen(items, mutant["file"], mutant["again"]), mutant)
             kept = {"file": mutant["file"], "line": mutant["line"], "operator": mutant["operator"]}
-            kept |= {"outcome": outcome, "said": said[-3000:], "seconds": round(seconds), "number": mutant["number"]}
-            with RESULTS.open("a") as results:
-                results.write(json.dumps(kept) + "\n")
+            kept |= {name: mutant[name] for name in ("number", "again")}
+            kept |= {"outcome": outcome, "said": said[-3000:], "seconds": round(seconds)}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(kept) + "\n")
             print(left, *[kept[name] for name in ("file", "line", "operator", "outcome", "seconds")], flush=True)
         session.testscollected = len(self.mutants)
         return True
@@ -223,7 +225,7 @@ def in_process(file: str) -> tuple[str, str, float]:
     """A pytest of its own, for what is not inside a function."""
     began, command = time.monotonic(), [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not s3"]
     command += ["-p", "no:cacheprovider", *TESTS[file]]
-    command += ["-k", "not (rebuilds or silences or kills or faults or takeovers or left or late_ or a_mutation)"]
+    command += ["-k", "not (a_mutation or rebuilds or silences or kills or faults or takeovers or left or late_)"]
     try:
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -231,11 +233,13 @@ def in_process(file: str) -> tuple[str, str, float]:
     return "killed" if ended.returncode else "survived", ended.stdout[-3000:], time.monotonic() - began
 
 
-def chosen(items: list[Any], file: str) -> list[Any]:
-    """In the order of TESTS, the long ones last."""
+def chosen(items: list[Any], file: str, again: bool) -> list[Any]:
+    """In the order of TESTS; again: also those that are only for who survives, first."""
     wanted = [[item for item in items if item.nodeid.startswith(test)] for test in TESTS[file]]
     found = [item for some in wanted for item in some if not any(name in item.nodeid for name in LEFT_OUT)]
-    return sorted(found, key=lambda item: any(name in item.nodeid for name in LONG))
+    whole = {"sampler", "sd1", "checkpoint"} if file != "actors/sampler.py" and file.startswith("actors/") else set()
+    late = [item for item in found if any(name in item.nodeid for name in SECOND) or whole & {*item.fixturenames}]
+    return [*late * again, *[item for item in found if item not in late]]
 
 
 def changed_functions(before: str, mutant: dict[str, Any]) -> dict[tuple[str, int], Any] | None:
@@ -304,16 +308,26 @@ def unwrapped(member: Any) -> Iterator[Any]:
         yield member
 
 
-def run(late: bool) -> int:
-    """What has no result yet. late: also what takes minutes each."""
+def results() -> dict[int, dict[str, Any]]:
+    """The last one of each mutant."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {result["number"]: result for result in map(json.loads, lines)}
+
+
+def run(late: bool, again: bool, only: list[int]) -> int:
+    """What has no result yet. late: also what takes minutes each; again: what has survived, by all tests."""
     import pytest
 
-    done = {json.loads(line)["number"] for line in RESULTS.read_text().splitlines()} if RESULTS.exists() else set()
+    done = results()
     mutants = [mutant | {"number": number} for number, mutant in enumerate(json.loads(DRAWN.read_text()))]
-    mutants = [mutant for mutant in mutants if mutant["number"] not in done]
+    for mutant in mutants:
+        mutant["again"] = again and done.get(mutant["number"], {}).get("outcome") == "survived"
+    mutants = [mutant for mutant in mutants if mutant["again"] or (not again and mutant["number"] not in done)]
+    mutants = [mutant for mutant in mutants if not only or mutant["number"] in only]
     takes_minutes = {file for file, tests in TESTS.items() if {*tests} & {*LATE}}
     mutants = [mutant for mutant in mutants if late or mutant["file"] not in takes_minutes]
-    mutants.sort(key=lambda mutant: (mutant["file"] in takes_minutes, not fits(mutant)))
+    cost = {file: (file in takes_minutes, WORKER[1] in tests, len(tests)) for file, tests in TESTS.items()}
+    mutants.sort(key=lambda mutant: (not fits(mutant), cost[mutant["file"]]))
     wanted = {test for mutant in mutants for test in TESTS[mutant["file"]]}
     return pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not slow", "-s", *sorted(wanted)], [Forks(mutants)])
 
@@ -321,21 +335,26 @@ def run(late: bool) -> int:
 def table() -> None:
     """Of each file: drawn, killed, of them by time, survived; then each survivor."""
     counts, drawn = dict[str, Counter[str]](), json.loads(DRAWN.read_text())
-    results = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    for result in results:
-        of_file = counts.setdefault(result["file"], Counter())
-        of_file.update([result["outcome"], "out of time"] if result["said"] == "out of time" else [result["outcome"]])
-    print("| file | mutants | killed | by time | survived |\n|---|---|---|---|---|")
+    for result in results().values():
+        seen = [result["outcome"]] + ["out of time"] * (result["said"] == "out of time")
+        seen += ["later"] * (result["outcome"] == "killed" and result["again"])
+        counts.setdefault(result["file"], Counter()).update(seen)
+    print("| file | mutants | killed | by time | by what was added | survived |\n|---|---|---|---|---|---|")
     every = sum(counts.values(), Counter())
     for file, each in [*sorted(counts.items()), ("all", every)]:
         tried = each["killed"] + each["survived"]
-        print(f"| {file} | {tried} | {each['killed']} | {each['out of time']} | {each['survived']} |")
-    print(f"\n{len(drawn) - len(results)} not run, {every['incompetent']} did not compile\n")
-    for result in sorted(results, key=lambda result: (result["file"], result["line"])):
+        print(f"| {file} | {tried} | {each['killed']} | {each['out of time']} | {each['later']} | {each['survived']} |")
+    print(f"\n{len(drawn) - len(results())} not run, {every['incompetent']} did not compile\n")
+    for result in sorted(results().values(), key=lambda result: (result["file"], result["line"])):
         if result["outcome"] == "survived":
             before, after = Path(result["file"]).read_text(), drawn[result["number"]]["code"]
             lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
-            print(f"{result['file']} {result['line']} {result['operator']}", *list(lines)[2:], "", sep="\n")
+            print(
+                f"{result['file']} {result['line']} {result['operator']} ({result['number']})",
+                *list(lines)[2:],
+                "",
+                sep="\n",
+            )
 
 
 if __name__ == "__main__":
@@ -343,6 +362,12 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["draw", "run", "table"])
     parser.add_argument("--number", type=int, default=SAMPLE)
     parser.add_argument("--late", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--only", type=int, nargs="*", default=[])
     asked = parser.parse_args()
-    verbs = {"draw": lambda: draw(asked.number), "run": lambda: run(asked.late), "table": table}
+    verbs = {
+        "draw": lambda: draw(asked.number),
+        "run": lambda: run(asked.late, asked.again, asked.only),
+        "table": table,
+    }
     sys.exit(verbs[asked.what]())

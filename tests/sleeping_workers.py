@@ -27,7 +27,8 @@ class Drawing(FakeWorker):
     engine = DrawingEngine
 
     def _loaded(self) -> Any:
-        keep_dtype(self.job.run, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype))
+        if self._sampler is None:
+            keep_dtype(self.job.run, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype))
         return super()._loaded()
 
 

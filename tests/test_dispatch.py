@@ -287,8 +287,9 @@ def _of(task: Any, run: RunFolder) -> Any:
 def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
     ray_cluster, sleeping, s3, tmp_path, in_background
 ):
-    run = plan(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)), [60] * 4)
-    settings = config(PoolSpec(num_cpus=0.1), call_s=0.05, layout="none")
+    patience_s = 5.0  # the ledger says that it cannot read, and the store is back, long before the first shard's commit
+    run = plan(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url), patience_s), [60] * 2)
+    settings = config(PoolSpec(num_cpus=0.1), call_s=0.8, layout="none")
     said: list[str | None] = []
     came = in_background(run, settings, lambda progress: said.append(progress.waiting))
     wait_for(lambda: run.attempts())
@@ -301,7 +302,7 @@ def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
     s3.restart()
     wait_for(lambda: came)
     assert isinstance(came[0], RenderResult), came
-    assert len(run.done_shards()) == 4
+    assert len(run.done_shards()) == 2
     assert run.deaths() == {}
     assert set(run.attempts().values()) == {1}  # what was in work was adopted, and not rendered twice
 

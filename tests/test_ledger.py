@@ -504,3 +504,63 @@ def test_a_late_heartbeat_of_a_dead_process_does_not_end_its_successor():
     assert ledger.snapshot().deaths == 0
     ledger.bury("a", ["n1"])
     assert ledger.snapshot().deaths == 1
+
+
+def test_asking_again_renews_the_lease():
+    clock = Clock()
+    ledger = Ledger([shard("s1")], clock=clock)
+    held = ledger.lease(slot())
+    clock.now = LEASE_TIMEOUT_S - 1
+    assert ledger.lease(slot()) == held
+    clock.now = LEASE_TIMEOUT_S + 1
+    assert ledger.lease(slot("b")) == DONE
+    assert ledger.snapshot().deaths == 0
+
+
+def test_a_lone_worker_has_two_shards_in_hand_to_the_end():
+    clock = Clock()
+    ledger = Ledger([shard("s1"), shard("s2")], clock=clock)
+    ledger.lease(slot())
+    clock.now = ARRIVAL_S - 1
+    ledger.beat(Beat(slot().worker, {"s1": 1}, {}))
+    clock.now = ARRIVAL_S + 1
+    assert ledger.lease(slot(number=1)).shard.id == "s2"
+
+
+def test_a_worker_that_is_gone_is_one_less_to_leave_a_shard_for():
+    ledger = Ledger([shard(name) for name in ("s1", "s2", "s3")])
+    for actor in "abc":
+        ledger.lease(slot(actor))
+    ledger.bury("c", [])
+    assert ledger.lease(slot("a", 1)) == WAIT  # what c gave back is for b
+    ledger.bury("b", [])
+    assert ledger.lease(slot("a", 1)) != WAIT
+
+
+def test_nothing_is_leased_to_a_life_that_has_ended():
+    ledger = Ledger([shard("s1"), shard("s2")])
+    ledger.lease(slot())
+    ledger.bury("a", [])
+    assert ledger.lease(slot()) == DONE
+    assert ledger.beat(Beat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
+    assert ledger.snapshot().workers == 0
+
+
+def test_who_is_silent_does_not_count_as_alive():
+    clock = Clock()
+    ledger = Ledger([shard("s1")], clock=clock)
+    ledger.lease(slot())
+    clock.now = LEASE_TIMEOUT_S - 1
+    assert ledger.snapshot().heard == {"a"}
+    clock.now = LEASE_TIMEOUT_S
+    assert (ledger.snapshot().heard, ledger.snapshot().workers) == (frozenset(), 0)
+    ledger.fail(slot(), "s1", "no")
+    assert ledger.snapshot().heard == {"a"}  # whatever is said is a sign of life
+
+
+def test_what_a_worker_does_before_its_first_lease_is_told_until_then():
+    ledger = Ledger([shard("s1")])
+    ledger.beat(Beat(slot().worker, {}, {}, "loading the model"))
+    assert ledger.snapshot().stages == ("loading the model",)
+    ledger.lease(slot())
+    assert ledger.snapshot().stages == ()

@@ -63,7 +63,7 @@ def released(run: RunFolder) -> set[str]:
 def test_sigterm_in_the_middle_of_two_shards(ray_cluster, sleeping, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=60) for i in range(60)], 15)
-    config = RenderConfig(ModelSource("", revision="0.03"), SamplerConfig("", device="cpu"))
+    config = RenderConfig(ModelSource("", revision="0.06"), SamplerConfig("", device="cpu"))
     before, results = renderers(), []
     rendering = threading.Thread(target=lambda: results.append(render(run, config)))
     rendering.start()
