@@ -20,6 +20,7 @@ test-all: $(STAMP)
 # Hours: all hostile inputs and mutated checkpoints, the campaigns, what a resume asks. Writes docs/faults.md.
 faults: $(STAMP)
 	$(PYTEST) -m "not gpu and hours"
+	$(BIN)/python -m tests.campaign --kind every --seeds 0:10
 	$(BIN)/python -m tests.campaign --seeds 0:100
 	$(BIN)/python -m tests.resume_cost --shards 2000
 
