@@ -32,11 +32,12 @@ os.environ.update(S3Server.env(*KEYS))  # before Ray starts, so that its workers
 @pytest.fixture(autouse=True)
 def logging_left_as_it_was() -> Iterator[None]:
     """A verb called in this process sets up logging for its own console, which ends with the test."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    loggers = [logging.getLogger(name) for name in (None, "actors", "pipelines", "training", "jobs")]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

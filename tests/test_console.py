@@ -159,7 +159,10 @@ def test_under_nohup_a_closing_terminal_stays_ignored(install: Callable[[], Any]
 @pytest.mark.parametrize("numbers", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGHUP, signal.SIGINT)])
 def test_who_asks_again_is_obeyed_at_once_without_a_terminal(numbers: tuple[int, int]) -> None:
     script = (
-        "import os, time; from jobs.console import Console, hold_streams; from jobs.interrupts import Interrupts\n"
+        "import os, signal, time\n"
+        "from jobs.console import Console, hold_streams\n"
+        "from jobs.interrupts import Interrupts\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever started the tests may have it ignored
         "hold_streams()\n"
         "with Interrupts(Console(), 'again') as interrupts:\n"
         "    interrupts.graceful = True\n"

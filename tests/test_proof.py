@@ -72,7 +72,7 @@ def test_what_is_no_record_is_no_proof(tmp_path: Path, content: bytes) -> None:
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     proof = claim(RunFolder(str(tmp_path / "run"))).term.proof
     (tmp_path / "file").write_text("")
-    assert "a part of the path is a file, not a folder there" in told(RunFolder(str(tmp_path / "file")), proof)
+    assert "there is no such folder there" in told(RunFolder(str(tmp_path / "file")), proof)
 
 
 def test_a_probe_is_written_and_gone(tmp_path: Path) -> None:

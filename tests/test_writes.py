@@ -16,6 +16,7 @@ ALLOWED = {  # function: what it writes is no object of a run
     ("pipelines/local.py", "_write_synced"): "a hidden temporary file, renamed when it is whole",
     ("pipelines/models.py", "fetch"): "a node's own cache of a checkpoint",
     ("jobs/init.py", "verb"): "a new job file on this machine",
+    ("jobs/console.py", "hold_streams"): "a standard stream",
     ("pipelines/isolation.py", "<module>"): "a pipe",
 }
 

@@ -6,6 +6,7 @@ that waits is known to wait, and where nobody can go on that is seen at once, wi
 
 import _thread
 import gc
+import logging
 import queue
 import random
 import sys
@@ -237,8 +238,9 @@ class Turns:
         self._acts = [Thread(self, act, getattr(act, "__name__", "act")) for act in acts]
         for act in self._acts:
             act.start()
-        collects = gc.isenabled()
+        collects, logs = gc.isenabled(), logging.root.manager.disable
         gc.disable()  # what a collection runs would have its turns, too
+        logging.disable()  # a record asks for the name of its thread, which is none of threading's own
         self._finished.acquire()
         self._hand_to(self._next(None))
         in_time = self._finished.acquire(timeout=REAL_S)
@@ -247,6 +249,7 @@ class Turns:
             thread.baton.release()
         for thread in self.threads:
             in_time = thread.gone.acquire(timeout=REAL_S if in_time else 1) and in_time
+        logging.disable(logs)
         if collects:
             gc.enable()
         assert in_time, "a thread waits for something that is not the scheduler's"
