@@ -13,14 +13,14 @@ import time
 
 from actors.policy import Network
 from actors.prompt_encoder import PromptEncoder
-from jobs import build
-from jobs.judging import unseen_judge
-from jobs.learning import learning_of, rollout_run, table_run, whole_table
-from jobs.load import load_job
+from jobs.job_file import settings
+from jobs.job_file.read import load_job
+from jobs.steps.judging import unseen_judge
+from jobs.steps.learning import learning_of, rollout_run, table_run, whole_table
 from training.ablation import Way, ablate, outcome_table, ways
-from training.batches import Rows
-from training.embeddings import embed
-from training.table import RewardTable
+from training.learn.batches import Rows
+from training.learn.embeddings import embed
+from training.reward_table import RewardTable
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
     job = load_job(options.job)
     table = whole_table(job, "output.path", table_run(job))
     judged = whole_table(job, "evaluate.table", rollout_run(job, "evaluate.table"))
-    encoder = PromptEncoder(build.model_source(job).local())
+    encoder = PromptEncoder(settings.model_source(job).local())
     given = job.config.train
     network = Network(encoder.hidden_size, len(table.choices), given.width, given.layers, given.heads)
     learning = learning_of(given, table)

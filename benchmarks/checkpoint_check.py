@@ -21,8 +21,8 @@ from typing import Any
 
 from actors.checkpoint_check import check_checkpoint
 from actors.tensors import Shapes, clip_text_shapes, unet_shapes, vae_shapes
-from pipelines.folder import Folder, StorageOptions
-from pipelines.models import fetch_model
+from pipelines.storage.checkpoints import fetch_model
+from pipelines.storage.folder import Folder, StorageOptions
 
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",

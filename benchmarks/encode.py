@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import alternate, arguments, machine, markdown, ratio, report
-from pipelines.sinks import FORMATS, encode_image, encoder_name
+from pipelines.render.sink import FORMATS, encode_image, encoder_name
 
 LOSSLESS = ("png", "webp", "png, Pillow level 1", "png, Pillow default")
 

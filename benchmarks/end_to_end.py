@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageOptions
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent

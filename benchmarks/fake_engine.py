@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors.rows import Picture, Row
-from pipelines.worker import RenderWorker
+from pipelines.render.worker import RenderWorker
 
 CALL_ENV = "STEPTHRIFT_FAKE_CALL_S"  # seconds of a UNet call; Ray's workers inherit it
 ROWS_A_CALL = 8

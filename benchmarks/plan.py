@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.selector import SelectorConfig
-from pipelines.canonical import RowDefaults
-from pipelines.inspection import PromptSource
-from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, make_plan
-from pipelines.store import RunFolder
+from pipelines.plan.make import PlanConfig, PlanSummary, PoolBudgets, make_plan
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import RowDefaults
+from pipelines.run.layout import RunFolder
 
 WORDS = (
     "red",

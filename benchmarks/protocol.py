@@ -25,13 +25,13 @@ from actors.rows import Picture, Row, SamplerConfig
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from benchmarks.sinks import places
-from pipelines.lease import Lease
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, planned_shards
-from pipelines.sinks import Sink, encode_image
-from pipelines.store import RunFolder, manifest_schema
-from pipelines.work import engine_row
-from pipelines.worker import RenderWorker, WorkerJob
+from pipelines.render.attempt import engine_row
+from pipelines.render.messages import Lease
+from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.sink import Sink, encode_image
+from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.storage.checkpoints import ModelSource
 from tests.plans import planned_row, write_plan
 
 SHARDS = (f"0002-{number:06d}" for number in itertools.count())

@@ -30,16 +30,16 @@ from actors.selector import SelectorConfig
 from benchmarks.fake_engine import CALL_ENV, FakeWorker
 from benchmarks.measure import ROOT, arguments, machine, markdown, report
 from benchmarks.plan import MIB, Peaks, write_prompts
-from pipelines import pools
-from pipelines.canonical import RowDefaults
-from pipelines.inspection import PromptSource
-from pipelines.lease import Beat, Lease, Shard, Slot, Worker
-from pipelines.ledger import Ledger
-from pipelines.models import ModelSource
-from pipelines.plan import PlanConfig, PoolBudgets, make_plan
-from pipelines.pools import PoolSpec, RenderConfig, planned_shards
-from pipelines.render import render
-from pipelines.store import RunFolder
+from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import RowDefaults
+from pipelines.render import pool as pools
+from pipelines.render.driver import render
+from pipelines.render.ledger import Ledger
+from pipelines.render.messages import Heartbeat, Lease, LeasedShard, Slot, Worker
+from pipelines.render.pool import PoolSpec, RenderConfig, planned_shards
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
 
 MENU = (3, 4, 5, 6, 8)
 BILLION = 1_000_000_000
@@ -165,7 +165,7 @@ def ledger_costs(shards: int, slots: int = 128) -> tuple[float, float]:
     """us of a lease and its finish while so many shards are open and others are leased; bytes a shard."""
     tracemalloc.start()
     ledger = Ledger(
-        Shard(f"0001-{i:06d}", sys.intern(f"part-{i // 40:05d}"), i % 40, 500, 500, 5000 - i % 700, ("default",))
+        LeasedShard(f"0001-{i:06d}", sys.intern(f"part-{i // 40:05d}"), i % 40, 500, 500, 5000 - i % 700, ("default",))
         for i in range(shards)
     )
     memory, _ = tracemalloc.get_traced_memory()
@@ -184,11 +184,11 @@ def ledger_costs(shards: int, slots: int = 128) -> tuple[float, float]:
 
 def ledger_of_workers(workers: int = WORKERS, open_shards: int = 20_000) -> tuple[float, float, float]:
     """us of a heartbeat and of a lease with its finish, ms of a snapshot, where each worker holds two shards."""
-    ledger = Ledger(Shard(f"0001-{i:06d}", "part", i, 500, 500, 5000, ("default",)) for i in range(open_shards))
+    ledger = Ledger(LeasedShard(f"0001-{i:06d}", "part", i, 500, 500, 5000, ("default",)) for i in range(open_shards))
     slots = [[Slot(Worker(f"w{i}", "1", "default"), number) for number in (0, 1)] for i in range(workers)]
     held = {slot: ledger.lease(slot) for two in slots for slot in two}
     counts = {"ok": 500, "failed": 0, "filtered": 0, "steps": 2500}
-    beats = [Beat(two[0].worker, {held[slot].shard.id: 7 for slot in two}, {"images": 1.0}) for two in slots]  # type: ignore[union-attr]
+    beats = [Heartbeat(two[0].worker, {held[slot].shard.id: 7 for slot in two}, {"images": 1.0}) for two in slots]  # type: ignore[union-attr]
     seconds = []
     for beat in beats:
         started = time.perf_counter()

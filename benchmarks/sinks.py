@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, machine, markdown, report
-from pipelines.folder import StorageOptions
-from pipelines.sinks import LAYOUTS, Sink
-from pipelines.store import Attempt, RunFolder
+from pipelines.render.sink import LAYOUTS, Sink
+from pipelines.run.layout import Attempt, RunFolder
+from pipelines.storage.folder import StorageOptions
 from tests.s3_server import S3Server
 
 

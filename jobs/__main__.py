@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from jobs.command import FAILED, REFUSED
-from jobs.console import Console, hold_streams
-from jobs.errors import tell
-from jobs.interrupts import Interrupted, leave_on_signals
+from jobs.terminal.console import Console, hold_streams
+from jobs.terminal.errors import FAILED, REFUSED, tell
+from jobs.terminal.interrupts import Interrupted, leave_on_signals
 
 VERBS = {
     "demo": "Render the shipped prompts with the embedded model; look at the pictures.",

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from jobs.command import console_options
-from jobs.console import Console
-from jobs.source import ConfigError, Fault
+from jobs.job_file.positions import ConfigError, Fault
+from jobs.terminal.console import Console
+from jobs.terminal.options import console_options
 
 TEMPLATE = """\
 # Check it: python -m jobs validate {name}    run it: python -m jobs run {name}    every key: python -m jobs schema

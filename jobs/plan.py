@@ -1,28 +1,10 @@
 """`plan`: prompts in, every row's steps and the shards out; to be read before a GPU is paid for."""
 
-import shlex
-import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
 import click
 
-from jobs import build
-from jobs.cluster import start_ray
-from jobs.command import address_option, console_options, job_argument, limit_option, set_option
-from jobs.console import Console
-from jobs.interrupts import Interrupts
-from jobs.load import Job, load_job
-from jobs.places import placed
-from jobs.preflight import check_nodes_by_probe
-from jobs.progress import duration, steps_text
-from jobs.validate import check_output, read_earlier, read_input
-
-if TYPE_CHECKING:
-    from actors.checkpoint import CheckpointInfo
-    from pipelines.store import RunFolder
-
-BAR = 32  # characters of the longest bar
+from jobs.job_file.read import load_job
+from jobs.terminal.console import Console
+from jobs.terminal.options import address_option, console_options, job_argument, limit_option, set_option
 
 
 @click.command("plan")
@@ -42,97 +24,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
       python -m jobs plan spring.yaml
       python -m jobs plan spring.yaml -s steps.price=0.5 --json
     """
+    from jobs.steps.planning import plan_job
+
     job = load_job(job_path, sets, limit)
-    run, info, warnings = prepare(job)
-    start_ray(address, console.debug)
-    with Interrupts(console, this_command()):
-        check_nodes_by_probe(console, job, run)
-        make(console, job, run, info, warnings)
-    found = planned(run)
-    document = {"run": job.config.output.path, "status": "done", **found}
-    console.result(document, table(str(job.config.output.path), found))
-    return 0
-
-
-def this_command() -> str:
-    """What the user typed, to be typed again."""
-    return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
-
-
-def prepare(job: Job) -> "tuple[RunFolder, CheckpointInfo, list[str]]":
-    """Everything that can be refused without Ray: the run folder, model, scorers, what must not change, the policy.
-
-    -> the folder, the model, and warnings of what the policy was not calibrated with.
-    """
-    run, info = check_output(job), build.checkpoint(job)
-    build.check_scorers(job)
-    build.refuse_changed(job, run, build.fingerprint(job, info))
-    return run, info, build.check_policy(job, info)
-
-
-def make(console: Console, job: Job, run: "RunFolder", info: "CheckpointInfo", warnings: list[str]) -> None:
-    """Write the resolved job file and one new generation of the plan, where there is something new."""
-    from pipelines.plan import make_plan
-
-    config = build.plan_config(job, info)
-    console.draw(f"reading {job.config.input.path}")
-    inspection = read_input(job, config.source)
-    earlier = read_earlier(job, run, inspection)
-    run.write_job(placed(job.config).dump())
-    for note in warnings:
-        console.say(note)
-    config = replace(config, keep_changed=True)  # else it was refused above
-    summary = make_plan(
-        run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
-    )
-    console.clear()
-    for note in summary.notes:
-        console.say(note)
-
-
-def planned(run: "RunFolder") -> dict[str, Any]:
-    """The totals of all generations."""
-    plans = [run.read_plan(generation) for generation in run.generations()]
-    budgets: dict[int, int] = {}
-    for plan in plans:
-        for steps, rows in plan["budget_histogram"].items():
-            budgets[int(steps)] = budgets.get(int(steps), 0) + rows
-    rows = sum(budgets.values())
-    again = sum(plan.get("replaced_rows", 0) for plan in plans)  # bad rows, mended and planned anew: the newest counts
-    return {
-        "rows": sum(plan["rows"] for plan in plans) - again,
-        "failed_rows": sum(plan["failed_rows"] for plan in plans) - again,
-        "shards": sum(plan["shards"] for plan in plans),
-        "generations": len(plans),
-        "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,
-        "lane_steps": sum(plan["lane_steps"] for plan in plans),
-        "largest": max([*(plan["largest_budget"] for plan in plans), *budgets], default=None),
-        "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
-        "estimates": estimates(run, rows, sum(plan["lane_steps"] for plan in plans)),
-    }
-
-
-def estimates(run: "RunFolder", rows: int, lane_steps: int) -> list[dict[str, Any]]:
-    """Seconds that one actor would take for all of it, and for 1,000 images, on each device that was calibrated."""
-    found = []
-    for place, measured in build.calibrations(run).items() if rows else ():
-        each = sum(measured.get(f"seconds_per_{name}") or 0 for name in ("decode", "prompt", "score"))
-        seconds = lane_steps * measured["seconds_per_lane_step"] + rows * each
-        found.append({"place": place, "actor_seconds": seconds, "actor_seconds_per_1000": 1000 * seconds / rows})
-    return found
-
-
-def table(run: str, found: dict[str, Any]) -> str:
-    """The plan in words and bars."""
-    bad = f", {found['failed_rows']:,} of them bad: failed rows of the manifest" if found["failed_rows"] else ""
-    lines = [f"{run}: {found['rows']:,} rows{bad}, in {found['shards']:,} shards"]
-    if found["mean_steps"] is not None:
-        largest = found["largest"]
-        lines.append(f"{steps_text(found['mean_steps'], largest)} against {largest} steps for every row")
-    most = max(found["budget_histogram"].values(), default=1)
-    for steps, rows in found["budget_histogram"].items():
-        lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
-    for estimate in found["estimates"]:
-        whole, thousand = duration(estimate["actor_seconds"]), duration(estimate["actor_seconds_per_1000"])
-        lines.append(f"about {whole} of one actor, {thousand} for 1,000 images, on {estimate['place']}")
-    return "\n".join(lines)
+    return plan_job(console, job, address)

@@ -1,30 +1,10 @@
 """`render`: what is planned and not yet done becomes pictures and manifests."""
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
 import click
 
-from jobs import build
-from jobs.cluster import start_ray
-from jobs.command import DONE, FAILED, TOO_MANY_FAILED, address_option, console_options, job_argument, set_option
-from jobs.console import Console
-from jobs.driver import Stop, sole_driver, take_over_option
-from jobs.gpus import with_gpus
-from jobs.interrupts import Interrupts
-from jobs.load import Job, load_job
-from jobs.page import report_html
-from jobs.plan import planned, prepare, this_command
-from jobs.preflight import check_nodes
-from jobs.progress import ProgressLine, duration, rate, steps_text
-from jobs.summary import Totals, totals, with_images
-
-if TYPE_CHECKING:
-    from actors.checkpoint import CheckpointInfo
-    from pipelines.render import RenderResult, Repair
-    from pipelines.store import RunFolder
+from jobs.job_file.read import load_job
+from jobs.terminal.console import Console
+from jobs.terminal.options import address_option, console_options, job_argument, set_option, take_over_option
 
 
 @click.command("render")
@@ -43,147 +23,7 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     Example:
       python -m jobs render spring.yaml -s pools.0.actors=8 --address auto
     """
+    from jobs.steps.rendering import render_planned
+
     job = load_job(job_path, sets)
-    run, info, _ = prepare(job)
-    if not run.generations():
-        raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
-    with sole_driver(console, job, run, take_over) as epoch:
-        start_ray(address, console.debug)
-        with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, run, epoch.term.proof, with_input=False)
-            return render_job(console, with_gpus(console, job), run, info, Stop(interrupts, epoch))
-
-
-def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
-    """The progress line; with its first state pictures are being made."""
-    line = ProgressLine(console, largest)
-
-    def on_progress(progress: Any) -> None:
-        console.started = True
-        line(progress)
-
-    return on_progress
-
-
-def render_job(
-    console: Console,
-    job: Job,
-    run: "RunFolder",
-    info: "CheckpointInfo",
-    stop: Stop,
-    repair: "Repair | None" = None,
-) -> int:
-    """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
-    from pipelines.render import render
-    from pipelines.widen import widen_manifests
-
-    plan = planned(run)
-    stop.interrupts.graceful = True
-    progress, term = shown(console, plan["largest"]), stop.epoch.term
-    if changed := widen_manifests(run, term):
-        console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
-    result = render(run, build.render_config(job, info), progress, stop, repair, term=term)
-    console.clear()
-    found = totals(run)
-    summary = summarize(job, plan, result, found)
-    if result.interrupted and stop.epoch.lost.is_set():
-        return superseded(console, summary, stop)
-    write_report(console, run, summary, found)
-    for damage in found.damaged:
-        console.say(f"error: {damage}")
-    if summary["status"] == "incomplete" and not found.damaged:
-        console.say(f"error: {missing(run, summary)}")
-    console.result(summary, text(summary))
-    return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
-
-
-def missing(run: "RunFolder", summary: dict[str, Any]) -> str:
-    """Where rendering ended as if all were done: no cause of it is known, so that it is never passed over."""
-    left = f"{summary['planned'] - summary['rows']:,} of {summary['planned']:,} planned rows have not ended"
-    remedy = f"`python -m jobs verify {run.url}` names them, the same command renders what is missing"
-    return f"{left}, though nothing interrupted the run: {remedy}"
-
-
-def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
-    """Another driver has the run now, its summary.json and its report; the exit code."""
-    from pipelines.epochs import taken_over_by
-
-    console.say(f"error: {taken_over_by(stop.epoch)}; what was in work here is committed")
-    words = f"superseded: {summary['rows']:,} of {summary['planned']:,} rows are done"
-    console.result(summary | {"status": "superseded"}, words)
-    return FAILED
-
-
-def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
-    """As the contract has it; failed rows count against all rows done."""
-    if interrupts.exit_code is not None:
-        return interrupts.exit_code
-    allowed = job.config.failures.max_fraction * found.rows
-    return TOO_MANY_FAILED if found.status["failed"] > allowed else DONE
-
-
-def summarize(job: Job, plan: dict[str, Any], result: "RenderResult", found: Totals) -> dict[str, Any]:
-    """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
-    too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
-    status = "too many failed" if too_many else "done"
-    if found.rows < plan["rows"]:
-        status = "incomplete"
-    if result.interrupted:
-        status = "interrupted"
-    this_run = {key: value for key, value in asdict(result).items() if key not in ("rows", "interrupted")}
-    return {
-        "run": job.config.output.path,
-        "status": status,
-        "rows": found.rows,
-        "planned": plan["rows"],
-        "ok": found.status["ok"],
-        "failed": found.status["failed"],
-        "filtered": found.status["filtered"],
-        "truncated": found.truncated,
-        "negative_truncated": found.negative_truncated,
-        "unscored": found.unscored,
-        "mean_steps": found.mean_steps,
-        "largest_budget": plan["largest"],
-        "rendered_now": result.rows,
-        **this_run,
-        "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
-        "failures": [{key: row[key] for key in ("id", "error_type", "error_message")} for row in found.failures],
-        "score_errors": [{key: row[key] for key in ("id", "score_error")} for row in found.score_errors],
-    }
-
-
-def write_report(console: Console, run: "RunFolder", summary: dict[str, Any], found: Totals) -> None:
-    """summary.json and report.html; both are written anew by every run, which ends as well where they cannot be."""
-    from pipelines.folder import StorageError
-
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    page = report_html(summary, with_images(run, found.pictures))
-    for name, content in (("summary.json", text), ("report.html", page)):
-        try:
-            run.write(name, content.encode("utf-8", "replace"))
-        except StorageError as error:
-            console.say(f"warning: {error}")
-
-
-def text(summary: dict[str, Any]) -> str:
-    """The summary in words."""
-    counts = [f"{summary['ok']:,} ok", f"{summary['failed']:,} failed"]
-    counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
-    lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
-    if summary["mean_steps"]:
-        lines.append(
-            f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
-        )
-    if summary["rendered_now"]:
-        speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
-        fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
-        lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
-    if summary["truncated"]:
-        lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
-    if summary["negative_truncated"]:
-        lines.append(f"{summary['negative_truncated']:,} negative prompts were longer than the text encoder reads")
-    if summary["unscored"]:
-        lines.append(f"{summary['unscored']:,} rows were not scored by every scorer (column score_error):")
-        lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
-    lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
-    return "\n".join([*lines, f"{summary['run']}/report.html"])
+    return render_planned(console, job, job_path, address, take_over)

@@ -1,17 +1,17 @@
 """`rollout`: every prompt at every budget, scored: the reward table that a policy is trained on."""
 
-from dataclasses import replace
-
 import click
 
-from jobs import build
-from jobs.command import DONE, address_option, console_options, job_argument, limit_option, set_option
-from jobs.console import Console
-from jobs.driver import take_over_option
-from jobs.judging import curves
-from jobs.learning import table_run, whole_table
-from jobs.load import Job, load_job
-from jobs.run import run_job
+from jobs.job_file.read import load_job
+from jobs.terminal.console import Console
+from jobs.terminal.options import (
+    address_option,
+    console_options,
+    job_argument,
+    limit_option,
+    set_option,
+    take_over_option,
+)
 
 
 @click.command("rollout")
@@ -42,17 +42,7 @@ def verb(
     Example:
       python -m jobs rollout table.yaml --seeds 4 --limit 1000
     """
+    from jobs.steps.rollout_run import run_rollout
+
     job = load_job(job_path, (f"input.images_per_prompt={seeds}", "steps.selector=words", *sets), limit)
-    if not job.config.quality:
-        raise job.fault("quality", "a reward table needs scorers: set quality, for example [{scorer: clip, path: ...}]")
-    code = run_job(console, replace(job, rollout=True), address, take_over)
-    if code == DONE:
-        show_curve(console, job)
-    return code
-
-
-def show_curve(console: Console, job: Job) -> None:
-    """What steps buy on these prompts, by judge and group, to be read before anything is trained; into curve.txt."""
-    words = curves(job, whole_table(job, "output.path", table_run(job)))
-    build.run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
-    console.say(words)
+    return run_rollout(console, job, address, take_over)

@@ -2,17 +2,16 @@
 
 import click
 
-from jobs.cluster import start_ray
-from jobs.command import address_option, console_options, job_argument, limit_option, set_option
-from jobs.console import Console
-from jobs.driver import Stop, sole_driver, take_over_option
-from jobs.gpus import with_gpus
-from jobs.interrupts import Interrupts
-from jobs.load import Job, load_job
-from jobs.plan import make, planned, prepare, table, this_command
-from jobs.preflight import check_nodes
-from jobs.render import render_job
-from jobs.repair import failed_rows
+from jobs.job_file.read import load_job
+from jobs.terminal.console import Console
+from jobs.terminal.options import (
+    address_option,
+    console_options,
+    job_argument,
+    limit_option,
+    set_option,
+    take_over_option,
+)
 
 
 @click.command("run")
@@ -41,20 +40,6 @@ def verb(
       python -m jobs run spring.yaml --json > summary.json
       python -m jobs run spring.yaml --retry-failed
     """
+    from jobs.steps.whole_job import run_job
+
     return run_job(console, load_job(job_path, sets, limit), address, take_over, retry_failed)
-
-
-def run_job(
-    console: Console, job: Job, address: str | None, take_over: bool = False, retry_failed: bool = False
-) -> int:
-    """The whole job; the exit code."""
-    run, info, warnings = prepare(job)
-    with sole_driver(console, job, run, take_over) as epoch:
-        start_ray(address, console.debug)
-        with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, run, epoch.term.proof)
-            placed = with_gpus(console, job)
-            make(console, job, run, info, warnings)
-            console.say(table(str(job.config.output.path), planned(run)))
-            again = failed_rows(run) if retry_failed else None
-            return render_job(console, placed, run, info, Stop(interrupts, epoch), again)

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from jobs.command import console_options
-from jobs.config import JobConfig
-from jobs.console import Console
+from jobs.job_file.keys import JobConfig
+from jobs.terminal.console import Console
+from jobs.terminal.options import console_options
 
 
 @click.command("schema")
@@ -26,6 +26,6 @@ def verb(console: Console, manifest: bool) -> int:
 
 def manifest_columns() -> dict[str, Any]:
     """Name and Arrow type of every column, in order; the input's own columns follow them."""
-    from pipelines.store import MANIFEST_FIELDS
+    from pipelines.run.layout import MANIFEST_FIELDS
 
     return {"columns": [{"name": field.name, "type": str(field.type)} for field in MANIFEST_FIELDS]}

@@ -79,9 +79,9 @@ def break_when_imported() -> None:
     tokens = Tokens(Path(os.environ[FOLDER_ENV]))
     for name, then in (
         ("actors.sampler", lambda _: break_engine(tokens)),
-        ("pipelines.sinks", lambda sinks: break_packing(sinks.Sink, tokens)),
-        ("pipelines.store", lambda store: break_commit(store.RunFolder, tokens)),
-        ("pipelines.pools", lambda pools: break_plan(pools, tokens)),
+        ("pipelines.render.sink", lambda sinks: break_packing(sinks.Sink, tokens)),
+        ("pipelines.run.layout", lambda store: break_commit(store.RunFolder, tokens)),
+        ("pipelines.render.pool", lambda pools: break_plan(pools, tokens)),
     ):
         sys.meta_path.insert(0, _AfterImport(name, then))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from pipelines.worker import RenderWorker
+from pipelines.render.worker import RenderWorker
 
 
 class BreakingDevice(RenderWorker):

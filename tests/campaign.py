@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageOptions
 from tests.breaking_engine import Tokens
 from tests.campaign_judge import Outcome, hashes, judge, line_of, of_other_classes, verified
 from tests.campaign_kinds import CONTROLS, KINDS, OLD, Kind

@@ -12,10 +12,10 @@ from typing import Any
 
 from actors.rows import SamplerConfig
 from actors.sampler import DDIMSampler
-from pipelines.findings import ORPHANS
-from pipelines.sinks import encode_image
-from pipelines.store import RunFolder
-from pipelines.work import engine_row
+from pipelines.integrity.findings import ORPHANS
+from pipelines.render.attempt import engine_row
+from pipelines.render.sink import encode_image
+from pipelines.run.layout import RunFolder
 from tests.campaign_kinds import OLD
 from tests.clusters import ROOT
 

@@ -125,7 +125,7 @@ def partitions_are_columns(folder: Path) -> str | None:
 
 
 def manifest_rows(folder: Path) -> list[dict[str, Any]]:
-    from pipelines.store import RunFolder
+    from pipelines.run.layout import RunFolder
 
     return [row for table in RunFolder(str(folder / "out")).manifests() for row in table.to_pylist()]
 

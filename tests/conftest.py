@@ -46,7 +46,7 @@ def s3() -> Iterator[S3Server]:
 
     This process waits longer for its answers than a probe does: a busy machine is no fault.
     """
-    with server_or_skip(*KEYS) as server, patch("pipelines.folder.PROBE_DEADLINE_S", 60.0):
+    with server_or_skip(*KEYS) as server, patch("pipelines.storage.folder.PROBE_DEADLINE_S", 60.0):
         yield server
 
 
@@ -64,7 +64,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
     An engine of torch takes seven seconds of a CPU until it renders: the tests of dispatch, commits and command lines
     do without.
     """
-    from pipelines import pools
+    from pipelines.render import pool as pools
     from tests.sleeping_workers import Drawing
 
     def use(worker: type) -> None:

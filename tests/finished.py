@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.manifest import failed_row, ok_row, render_key, with_place
-from pipelines.sinks import Sink
-from pipelines.store import Attempt, RunFolder, schema_from_json
+from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.sink import Sink
+from pipelines.run.layout import Attempt, RunFolder, schema_from_json
 from tests.plans import planned_row, write_plan
 
 RENDER_CLASS = "abcd/cpu-avx512-1t/float32/16x16-4lanes-8decode/ddim/torch-2"

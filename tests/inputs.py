@@ -1,10 +1,10 @@
-"""Prompt tables inspected and read in this process: what `pipelines.prompts` does by Ray's tasks."""
+"""Prompt tables inspected and read in this process: what `pipelines.prompts.dataset` does by Ray's tasks."""
 
 from typing import Any
 
-from pipelines.inspection import Inspection, PromptSource, assemble, open_files
-from pipelines.pieces import canonical_tables, cut_pieces, scan
-from pipelines.prompts import NONE_EQUAL
+from pipelines.prompts.dataset import NONE_EQUAL
+from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
+from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
 
 
 def inspected(given: PromptSource) -> Inspection:

@@ -25,16 +25,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.backends import Fault
-from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Slot, Worker
-from pipelines.ledger import LEASE_TIMEOUT_S, Ledger, _State
-from pipelines.ledger_actor import LedgerActor, RenderTask
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, planned_shards
-from pipelines.sinks import encode_image
-from pipelines.store import RunFolder
-from pipelines.work import Inline, settled
-from pipelines.worker import RenderWorker, WorkerJob
+from pipelines.render.attempt import Inline, settled
+from pipelines.render.ledger import LEASE_TIMEOUT_S, Ledger, _State
+from pipelines.render.ledger_actor import LedgerActor, RenderTask
+from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, Slot, Worker
+from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.sink import encode_image
+from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.run.layout import RunFolder
+from pipelines.storage.backends import StorageFault
+from pipelines.storage.checkpoints import ModelSource
 from tests.plans import planned_row, write_plan
 
 ONCE, WHOLE = "each planned row ends once", "a manifest has all rows of its shard"
@@ -76,8 +76,8 @@ class Wire:
     errors, conditional = (WireError,), True
     handler: Callable[..., Any]
 
-    def diagnose(self, error: WireError) -> Fault:
-        return Fault("a fault", retryable=error.args[0], absent=error.args[1])
+    def diagnose(self, error: WireError) -> StorageFault:
+        return StorageFault("a fault", retryable=error.args[0], absent=error.args[1])
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         return lambda *args: self.handler(op, *(tuple(arg) if isinstance(arg, list) else arg for arg in args))
@@ -165,15 +165,15 @@ class Replay:
 
     def _meanwhile(self, name: str, drop: tuple[str, ...]) -> None:
         if name == "heed":
-            self.worker._heed(Answer(drop=drop))
+            self.worker._heed(HeartbeatReply(drop=drop))
         else:
             self.worker._answered_at = float("-inf")
             self.worker._drop_if_cut_off()
 
 
-def plain(beat: Beat) -> Beat:
+def plain(beat: Heartbeat) -> Heartbeat:
     """Without figures."""
-    return Beat(beat.worker, dict.fromkeys(beat.images, 0), {})
+    return Heartbeat(beat.worker, dict.fromkeys(beat.images, 0), {})
 
 
 class Loading(LedgerActor):
@@ -204,7 +204,7 @@ def frozen(value: Any) -> Any:
     if isinstance(value, _State):
         heard_at = value.heard_at if value.slot else None
         return heard_at, tuple(frozen(getattr(value, name)) for name in STATE)
-    if isinstance(value, Beat):
+    if isinstance(value, Heartbeat):
         return value.worker, frozen(tuple(value.images))
     if isinstance(value, Ledger):
         free = {rank for heap in value._free.values() for rank in heap if value._is_free(rank[1])}
@@ -242,18 +242,18 @@ class Bench:
         clock = SimpleNamespace(monotonic=lambda: self._time, sleep=self._sleep)
         ledger = partial(self.code.ledger, clock=now)
         patches = {
-            "pipelines.folder._connect": lambda *_: self._wire,
-            "pipelines.folder.time": clock,
-            "pipelines.folder.random": SimpleNamespace(uniform=lambda _, most: most),
-            "pipelines.store.secrets": SimpleNamespace(token_hex=lambda _: self._token),
-            "pipelines.store._now": lambda: "now",
-            "pipelines.manifest.datetime": SimpleNamespace(now=lambda _: datetime(2026, 1, 1, tzinfo=UTC)),
-            "pipelines.ledger_actor.Ledger": ledger,
+            "pipelines.storage.folder._connect": lambda *_: self._wire,
+            "pipelines.storage.folder.time": clock,
+            "pipelines.storage.folder.random": SimpleNamespace(uniform=lambda _, most: most),
+            "pipelines.run.layout.secrets": SimpleNamespace(token_hex=lambda _: self._token),
+            "pipelines.run.layout._now": lambda: "now",
+            "pipelines.render.manifest_rows.datetime": SimpleNamespace(now=lambda _: datetime(2026, 1, 1, tzinfo=UTC)),
+            "pipelines.render.ledger_actor.Ledger": ledger,
         }
         with ExitStack() as stack:
             for name, value in (patches | dict(self.code.patches)).items():
                 stack.enter_context(patch(name, value))
-            for name in ("pipelines.worker", "pipelines.folder"):
+            for name in ("pipelines.render.worker", "pipelines.storage.folder"):
                 stack.enter_context(patch.object(logging.getLogger(name), "disabled", True))
             self._plan()
             yield self
@@ -525,7 +525,7 @@ class Rules:
         world = self._driver(world, workers, name)
         world = self._load(world, 0)
         for hand in world.hands:  # while they load their models
-            world, _ = self._tell(world, 0, "beat", Beat(hand.worker, {}, {}))
+            world, _ = self._tell(world, 0, "beat", Heartbeat(hand.worker, {}, {}))
         return world
 
     def _driver(self, world: World, workers: int, name: str = "") -> World:
@@ -641,7 +641,7 @@ class Rules:
         driver = world.drivers[d]
         if driver.ledger is None:
             if method in ("lease", "beat", "snapshot"):
-                return world, {"lease": WAIT, "beat": Answer(), "snapshot": None}[method]
+                return world, {"lease": WAIT, "beat": HeartbeatReply(), "snapshot": None}[method]
             seen, again, early = driver.loading
             loading = (seen, again, (*early, (method, self.bench.args_of(args))))
             return world._replace(drivers=put(world.drivers, d, loading=loading)), None
@@ -704,7 +704,7 @@ class Rules:
             rest = world._replace(mail=without(world.mail, letter))
             if kind == "sent":
                 after, answer = self._tell(
-                    rest, world.hands[i].driver, "beat", Beat(worker, dict.fromkeys(what, 0), {})
+                    rest, world.hands[i].driver, "beat", Heartbeat(worker, dict.fromkeys(what, 0), {})
                 )
                 if answer.drop and worker == world.hands[i].worker and world.hands[i].state == "alive":
                     after = after._replace(mail=(*after.mail, (i, "answer", answer.drop, worker)))
@@ -735,7 +735,9 @@ class Rules:
             hand = world.hands[i]
             if hand.state == "alive" and world.drivers[hand.driver].alive:
                 in_hand = self._call(hand).in_hand
-                world, answer = self._tell(world, hand.driver, "beat", Beat(hand.worker, dict.fromkeys(in_hand, 0), {}))
+                world, answer = self._tell(
+                    world, hand.driver, "beat", Heartbeat(hand.worker, dict.fromkeys(in_hand, 0), {})
+                )
                 world = self._heed(world, i, hand.worker, "heed", answer.drop)
         return world
 

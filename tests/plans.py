@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.store import RunFolder, manifest_schema, parquet_bytes, schema_to_json
+from pipelines.run.layout import RunFolder, manifest_schema, parquet_bytes, schema_to_json
 
 PLAN_SCHEMA = pa.schema(
     [

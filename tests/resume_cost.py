@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder, schema_from_json
+from pipelines.run.layout import RunFolder, schema_from_json
+from pipelines.storage.folder import StorageOptions
 from tests.campaign import own_server
 from tests.checkpoints import make_checkpoint
 from tests.clusters import Driver, wait
@@ -94,7 +94,7 @@ def _must(driver: Driver) -> None:
 def _picture() -> bytes:
     import numpy as np
 
-    from pipelines.sinks import encode_image
+    from pipelines.render.sink import encode_image
 
     return encode_image(np.zeros((16, 16, 3), np.uint8), "png")
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from actors.rows import EngineBroken, Picture, Row
 from benchmarks.fake_engine import FakeEngine, FakeWorker
-from pipelines.precision import keep_dtype, settled_dtype
-from pipelines.worker import WorkerJob
+from pipelines.render.worker import WorkerJob
+from pipelines.run.precision import keep_dtype, settled_dtype
 
 
 class DrawingEngine(FakeEngine):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from training.table import RewardTable
+from training.reward_table import RewardTable
 
 CHOICES = (2, 4, 8, 16)
 COSTS = np.array([0.15, 0.3, 0.55, 1.0])

@@ -7,8 +7,8 @@ from tables import world
 from test_learner import LEARNING, NETWORK, embeddings
 
 from training.ablation import Outcome, ablate, outcome_table, ways
-from training.batches import Rows
-from training.table import RewardTable
+from training.learn.batches import Rows
+from training.reward_table import RewardTable
 
 
 def part(seed: int) -> tuple[RewardTable, Rows]:

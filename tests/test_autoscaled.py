@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.capacity import AT_LIMIT
+from pipelines.cluster.capacity import AT_LIMIT
 from tests.fake_cluster import ROOT, FakeCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -18,7 +18,7 @@ BEGIN = """
 import json, sys, time
 import ray
 from ray._private import state
-from pipelines import capacity
+from pipelines.cluster import capacity
 ray.init(sys.argv[1], log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2]}})
 GPU = {"CPU": 1.0, "GPU": 1.0}
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.precision import DTYPE_KEY
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
+from pipelines.run.precision import DTYPE_KEY
 from tests.fake_cluster import ROOT, FakeCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RUN = """
 import sys
-from pipelines import pools
+from pipelines.render import pool as pools
 from tests.sleeping_workers import Drawing
 pools.RenderWorker = Drawing
 from jobs.__main__ import main

@@ -12,17 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import build
 from jobs.__main__ import main
-from jobs.console import Console
-from jobs.errors import blaming, message_of, tell
-from jobs.load import read_job
-from jobs.source import ConfigError, Fault
+from jobs.job_file import settings
+from jobs.job_file.errors import blaming, message_of
+from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.read import read_job
+from jobs.terminal.console import Console
+from jobs.terminal.errors import tell
 from pipelines.boundary import raised_by
-from pipelines.folder import StorageError
 from pipelines.pipeline_error import PipelineError
-from pipelines.pools import RenderError
-from pipelines.store import RunFolder
+from pipelines.render.pool import RenderError
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageError
 
 ROOT = Path(__file__).parent.parent
 BASES = {"ActorError", "PipelineError", "LearningError", "Unlearnable", "ConfigError"}
@@ -263,7 +264,7 @@ def test_a_bug_is_one_line_with_a_log_and_a_traceback_only_by_debug(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     Path("job.yaml").write_text(JOB)
-    monkeypatch.setattr(build, "run_folder", break_the_output)
+    monkeypatch.setattr(settings, "run_folder", break_the_output)
     assert main(["calibrate", "job.yaml", "--json"]) == 1
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
@@ -319,7 +320,7 @@ def test_a_scorer_whose_module_is_broken_is_one_line(
     monkeypatch.syspath_prepend(str(tmp_path))
     job = read_job(f"{JOB}quality: [{{scorer: '{name}:judge'}}]\n", "j.yaml")
     with pytest.raises(ConfigError) as caught:
-        build.check_scorers(job)
+        settings.check_scorers(job)
     (fault,) = caught.value.faults
     assert fault.where == "j.yaml:3:11"
     assert words.format(name=name) in fault.message

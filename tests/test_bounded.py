@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.findings import ORPHANS
-from pipelines.store import RunFolder
-from pipelines.verify import verify
+from pipelines.integrity.findings import ORPHANS
+from pipelines.integrity.verify import verify
+from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.plans import planned_row, write_plan
 
@@ -21,11 +21,11 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from actors.rows import SamplerConfig
-from pipelines import pools
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig, RenderError
-from pipelines.render import render
-from pipelines.store import RunFolder
+from pipelines.render import pool as pools
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.render.driver import render
+from pipelines.run.layout import RunFolder
 from tests.breaking_workers import BreakingDevice
 
 model, *runs = sys.argv[1:]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.core.generated.autoscaler_pb2 import DEAD, RUNNING, GetClusterStatusReply
 
-from pipelines import capacity
-from pipelines.capacity import AT_LIMIT, FREE_PLACE, CapacityError, Placement
+from pipelines.cluster import capacity
+from pipelines.cluster.capacity import AT_LIMIT, FREE_PLACE, CapacityError, Placement
 
 GPU = {"CPU": 1.0, "GPU": 1.0}
 GPU_NODE = {"CPU": 2.0, "GPU": 1.0}

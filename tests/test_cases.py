@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import main
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
 from tests.cases import CASES, CODE, NEWCOMERS, ROOT, Case, by_tests, outcomes, row, tried
 
 JOB = "input: {path: prompts.csv}\nsteps: {selector: fixed, fixed: 2}\npools: [{name: default, lanes: 4}]\n"

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 
-from jobs.load import read_job
-from jobs.source import ConfigError
-from jobs.validate import certain_exit, read_earlier, refuse_inside_input
-from pipelines.canonical import RowDefaults, Rules, content_hashes, id_key, read_given
-from pipelines.formats import InputError
-from pipelines.inspection import PromptSource
-from pipelines.known_rows import Changes, KnownRows, _newest, earlier_rows, known_rows
-from pipelines.plan import PlanConfig, PoolBudgets, make_plan
-from pipelines.plan_writer import replaced_ids
-from pipelines.prompts import inspect
-from pipelines.store import RunFolder
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import read_job
+from jobs.steps.checking import certain_exit, read_earlier, refuse_inside_input
+from pipelines.files.readers import InputError
+from pipelines.plan.earlier import Changes, KnownRows, _newest, earlier_rows, known_rows
+from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan
+from pipelines.plan.writer import replaced_ids
+from pipelines.prompts.dataset import inspect
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_given
+from pipelines.run.layout import RunFolder
 from tests.test_plan import FakeConfig, WordSelector
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -304,7 +304,7 @@ def test_no_second_look_where_the_files_are_the_same(
     run = RunFolder(str(tmp_path / "run"))
     make_plan(run, config(file))
     found = inspect(config(file).source)
-    monkeypatch.setattr("pipelines.known_rows.rows", lambda *given, **more: pytest.fail("a pass over the input"))
+    monkeypatch.setattr("pipelines.plan.earlier.rows", lambda *given, **more: pytest.fail("a pass over the input"))
     assert earlier_rows(run, found).changes == Changes()
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs import build, validate
 from jobs.__main__ import VERBS, main
-from jobs.config import JobConfig
-from jobs.load import Job, load_job, read_job
-from jobs.source import ConfigError
+from jobs.job_file import settings
+from jobs.job_file.keys import JobConfig
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import Job, load_job, read_job
+from jobs.steps import checking
 
 ROOT = Path(__file__).parent.parent
 LEARNING = ("train", "evaluate", "pilot")
@@ -164,7 +165,7 @@ def test_render_without_a_plan_names_the_verb_that_makes_one(capsys: pytest.Capt
 
 @has_model
 def test_the_shipped_policy_is_for_the_embedded_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    other = str(ROOT / build.EMBEDDED_MODEL)  # named, it may be any checkpoint
+    other = str(ROOT / settings.EMBEDDED_MODEL)  # named, it may be any checkpoint
     code, err = failing(capsys, "plan", "job.yaml", "-s", "steps.selector=policy", "-s", f"model.path={other}")
     assert code == 2
     assert err.startswith("error: --set steps.selector=policy: the shipped policy reads the embedded model's text")
@@ -174,9 +175,9 @@ def test_the_shipped_policy_is_for_the_embedded_model_alone(capsys: pytest.Captu
 @has_model
 def test_a_changed_picture_key_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     job = load_job("job.yaml")
-    run, info = build.run_folder(job), build.checkpoint(job)
-    run.commit_plan(1, {"fingerprint": build.fingerprint(job, info), "price": None})
-    build.refuse_changed(job, run, build.fingerprint(job, info))
+    run, info = settings.run_folder(job), settings.checkpoint(job)
+    run.commit_plan(1, {"fingerprint": settings.fingerprint(job, info), "price": None})
+    settings.refuse_changed(job, run, settings.fingerprint(job, info))
     code, err = failing(capsys, "run", "job.yaml", "-s", "sampling.guidance_scale=2", "-s", "pools.0.actors=3")
     assert code == 2
     (line,) = err.splitlines()
@@ -188,19 +189,19 @@ def test_a_changed_picture_key_is_refused_by_name(capsys: pytest.CaptureFixture[
 @has_model
 def test_other_weights_under_the_same_path_are_refused() -> None:
     job = load_job("job.yaml")
-    run, info = build.run_folder(job), build.checkpoint(job)
-    run.commit_plan(1, {"fingerprint": build.fingerprint(job, info) | {"model.weights": "others"}})
+    run, info = settings.run_folder(job), settings.checkpoint(job)
+    run.commit_plan(1, {"fingerprint": settings.fingerprint(job, info) | {"model.weights": "others"}})
     with pytest.raises(ConfigError, match=r"model\.weights was 'others'"):
-        build.refuse_changed(job, run, build.fingerprint(job, info))
+        settings.refuse_changed(job, run, settings.fingerprint(job, info))
 
 
 @has_model
 def test_a_budget_without_a_time_grid_is_named() -> None:
     text = "input: {path: p}\nsteps: {selector: words, choices: [5, 61]}\nsampling: {timestep_spacing: trailing}"
     job = read_job(text, "j.yaml")
-    info = build.checkpoint(job)
+    info = settings.checkpoint(job)
     with pytest.raises(ConfigError, match=r"^j\.yaml:2:\d+: steps\.choices: .* no grid of 61 steps"):
-        build.prompt_source(job, info)
+        settings.prompt_source(job, info)
 
 
 def full_job() -> Job:
@@ -220,8 +221,8 @@ storage: {endpoint_url: "http://all:1", region: eu, put_options: {ServerSideEncr
 @has_model
 def test_the_rooms_get_what_the_job_file_says() -> None:
     job = full_job()
-    info = build.checkpoint(job)
-    source = build.prompt_source(job, info)
+    info = settings.checkpoint(job)
+    source = settings.prompt_source(job, info)
     assert (source.path, dict(source.columns), source.images_per_prompt, source.limit) == (
         "p.csv",
         {"prompt": "headline"},
@@ -231,14 +232,14 @@ def test_the_rooms_get_what_the_job_file_says() -> None:
     assert source.storage.endpoint_url == "http://in:1"
     defaults = source.defaults
     assert (defaults.guidance_scale, defaults.width, defaults.height) == (3, 64, info.height)
-    output = build.storage_options(job, "output")
+    output = settings.storage_options(job, "output")
     assert (output.endpoint_url, output.region, dict(output.put_options)) == (
         "http://all:1",
         "eu",
         {"ServerSideEncryption": "AES256"},
     )
-    config = build.render_config(job, info)
-    assert (config.layout, config.image_format, config.model.path) == ("webdataset", "webp", build.EMBEDDED_MODEL)
+    config = settings.render_config(job, info)
+    assert (config.layout, config.image_format, config.model.path) == ("webdataset", "webp", settings.EMBEDDED_MODEL)
     assert (config.sampler.solver, config.sampler.guidance_interval) == ("dpmpp_2m", (0.2, 0.8))
     one, other = config.pools
     assert (one.budgets, one.actors, one.num_gpus, one.lanes, dict(one.resources)) == (
@@ -282,11 +283,11 @@ def test_a_store_that_cannot_be_reached(
 def test_an_input_store_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    monkeypatch.setattr(validate, "REACH_S", 0.5)
+    monkeypatch.setattr(checking, "REACH_S", 0.5)
     job = read_job('input: {path: "s3://bucket/p*.csv", storage: {endpoint_url: "http://127.0.0.1:1"}}', "j.yaml")
     with pytest.raises(ConfigError, match=r"^j\.yaml:1:15: .*127\.0\.0\.1:1 cannot be reached"):
-        validate.check_reachable(job)
-    validate.check_reachable(read_job("input: {path: here.csv}", "j.yaml"))
+        checking.check_reachable(job)
+    checking.check_reachable(read_job("input: {path: here.csv}", "j.yaml"))
 
 
 def command_line(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from jobs.console import Console, Lasting
-from jobs.interrupts import Interrupted, Interrupts, leave_on_signals
-from jobs.progress import ProgressLine
+from jobs.terminal.console import Console, Lasting
+from jobs.terminal.interrupts import Interrupted, Interrupts, leave_on_signals
+from jobs.terminal.progress import ProgressLine
 from tests.test_progress import State
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def test_exit_codes_without_streams(command: str, code: int) -> None:
 
 def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
     script = (
-        "from jobs.console import hold_streams; import os, tempfile\n"
+        "from jobs.terminal.console import hold_streams; import os, tempfile\n"
         "hold_streams(); print('lost'); file = tempfile.TemporaryFile()\n"
         "assert file.fileno() > 2 and os.path.samestat(os.fstat(1), os.stat(os.devnull))"
     )
@@ -160,8 +160,8 @@ def test_under_nohup_a_closing_terminal_stays_ignored(install: Callable[[], Any]
 def test_who_asks_again_is_obeyed_at_once_without_a_terminal(numbers: tuple[int, int]) -> None:
     script = (
         "import os, signal, time\n"
-        "from jobs.console import Console, hold_streams\n"
-        "from jobs.interrupts import Interrupts\n"
+        "from jobs.terminal.console import Console, hold_streams\n"
+        "from jobs.terminal.interrupts import Interrupts\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever started the tests may have it ignored
         "hold_streams()\n"
         "with Interrupts(Console(), 'again') as interrupts:\n"
@@ -173,7 +173,7 @@ def test_who_asks_again_is_obeyed_at_once_without_a_terminal(numbers: tuple[int,
 
 
 def test_rays_processes_do_not_hear_a_terminal_that_closes() -> None:
-    from jobs.cluster import _deaf_children
+    from jobs.terminal.connect_ray import _deaf_children
 
     with _deaf_children():
         child = subprocess.Popen(["/bin/sleep", "30"])

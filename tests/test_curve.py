@@ -3,7 +3,7 @@
 import numpy as np
 from tables import CHOICES, world
 
-from training.curve import Curve, curve, text
+from training.judge.curve import Curve, curve, curve_text
 
 
 def found(alike: bool = False, noise: float = 0.03) -> Curve:
@@ -39,7 +39,7 @@ def test_a_group_of_few_is_left_out_and_a_flat_world_has_no_prices() -> None:
 
 
 def test_it_reads_as_a_table() -> None:
-    lines = text(found(), "truth").splitlines()
+    lines = curve_text(found(), "truth").splitlines()
     assert "judged by truth" in lines[0]
     assert all(f" {steps}" in lines[1] for steps in CHOICES)
     assert lines[2].startswith("all ")

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-import pipelines.render
+import pipelines.render.driver
 from actors.rows import SamplerConfig
-from pipelines import pools
-from pipelines.folder import StorageOptions
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig, RenderError
-from pipelines.render import Progress, RenderResult, render
-from pipelines.store import RunFolder
+from pipelines.render import pool as pools
+from pipelines.render.driver import Progress, RenderResult, render
+from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.storage.folder import StorageOptions
 from tests import sleeping_workers
 from tests.plans import planned_row, write_plan
 
@@ -271,8 +271,8 @@ def test_a_shard_that_the_ledger_calls_done_and_that_has_no_manifest_is_no_good_
 def test_a_ledger_that_sees_another_plan_is_no_good_end(ray_cluster, sleeping, tmp_path, monkeypatch):
     run = plan(RunFolder(str(tmp_path / "run")), [2, 2])
     elsewhere = RunFolder(str(tmp_path / "elsewhere"))
-    honest = pipelines.render._start_ledger
-    monkeypatch.setattr(pipelines.render, "_start_ledger", lambda task: honest(_of(task, elsewhere)))
+    honest = pipelines.render.driver._start_ledger
+    monkeypatch.setattr(pipelines.render.driver, "_start_ledger", lambda task: honest(_of(task, elsewhere)))
     with pytest.raises(RenderError, match="the ledger does not see this driver's plan"):
         render(run, config())
 
@@ -310,12 +310,12 @@ def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
 DRIVER = """
 import sys
 import ray
-from pipelines import pools
-from pipelines.render import render
-from pipelines.store import RunFolder
+from pipelines.render import pool as pools
+from pipelines.render.driver import render
+from pipelines.run.layout import RunFolder
 from benchmarks.fake_engine import FakeWorker
 from tests.test_dispatch import config
-from pipelines.pools import PoolSpec
+from pipelines.render.pool import PoolSpec
 
 pools.RenderWorker = FakeWorker
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=90 << 20)

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from actors.rows import SamplerConfig
-from jobs import build
 from jobs.__main__ import main
-from jobs.load import load_job
-from pipelines.epochs import claim
-from pipelines.findings import ORPHANS
-from pipelines.lease import DONE, WAIT, Shard, Slot, Worker
-from pipelines.ledger import Ledger
-from pipelines.pools import PoolSpec, RenderConfig, planned_shards
-from pipelines.render import render
-from pipelines.sinks import LAYOUTS
-from pipelines.store import RunFolder
-from pipelines.verify import verify
-from pipelines.worker import ModelSource
+from jobs.job_file import settings
+from jobs.job_file.read import load_job
+from pipelines.integrity.findings import ORPHANS
+from pipelines.integrity.verify import verify
+from pipelines.render.driver import render
+from pipelines.render.ledger import Ledger
+from pipelines.render.messages import DONE, WAIT, LeasedShard, Slot, Worker
+from pipelines.render.pool import PoolSpec, RenderConfig, planned_shards
+from pipelines.render.sink import LAYOUTS
+from pipelines.render.worker import ModelSource
+from pipelines.run.drivers import claim
+from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.finished import store
 from tests.plans import planned_row, write_plan
@@ -41,7 +41,7 @@ def work(run: RunFolder, ledger: Ledger, slot: Slot, layout: str, chance: random
         if lease == WAIT:
             time.sleep(0.001)
             continue
-        shard: Shard = lease.shard
+        shard: LeasedShard = lease.shard
         _, table, sink = store(run, shard.id, layout)
         time.sleep(chance.random() * 0.02)
         if chance.random() < 0.2:
@@ -106,12 +106,12 @@ def test_the_second_driver_is_refused_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("prompt\na red circle\n")
     Path("job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\noutput: {path: out}\n")
-    monkeypatch.setattr("jobs.run.start_ray", lambda *_: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.render.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.steps.whole_job.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.steps.rendering.start_ray", lambda *_: pytest.fail("Ray was started"))
     run = RunFolder("out")
     if verb == "render":
         job = load_job("job.yaml")
-        run.commit_plan(1, {"fingerprint": build.fingerprint(job, build.checkpoint(job)), "price": None})
+        run.commit_plan(1, {"fingerprint": settings.fingerprint(job, settings.checkpoint(job)), "price": None})
     first = claim(run)
     assert main([verb, "job.yaml"]) == 2
     captured = capsys.readouterr()

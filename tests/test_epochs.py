@@ -10,10 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import epochs
-from pipelines.epochs import BEAT_S, EXPIRY_S, SKEW_S, ActiveRunError, Clock, Process, claim, driving, taken_over_by
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder
+from pipelines.run import drivers as epochs
+from pipelines.run.drivers import (
+    BEAT_S,
+    EXPIRY_S,
+    SKEW_S,
+    ActiveRunError,
+    Clock,
+    Process,
+    claim,
+    driving,
+    taken_over_by,
+)
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageOptions
 
 HERE = Process("here", os.getpid(), "this boot", epochs._born(os.getpid()))
 ELSEWHERE = Process("elsewhere", 7, "another boot", "1")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tables import CHOICES, world
 
-from training.chart import frontier_svg
-from training.evaluate import Evaluation, Evidence, evaluate, quality_margin
-from training.findings import document, groups, pays, table, too_small, verdict
-from training.reward import centred, in_rises
-from training.table import RewardTable
+from training.judge.chart import frontier_svg
+from training.judge.compare import Evaluation, Evidence, evaluate, quality_margin
+from training.judge.verdict import evaluation_document, frontier_table, groups, pays, too_small, verdict
+from training.learn.reward import centred, in_rises
+from training.reward_table import RewardTable
 
 PRICES = np.geomspace(0.04, 11, 12).tolist()
 
@@ -135,12 +135,12 @@ def test_a_better_solver_raises_the_curve() -> None:
 
 
 def test_the_page(found: Evaluation) -> None:
-    text = table(found)
+    text = frontier_table(found)
     assert text.count("\npolicy ") == 8
     assert all(rule.name[:30] in text for rule in found.rules)
     assert max(map(len, text.splitlines())) <= 100
     assert "category rich" in groups(found)
-    data = json.loads(json.dumps(document(found), allow_nan=False))
+    data = json.loads(json.dumps(evaluation_document(found), allow_nan=False))
     assert data["pays"] is True
     assert len(data["rules"]["policy"]) == len(PRICES) + 1
     assert data["rules"]["fixed"][0]["gain"] is None
@@ -154,7 +154,7 @@ def test_the_page(found: Evaluation) -> None:
 def test_tables_that_do_not_belong_together() -> None:
     made = evidence(prompts=40)
     for values, message in (
-        ({"variants": {"other": world(30)}}, "table of other"),
+        ({"variants": {"other": world(30)}}, "frontier_table of other"),
         ({"learned": made.held_out}, "both learned from and held out"),
         ({"scores": made.scores[:3]}, "scores has 3 rows for 40"),
         ({"labels": {"category": ["a"]}}, "label category has 1"),

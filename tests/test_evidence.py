@@ -7,8 +7,8 @@ import pytest
 from tables import CHOICES, world
 
 from actors.policy import Network, PolicyCard, Setting
-from training.evidence import Reading, Setup, evidence, labels, tuned
-from training.table import RewardTable, TableError
+from training.judge.evidence import PromptReadings, Setup, evidence, labels, tuned
+from training.reward_table import RewardTable, TableError
 
 CARD = PolicyCard(
     choices=CHOICES,
@@ -24,9 +24,9 @@ CARD = PolicyCard(
 )
 
 
-def reading(table: RewardTable) -> Reading:
+def reading(table: RewardTable) -> PromptReadings:
     count = len(table.prompts)
-    return Reading(CARD, np.zeros((count, 4)), np.zeros((count, 4)), np.zeros((count, 3)), None)
+    return PromptReadings(CARD, np.zeros((count, 4)), np.zeros((count, 4)), np.zeros((count, 3)), None)
 
 
 def scored(seed: int = 0) -> RewardTable:

@@ -22,11 +22,11 @@ from s3_server import S3Server
 from actors.diffusion import Diffusion
 from actors.rows import SamplerConfig
 from actors.sampler import DDIMSampler
-from pipelines.folder import StorageOptions
-from pipelines.sinks import encode_image
-from pipelines.store import RunFolder, manifest_key, parquet_bytes
-from pipelines.verify import verify
-from pipelines.work import engine_row
+from pipelines.integrity.verify import verify
+from pipelines.render.attempt import engine_row
+from pipelines.render.sink import encode_image
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.storage.folder import StorageOptions
 from tests.breaking_engine import FOLDER_ENV, HOOK, Tokens, break_engine
 from tests.campaign import Campaigns, campaigns
 from tests.campaign_judge import Outcome, hashes, judge, line_of, of_other_classes, verified
@@ -197,10 +197,11 @@ def test_a_token_breaks_one_call_of_one_process(tmp_path: Path) -> None:
 
 def test_a_process_with_the_hook_on_its_path_breaks_and_another_does_not(tmp_path: Path) -> None:
     code = """
-import pipelines.pools, actors.sampler, pipelines.worker
-from pipelines.store import RunFolder
-from pipelines.sinks import Sink
-called = [Sink.close, RunFolder.commit_manifest, pipelines.pools.planned_shards, actors.sampler.DDIMSampler.submit]
+import pipelines.render.pool, actors.sampler, pipelines.render.worker
+from pipelines.run.layout import RunFolder
+from pipelines.render.sink import Sink
+called = [Sink.close, RunFolder.commit_manifest, pipelines.render.pool.planned_shards]
+called.append(actors.sampler.DDIMSampler.submit)
 print([each.__module__ for each in called])
 """
     Tokens(tmp_path).give("forget", 1)

@@ -18,17 +18,17 @@ import pyarrow as pa
 import pytest
 
 from actors.rows import SamplerConfig
-from pipelines.cutter import Place, Shard
-from pipelines.epochs import claim, driving
-from pipelines.findings import ORPHANS
-from pipelines.folder import StorageError, StorageOptions
-from pipelines.lease import Lease
-from pipelines.lease import Shard as Leased
-from pipelines.models import ModelSource
-from pipelines.plan_writer import PlanWriter, commit
-from pipelines.store import RunFolder, manifest_schema, schema_to_json
-from pipelines.verify import verify
-from pipelines.worker import WorkerJob
+from pipelines.integrity.findings import ORPHANS
+from pipelines.integrity.verify import verify
+from pipelines.plan.shards import Place, PlannedShard
+from pipelines.plan.writer import PlanWriter, commit
+from pipelines.render.messages import Lease
+from pipelines.render.messages import LeasedShard as Leased
+from pipelines.render.worker import WorkerJob
+from pipelines.run.drivers import claim, driving
+from pipelines.run.layout import RunFolder, manifest_schema, schema_to_json
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.storage.folder import StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
 from tests.plans import CARRIED, PLAN_SCHEMA, lane_steps, planned_row, write_plan
 from tests.sleeping_workers import Drawing
@@ -40,7 +40,7 @@ MANIFEST = f"manifest/{SHARD}.parquet"
 TIMEOUT_S = 120.0
 PATIENCE_S = 30.0  # seconds of retries in the processes of these tests
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.sleeping_workers", "pipelines.s3"])
+PROCESSES.set_forkserver_preload(["tests.sleeping_workers", "pipelines.storage.s3"])
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def plan(run: RunFolder, *_: str) -> None:
         rows = [planned_row(i) for i in range(start, start + 3)]
         table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA.remove(PLAN_SCHEMA.get_field_index("shard")))
         cost = [lane_steps(row) for row in rows]
-        writer.add(Shard(table, Place(16, 16, ("default",)), 3, sum(cost), max(cost), (1, 2, 3)))
+        writer.add(PlannedShard(table, Place(16, 16, ("default",)), 3, sum(cost), max(cost), (1, 2, 3)))
         writer.flush()
     plan = {"manifest_schema": schema_to_json(manifest_schema(CARRIED)), "rows": ROWS, "fingerprint": {}}
     commit(writer, plan)

@@ -27,19 +27,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.load import load_job, read_job
-from jobs.page import report_html
-from jobs.source import ConfigError
-from pipelines.canonical import RowDefaults
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.formats import InputError
-from pipelines.found_files import tables_below
-from pipelines.input_walk import FOLDERS, RUNS, Glob, is_hidden
-from pipelines.inspection import PromptSource, assemble, open_files
-from pipelines.pieces import canonical_tables, cut_pieces, scan
-from pipelines.sinks import Sink, encode_image
-from pipelines.store import RunFolder, manifest_schema, parquet_bytes
-from pipelines.tables import format_of
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import load_job, read_job
+from jobs.pages.html import report_html
+from pipelines.files.chosen import tables_below
+from pipelines.files.readers import InputError
+from pipelines.files.tables import format_of
+from pipelines.files.walk import FOLDERS, RUNS, Glob, is_hidden
+from pipelines.prompts.inspection import PromptSource, assemble, open_files
+from pipelines.prompts.rows import RowDefaults
+from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
+from pipelines.render.sink import Sink, encode_image
+from pipelines.run.layout import RunFolder, manifest_schema, parquet_bytes
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests.hostile import (
     CONTENT,
     IDS,

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.backends import Timeouts
-from pipelines.folder import Folder, StorageOptions
+from pipelines.storage.backends import Timeouts
+from pipelines.storage.folder import Folder, StorageOptions
 from tests.fault_proxy import AFTER, FAULTS, Chance, FaultProxy, Request, Rule, can_have
 
 pytestmark = pytest.mark.s3
@@ -66,7 +66,7 @@ def test_each_fault_of_each_kind_is_met_and_survived(
     proxy: FaultProxy, folder: Folder, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
 ) -> None:
     """A slow answer is waited for, every other fault costs exactly one more request."""
-    monkeypatch.setattr("pipelines.folder.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipelines.storage.folder.FIRST_WAIT_S", 0.01)
     first = CALLS[kind](folder) if kind != "CREATE" else True
     proxy.counts.clear()
     proxy.rules.append(Rule(fault, kind))
@@ -104,7 +104,7 @@ def test_half_a_body_leaves_nothing_under_the_final_name(proxy: FaultProxy, fold
 @pytest.mark.parametrize("seed", range(2))
 def test_many_faults_at_once(proxy: FaultProxy, folder: Folder, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Of three creators of each key exactly one wins, and every object is whole."""
-    monkeypatch.setattr("pipelines.folder.LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr("pipelines.storage.folder.LONGEST_WAIT_S", 0.05)
     bodies = [random.Random(seed * 1000 + n).randbytes(2000) for n in range(50)]
     proxy.chance = Chance(seed, 0.3, tuple(fault for fault in FAULTS if fault not in ("hang", "slow")))
 

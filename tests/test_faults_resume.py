@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from s3_server import S3Server
 
-from pipelines.folder import StorageOptions
-from pipelines.ledger import Ledger
-from pipelines.pools import PoolSpec, planned_shards
-from pipelines.store import RunFolder
+from pipelines.render.ledger import Ledger
+from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageOptions
 from tests.fault_proxy import FaultProxy
 from tests.plans import planned_row, write_plan
 

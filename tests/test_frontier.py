@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tables import CHOICES, COSTS, world
 
-from training import rivals
-from training.frontier import Bootstrap, FixedCurve, Point, Rule, difference, saving, smallest_not_worse
-from training.reward import centred
+from training.judge import rivals
+from training.judge.frontier import Bootstrap, FixedCurve, Point, Rule, difference, saving, smallest_not_worse
+from training.learn.reward import centred
 
 
 def flat(cost: float, quality: float, prompts: int = 50, noise: float = 0.0) -> Point:

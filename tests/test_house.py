@@ -106,7 +106,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_the_job_files_of_the_readme_are_valid() -> None:
-    from jobs.load import read_job
+    from jobs.job_file.read import read_job
 
     for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL):
         assert read_job(text, "README.yaml").config

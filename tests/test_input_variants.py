@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import S3Server
 
-from pipelines.canonical import RowDefaults
-from pipelines.folder import Folder, StorageError, StorageOptions, store_of
-from pipelines.formats import InputError
-from pipelines.inspection import Inspection, PromptSource
+from pipelines.files.readers import InputError
 from pipelines.pipeline_error import one_line
+from pipelines.prompts.inspection import Inspection, PromptSource
+from pipelines.prompts.rows import RowDefaults
+from pipelines.storage.folder import Folder, StorageError, StorageOptions, store_of
 from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import known_implementations
 
-from jobs.load import read_job
-from jobs.source import ConfigError
-from jobs.validate import asked_for, certain_words
-from pipelines.canonical import RowDefaults
-from pipelines.csv_rows import Dialect
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.formats import InputError, TextRules
-from pipelines.found_files import would_hold
-from pipelines.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.store import RunFolder
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import read_job
+from jobs.steps.checking import asked_for, certain_words
+from pipelines.files.chosen import would_hold
+from pipelines.files.csv_rows import Dialect
+from pipelines.files.readers import InputError, TextRules
+from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
+from pipelines.prompts.rows import RowDefaults
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.folder import Folder
-from pipelines.lease import Answer, Beat
-from pipelines.ledger import Ledger
-from pipelines.repair import manifest_key
-from pipelines.sinks import Sink
-from pipelines.store import RunFolder, parquet_bytes
-from pipelines.work import Work
-from pipelines.worker import RenderWorker
+from pipelines.render.attempt import Work
+from pipelines.render.ledger import Ledger
+from pipelines.render.messages import Heartbeat, HeartbeatReply
+from pipelines.render.sink import Sink
+from pipelines.render.worker import RenderWorker
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.storage.folder import Folder
 from tests.interleavings import (
     BYTES,
     DEATH,
@@ -199,7 +198,7 @@ def done_by_attempts(run: RunFolder) -> set[str]:
 class Readopts(Ledger):
     """Without the rule that what it lent itself is adopted from no heartbeat."""
 
-    def beat(self, beat: Beat) -> Answer:
+    def beat(self, beat: Heartbeat) -> HeartbeatReply:
         for state in self._open.values():
             state.lent_to = type(state.lent_to)()
         return super().beat(beat)
@@ -219,10 +218,14 @@ class BlamesAll(Ledger):
         super()._void(state, reason, counts=True)
 
 
-STORE, WORK, SINKS = "pipelines.store.RunFolder.", "pipelines.work.Work.", "pipelines.sinks.Sink."
+STORE, WORK, SINKS = "pipelines.run.layout.RunFolder.", "pipelines.render.attempt.Work.", "pipelines.render.sink.Sink."
 COMMIT, DISCARD = STORE + "commit_manifest", SINKS + "discard"
 MUTATIONS = {
-    "a manifest before its images": (Code(ManifestFirst, patches={"pipelines.worker.Sink": EagerSink}), Left(), BYTES),
+    "a manifest before its images": (
+        Code(ManifestFirst, patches={"pipelines.render.worker.Sink": EagerSink}),
+        Left(),
+        BYTES,
+    ),
     "a manifest named by its attempt": (Code(patches={COMMIT: named_by_attempt}), Left(silences=1), ONCE),
     "a lease adopted again after a failure": (Code(ledger=Readopts), Left(faults=1, beats=1), LEASE),
     "a lease adopted again after a release": (Code(ledger=Readopts), Left(silences=1, beats=2), LEASE),

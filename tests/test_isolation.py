@@ -8,10 +8,10 @@ import pytest
 
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler
-from pipelines import isolation
-from pipelines.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
-from pipelines.store import Attempt
-from pipelines.work import AttemptFailed, Inline, RowFailed, Span, Work, engine_row
+from pipelines.render import isolation
+from pipelines.render.attempt import AttemptFailed, Inline, RowFailed, Span, Work, engine_row
+from pipelines.render.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
+from pipelines.run.layout import Attempt
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
 from tests.plans import planned_row

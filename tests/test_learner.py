@@ -10,11 +10,11 @@ from tables import CHOICES, world
 from torch import Tensor
 
 from actors.policy import Network
-from training.batches import Rows, num_slots, own_slots, padded, rows_at, uniforms
-from training.learner import VALIDATION_PRICES, Learner, new_policy, outputs, units_of, validate
-from training.learning import Learning, as_in_the_paper
-from training.reward import rise
-from training.table import RewardTable
+from training.learn.batches import Rows, num_slots, own_slots, padded, rows_at, uniforms
+from training.learn.hyperparameters import Learning, as_in_the_paper
+from training.learn.learner import VALIDATION_PRICES, Learner, new_policy, outputs, units_of, validate
+from training.learn.reward import rise
+from training.reward_table import RewardTable
 
 NETWORK = Network(hidden_size=6, num_choices=len(CHOICES), width=16, num_layers=1, num_heads=2)
 LEARNING = Learning(prices=(0.15, 6.0), temperature=0.36, batch_size=64, epochs=30, learning_rate=3e-3)

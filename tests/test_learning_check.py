@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import build
 from jobs.__main__ import main
-from jobs.learning_check import check_variants, learning_checks
-from jobs.load import Job, load_job, read_job
-from jobs.source import ConfigError
-from jobs.validate import Checks
-from pipelines.store import RunFolder
+from jobs.job_file import settings
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import Job, load_job, read_job
+from jobs.steps.checking import Checks
+from jobs.steps.learning_check import check_variants, learning_checks
+from pipelines.run.layout import RunFolder
 
 JOB = "input: {path: prompts.csv}\nsteps: {selector: words}\n"
 QUALITY = "quality: [{scorer: 'tests.plans:brightness', name: bright}, {scorer: fidelity}]\n"
@@ -31,7 +31,7 @@ def faults(text: str, with_model: bool = False) -> list[str]:
     """What is wrong with the two sections, each with its place."""
     found = job(text)
     checks = Checks(found)
-    for check, key in learning_checks(found, build.checkpoint(found) if with_model else None):
+    for check, key in learning_checks(found, settings.checkpoint(found) if with_model else None):
         checks.run(check, key)
     return [str(fault) for fault in checks.faults]
 
@@ -98,7 +98,7 @@ def test_variants_that_cannot_be_rendered(variants: str, key: str, words: str) -
     spacing = "sampling: {timestep_spacing: trailing}\n"
     found = read_job(f"{text}{spacing}evaluate: {{variants: {variants}}}\n", "j.yaml")
     with pytest.raises(ConfigError, match=words) as caught:
-        check_variants(found, build.checkpoint(found))
+        check_variants(found, settings.checkpoint(found))
     assert caught.value.faults[0].message.startswith(key)
 
 

@@ -8,8 +8,8 @@ import pytest
 from tables import world
 
 from jobs.__main__ import main
-from jobs.learning import learning_of
-from jobs.load import load_job, read_job
+from jobs.job_file.read import load_job, read_job
+from jobs.steps.learning import learning_of
 from training.scenes.captions import write
 
 ROOT = Path(__file__).parent.parent

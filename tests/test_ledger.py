@@ -4,9 +4,17 @@ import random
 
 import pytest
 
-from pipelines.lease import DONE, WAIT, Answer, Beat, Lease, Shard, Slot, Worker
-from pipelines.ledger import ARRIVAL_S, LEASE_TIMEOUT_S, MAX_ATTEMPTS, MAX_DEATHS, MAX_LOSSES, FailureLimit, Ledger
-from pipelines.repair import Order
+from pipelines.render.ledger import (
+    ARRIVAL_S,
+    LEASE_TIMEOUT_S,
+    MAX_ATTEMPTS,
+    MAX_DEATHS,
+    MAX_LOSSES,
+    FailureLimit,
+    Ledger,
+)
+from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Worker
+from pipelines.render.repairing import RepairOrder
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
 
@@ -19,7 +27,7 @@ class Clock:
 
 
 def shard(name, lane_steps=100, pools=("default",), rows=10):
-    return Shard(name, "part", 0, rows, rows, lane_steps, pools)
+    return LeasedShard(name, "part", 0, rows, rows, lane_steps, pools)
 
 
 def slot(actor="a", number=0, pool="default", incarnation="1"):
@@ -71,7 +79,7 @@ def test_a_silent_worker_loses_its_lease():
     ledger.lease(slot())
     clock.now = LEASE_TIMEOUT_S - 1
     assert ledger.lease(slot("b")) == DONE
-    ledger.beat(Beat(slot().worker, {"s1": 3}, {}))
+    ledger.beat(Heartbeat(slot().worker, {"s1": 3}, {}))
     clock.now = LEASE_TIMEOUT_S + 1
     assert ledger.lease(slot("b")) == DONE
     clock.now = 2 * LEASE_TIMEOUT_S + 1
@@ -126,7 +134,7 @@ def test_an_attempt_counts_only_where_a_process_died_on_a_living_node(living, fa
     assert ledger.lease(slot("b")) == Lease(shard("s1"), failures)
     assert [shard_id for shard_id, _ in written] == ["s1"] * failures
     assert ledger.lease(here) == DONE  # whatever is still heard of that life
-    assert ledger.beat(Beat(here.worker, {"s1": 1}, {})).drop == ("s1",)
+    assert ledger.beat(Heartbeat(here.worker, {"s1": 1}, {})).drop == ("s1",)
 
 
 @pytest.mark.parametrize("end", ["fail", "release", "finish"])
@@ -135,7 +143,7 @@ def test_a_late_heartbeat_adopts_nothing_that_its_worker_has_ended(end):
     ledger = Ledger([shard("s1"), shard("s2", 1)])
     ledger.lease(slot())
     getattr(ledger, end)(slot(), "s1", *{"fail": ("no",), "release": (), "finish": (OK,)}[end])
-    assert ledger.beat(Beat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert ledger.beat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
     assert ledger.snapshot().leased == 0
     names = [ledger.lease(slot(actor)).shard.id for actor in ("b", "c") if end != "finish" or actor == "b"]
     assert sorted(names) == (["s2"] if end == "finish" else ["s1", "s2"])
@@ -200,7 +208,7 @@ def test_a_new_ledger_that_is_to_stop_waits_for_what_is_in_work():
     reborn = Ledger([shard("s1")], clock=clock, adopting_s=3)
     reborn.stop()
     assert (reborn.snapshot().adopting, reborn.snapshot().finished) == (True, False)
-    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
     clock.now = 4
     assert not reborn.snapshot().finished
     reborn.finish(slot(), "s1", OK)
@@ -285,7 +293,7 @@ def test_stop_lets_what_is_in_work_finish():
     ledger.stop()
     assert not ledger.snapshot().finished
     assert ledger.lease(slot("b")) == DONE
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer()
+    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply()
     ledger.finish(slot(), "s1", OK)
     assert ledger.snapshot().finished
     assert ledger.snapshot().shards_done == 1
@@ -293,7 +301,7 @@ def test_stop_lets_what_is_in_work_finish():
 
 def test_a_new_ledger_adopts_leases_from_heartbeats():
     reborn = Ledger([shard("s1"), shard("s2")])
-    reborn.beat(Beat(slot().worker, {"s1": 4}, {"images": 4}))
+    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {"images": 4}))
     assert reborn.lease(slot("b")).shard.id == "s2"
     assert reborn.snapshot().images_in_work == 4
     reborn.finish(slot(), "s1", OK)
@@ -304,19 +312,19 @@ def test_a_new_ledger_listens_before_it_leases():
     clock = Clock()
     reborn = Ledger([shard("s1"), shard("s2")], clock=clock, adopting_s=3)
     assert reborn.lease(slot("b")) == WAIT
-    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
     clock.now = 3
     assert reborn.lease(slot("b")).shard.id == "s2"
-    assert reborn.beat(Beat(slot("z").worker, {"s2": 4}, {})).drop == ("s2",)  # too late
+    assert reborn.beat(Heartbeat(slot("z").worker, {"s2": 4}, {})).drop == ("s2",)  # too late
 
 
 def test_workers_beat_less_often_where_there_are_many():
     ledger = Ledger([shard("s1")])
     for i in range(400):
-        answer = ledger.beat(Beat(slot(f"a{i}").worker, {}, {}))
+        answer = ledger.beat(Heartbeat(slot(f"a{i}").worker, {}, {}))
     assert answer.interval_s == 4
     for i in range(2000):
-        answer = ledger.beat(Beat(slot(f"a{i}").worker, {}, {}))
+        answer = ledger.beat(Heartbeat(slot(f"a{i}").worker, {}, {}))
     assert answer.interval_s == 10
 
 
@@ -330,8 +338,8 @@ def test_released_shards_count_as_no_failure():
 def test_stats_are_summed_over_workers():
     ledger = Ledger([shard("s1")])
     for actor in ("a", "b"):
-        ledger.beat(Beat(slot(actor).worker, {}, {"unet_calls": 5}))
-        ledger.beat(Beat(slot(actor).worker, {}, {"unet_calls": 7}))
+        ledger.beat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 5}))
+        ledger.beat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 7}))
     assert ledger.snapshot().stats == {"unet_calls": 14}
     assert ledger.snapshot().workers == 2
 
@@ -358,10 +366,10 @@ def test_a_worker_hears_that_its_shard_was_committed_by_another():
     ledger.lease(slot())
     ledger.found(["s1"])
     assert ledger.snapshot().shards_done == 0  # it may be this worker's own commit, not yet told
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(drop=("s1",))
+    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
     ledger.release(slot(), "s1")
     assert ledger.snapshot().finished
-    assert ledger.beat(Beat(slot().worker, {"s1": 1}, {})) == Answer(drop=("s1",))
+    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
 
 
 def test_a_worker_whose_own_commit_was_found_is_counted():
@@ -384,22 +392,22 @@ def test_workers_of_a_drained_node_are_told_to_leave_and_get_nothing():
     here, there = Slot(Worker("a", "1", "default", "n1"), 0), Slot(Worker("b", "1", "default", "n2"), 0)
     ledger.lease(here)
     ledger.drain(["n1"])
-    assert ledger.beat(Beat(here.worker, {"s1": 1}, {})).leave
+    assert ledger.beat(Heartbeat(here.worker, {"s1": 1}, {})).leave
     ledger.release(here, "s1")
     assert ledger.lease(here) == WAIT
-    assert not ledger.beat(Beat(there.worker, {}, {})).leave
+    assert not ledger.beat(Heartbeat(there.worker, {}, {})).leave
     assert ledger.lease(there) == Lease(shard("s1"), 0)
 
 
 def test_a_shard_that_fails_under_an_adopted_lease_is_leased_again():
     reborn = Ledger([shard("s1")])
-    reborn.beat(Beat(slot().worker, {"s1": 4}, {}))
+    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
     reborn.fail(slot(), "s1", "no")
     assert reborn.lease(slot("b")) == Lease(shard("s1"), 1)
 
 
 def test_what_is_repaired_counts_the_rows_that_are_rendered_again():
-    order = Order("s1", 1, ("r1", "r2"), frozenset(), attempts=2)
+    order = RepairOrder("s1", 1, ("r1", "r2"), frozenset(), attempts=2)
     ledger = Ledger([shard("s1"), shard("s2")], ["s2"], orders={"s1": order})
     ledger.found(["s1"])  # its manifest is the one that is repaired
     assert (ledger.snapshot().rows, ledger.snapshot().rows_done) == (20, 18)
@@ -465,7 +473,7 @@ def test_the_longest_free_shard_whatever_became_of_the_others():
             failures[ended] += 1
             reborn = slot(each.worker.actor, pool=each.worker.pool, incarnation=f"{leases}-{ended}-{failures[ended]}")
             slots[slots.index(each)] = reborn
-            ledger.beat(Beat(reborn.worker, {}, {}))
+            ledger.beat(Heartbeat(reborn.worker, {}, {}))
         else:
             ledger.release(each, ended)
     assert leases > 200
@@ -475,7 +483,9 @@ def test_the_longest_free_shard_whatever_became_of_the_others():
 
 def test_rows_that_are_repaired_do_not_stop_a_run_early():
     """They failed before: that they fail again says nothing of the others."""
-    orders = {name: Order(name, 1, tuple(f"r{i}" for i in range(50)), frozenset(), attempts=1) for name in ("s1", "s2")}
+    orders = {
+        name: RepairOrder(name, 1, tuple(f"r{i}" for i in range(50)), frozenset(), attempts=1) for name in ("s1", "s2")
+    }
     ledger = Ledger([shard("s1"), shard("s2"), shard("s3")], orders=orders, limit=FailureLimit(0.01))
     for _ in orders:
         lease = ledger.lease(slot())
@@ -489,7 +499,7 @@ def test_a_rebuilt_ledger_adopts_nothing_that_its_worker_has_ended(end):
     """The worker ended it before the new ledger had heard of the lease; a heartbeat from before that comes after."""
     reborn = Ledger([shard("s1")])
     getattr(reborn, end)(slot(), "s1", *(("no",) if end == "fail" else ()))
-    assert reborn.beat(Beat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert reborn.beat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
     assert reborn.lease(slot("b")).shard.id == "s1"
 
 
@@ -497,10 +507,10 @@ def test_a_late_heartbeat_of_a_dead_process_does_not_end_its_successor():
     ledger = Ledger([shard("s1"), shard("s2")])
     dead, living = Worker("a", "1", "default", "n1", life=0), Worker("a", "2", "default", "n1", life=1)
     held = ledger.lease(Slot(living, 0))
-    assert ledger.beat(Beat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
+    assert ledger.beat(Heartbeat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
     assert ledger.lease(Slot(dead, 0)) == DONE
     ledger.bury("a", ["n1"], before=1)  # said again, after the new life was heard
-    assert ledger.beat(Beat(living, {held.shard.id: 4}, {})).drop == ()
+    assert ledger.beat(Heartbeat(living, {held.shard.id: 4}, {})).drop == ()
     assert ledger.snapshot().deaths == 0
     ledger.bury("a", ["n1"])
     assert ledger.snapshot().deaths == 1
@@ -522,7 +532,7 @@ def test_a_lone_worker_has_two_shards_in_hand_to_the_end():
     ledger = Ledger([shard("s1"), shard("s2")], clock=clock)
     ledger.lease(slot())
     clock.now = ARRIVAL_S - 1
-    ledger.beat(Beat(slot().worker, {"s1": 1}, {}))
+    ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {}))
     clock.now = ARRIVAL_S + 1
     assert ledger.lease(slot(number=1)).shard.id == "s2"
 
@@ -542,7 +552,7 @@ def test_nothing_is_leased_to_a_life_that_has_ended():
     ledger.lease(slot())
     ledger.bury("a", [])
     assert ledger.lease(slot()) == DONE
-    assert ledger.beat(Beat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
+    assert ledger.beat(Heartbeat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
     assert ledger.snapshot().workers == 0
 
 
@@ -560,7 +570,7 @@ def test_who_is_silent_does_not_count_as_alive():
 
 def test_what_a_worker_does_before_its_first_lease_is_told_until_then():
     ledger = Ledger([shard("s1")])
-    ledger.beat(Beat(slot().worker, {}, {}, "loading the model"))
+    ledger.beat(Heartbeat(slot().worker, {}, {}, "loading the model"))
     assert ledger.snapshot().stages == ("loading the model",)
     ledger.lease(slot())
     assert ledger.snapshot().stages == ()

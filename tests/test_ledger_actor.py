@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-import pipelines.ledger_actor
-from pipelines.lease import DONE, WAIT, Answer, Beat, Slot, Worker
-from pipelines.ledger_actor import LedgerActor, RenderTask
-from pipelines.pools import PoolSpec
-from pipelines.proof import NotSharedError
-from pipelines.repair import Order
-from pipelines.store import RunFolder
+import pipelines.render.ledger_actor
+from pipelines.render.ledger_actor import LedgerActor, RenderTask
+from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Slot, Worker
+from pipelines.render.pool import PoolSpec
+from pipelines.render.repairing import RepairOrder
+from pipelines.run.layout import RunFolder
+from pipelines.run.proof import NotSharedError
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
 
@@ -33,8 +33,8 @@ def task(run: RunFolder, *actors: int, **values: Any) -> RenderTask:
     return RenderTask(run, pools, (1,), **values)
 
 
-def order(shard: str, revision: int = 1, attempts: int = 1) -> Order:
-    return Order(shard, revision, ("r0000",), frozenset(), attempts=attempts)
+def order(shard: str, revision: int = 1, attempts: int = 1) -> RepairOrder:
+    return RepairOrder(shard, revision, ("r0000",), frozenset(), attempts=attempts)
 
 
 def test_deaths_before_the_manifest_that_is_repaired_are_past(run):
@@ -74,8 +74,8 @@ def started(monkeypatch):
 
     def start(asked: Any, again: bool) -> LedgerActor:
         context = SimpleNamespace(was_current_actor_reconstructed=again)
-        monkeypatch.setattr(pipelines.ledger_actor.ray, "get_runtime_context", lambda: context)
-        monkeypatch.setattr(pipelines.ledger_actor, "FIRST_WAIT_S", 0.01)
+        monkeypatch.setattr(pipelines.render.ledger_actor.ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(pipelines.render.ledger_actor, "FIRST_WAIT_S", 0.01)
         return LedgerActor(asked)
 
     return start
@@ -107,7 +107,7 @@ def until(true: Any) -> None:
 def test_before_it_is_loaded_everybody_waits_and_what_they_say_is_kept(run, started, again):
     render_shard(run, FIRST)
     actor = started(asked := held(run), again)
-    assert (actor.lease(ME), actor.beat(Beat(ME.worker, {FIRST: 1}, {}))) == (WAIT, Answer())
+    assert (actor.lease(ME), actor.beat(Heartbeat(ME.worker, {FIRST: 1}, {}))) == (WAIT, HeartbeatReply())
     actor.finish(ME, SECOND, {"ok": 2})
     assert (actor.snapshot().loaded, actor.snapshot().finished) == (False, False)
     actor.stop()

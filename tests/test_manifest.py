@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.manifest import failed_row, ok_row, render_key, with_place
-from pipelines.sinks import Stored, encoder_name
-from pipelines.store import Attempt, manifest_schema
+from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.sink import Stored, encoder_name
+from pipelines.run.layout import Attempt, manifest_schema
 from tests.plans import CARRIED, planned_row
 
 ATTEMPT = Attempt("0002-000007", 3, "0badcafe")

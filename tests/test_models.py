@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from actors.checkpoint import inspect_checkpoint
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.models import fetch_model
+from pipelines.storage.checkpoints import fetch_model
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 

@@ -18,16 +18,16 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.canonical import RowDefaults
-from pipelines.columns import merged_type
-from pipelines.epochs import driving
-from pipelines.formats import InputError
-from pipelines.generations import EMPTY, WIDE, ColumnFacts, newest_schema, one_schema
-from pipelines.inspection import PromptSource
-from pipelines.manifest import failed_row, manifest_table, widened
-from pipelines.store import MANIFEST_FIELDS, Attempt, RunFolder, parquet_bytes, schema_to_json
-from pipelines.verify import verify
-from pipelines.widen import widen_manifests
+from pipelines.files.readers import InputError
+from pipelines.integrity.verify import verify
+from pipelines.integrity.widen import widen_manifests
+from pipelines.prompts.columns import merged_type
+from pipelines.prompts.generations import EMPTY, WIDE, ColumnFacts, newest_schema, one_schema
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import RowDefaults
+from pipelines.render.manifest_rows import failed_row, manifest_table, widened
+from pipelines.run.drivers import driving
+from pipelines.run.layout import MANIFEST_FIELDS, Attempt, RunFolder, parquet_bytes, schema_to_json
 from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))

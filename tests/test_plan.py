@@ -16,18 +16,18 @@ import pytest
 from ray import cloudpickle
 
 from actors.selector import SelectorConfig
-from pipelines import plan_writer
-from pipelines.canonical import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
-from pipelines.cutter import CutRules, Cutter, Shard, plain_lane_steps
-from pipelines.folder import StorageOptions
-from pipelines.formats import InputError
-from pipelines.inspection import PromptSource
-from pipelines.known_rows import known_rows
-from pipelines.plan import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, pools_of
-from pipelines.plan_writer import INDEX_SCHEMA
-from pipelines.prompts import inspect
-from pipelines.score import SCORE_FIELDS, Scoring, score
-from pipelines.store import MANIFEST_FIELDS, RunFolder, schema_from_json
+from pipelines.files.readers import InputError
+from pipelines.plan import writer as plan_writer
+from pipelines.plan.budgets import SCORE_FIELDS, Scoring, score
+from pipelines.plan.earlier import known_rows
+from pipelines.plan.make import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, pools_of
+from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_steps
+from pipelines.plan.writer import INDEX_SCHEMA
+from pipelines.prompts.dataset import inspect
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
+from pipelines.run.layout import MANIFEST_FIELDS, RunFolder, schema_from_json
+from pipelines.storage.folder import StorageOptions
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ALL = (PoolBudgets("default"),)
@@ -87,7 +87,7 @@ def planned_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{"n": number} | defaults | row for number, row in enumerate(rows)], schema)
 
 
-def cut(table: pa.Table, rules: CutRules, table_rows: int = 10**9) -> list[Shard]:
+def cut(table: pa.Table, rules: CutRules, table_rows: int = 10**9) -> list[PlannedShard]:
     cutter = Cutter(rules)
     shards = []
     for start in range(0, table.num_rows, table_rows):

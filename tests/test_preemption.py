@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from actors.rows import SamplerConfig
-from pipelines.findings import ORPHANS
-from pipelines.models import ModelSource
-from pipelines.pools import RenderConfig
-from pipelines.render import render
-from pipelines.store import RunFolder
-from pipelines.verify import verify
+from pipelines.integrity.findings import ORPHANS
+from pipelines.integrity.verify import verify
+from pipelines.render.driver import render
+from pipelines.render.pool import RenderConfig
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
 from tests.checkpoints import make_checkpoint
 from tests.plans import planned_row, write_plan
 
@@ -84,10 +84,10 @@ import json, os, subprocess, sys, threading, time
 import ray
 from ray.cluster_utils import Cluster
 from actors.rows import SamplerConfig
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig
-from pipelines.render import render
-from pipelines.store import RunFolder
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.render.pool import PoolSpec, RenderConfig
+from pipelines.render.driver import render
+from pipelines.run.layout import RunFolder
 
 url, model = sys.argv[1:]
 env = {"env_vars": {"PYTHONPATH": os.getcwd()}}

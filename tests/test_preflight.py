@@ -19,16 +19,16 @@ import pytest
 from s3_server import S3Server, server_or_skip
 
 from jobs.__main__ import main
-from jobs.console import Console
-from jobs.load import load_job
-from jobs.preflight import NOBODY, SUBMITTED, check_nodes, refuse_rays_copy
-from jobs.render import render_job
-from jobs.source import ConfigError
-from pipelines.epochs import claim
-from pipelines.preflight import Preflight, ask_every_node, listing
-from pipelines.proof import probe_object
-from pipelines.render import RenderResult
-from pipelines.store import RunFolder
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import load_job
+from jobs.steps.check_nodes import NOBODY, SUBMITTED, check_nodes, refuse_rays_copy
+from jobs.steps.rendering import render_job
+from jobs.terminal.console import Console
+from pipelines.cluster.nodes import Preflight, ask_every_node, listing
+from pipelines.render.driver import RenderResult
+from pipelines.run.drivers import claim
+from pipelines.run.layout import RunFolder
+from pipelines.run.proof import probe_object
 from tests.fake_cluster import _free_ports
 from tests.plans import planned_row, write_plan
 
@@ -263,7 +263,7 @@ def test_keys_that_only_the_driver_has(
 
 
 def load_options(server: S3Server) -> Any:
-    from pipelines.folder import StorageOptions
+    from pipelines.storage.folder import StorageOptions
 
     return StorageOptions(server.endpoint_url)
 
@@ -302,7 +302,7 @@ def test_a_device_that_this_machine_lacks(
     ray_cluster: Any, job: Path, verb: str, device: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     has = 2 if ":" in device else 0
-    monkeypatch.setattr("pipelines.preflight.cuda_devices", lambda: has)
+    monkeypatch.setattr("pipelines.cluster.nodes.cuda_devices", lambda: has)
     assert main([verb, str(job), "-s", f"model.device={device}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     what = "2 of them at most" if has else "none that torch can use"
@@ -327,7 +327,7 @@ def test_a_device_that_this_machine_lacks(
 def test_a_device_may_still_come(
     job: Path, found: Preflight, num_gpus: str | int, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.preflight.ask_every_node", lambda *_: found)
+    monkeypatch.setattr("pipelines.cluster.nodes.ask_every_node", lambda *_: found)
     read = load_job(str(job), ("model.device=cuda", f"pools.0.num_gpus={num_gpus}"))
     run: Any = None
     with pytest.raises(ConfigError) if refused else nullcontext():
@@ -338,7 +338,7 @@ def test_nodes_that_do_not_answer_are_named_and_bar_only_where_none_does(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = Preflight(workers=2, silent=("host b could not be asked what it sees: no answer within 60 s",))
-    monkeypatch.setattr("pipelines.preflight.ask_every_node", lambda *_: silent)
+    monkeypatch.setattr("pipelines.cluster.nodes.ask_every_node", lambda *_: silent)
     run: Any = None
     check_nodes(Console(), load_job(str(job)), run, run)
     assert "host b could not be asked what it sees: no answer within 60 s; its workers will" in capsys.readouterr().err
@@ -350,8 +350,8 @@ def test_a_submitted_job_names_a_folder_that_stays(
     job: Path, path: str, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SUBMITTED, "{}")
-    monkeypatch.setattr("jobs.validate.start_ray", lambda *_: None)
-    monkeypatch.setattr("jobs.validate.check_input", lambda *_: {})
+    monkeypatch.setattr("jobs.steps.checking.start_ray", lambda *_: None)
+    monkeypatch.setattr("jobs.steps.checking.check_input", lambda *_: {})
     if not path:
         job.write_text(job.read_text().replace("output: {path: out}\n", ""))
     assert main([verb, str(job), *(["-s", path] if path else [])]) == 2
@@ -382,8 +382,8 @@ def test_a_job_that_ray_job_submit_starts(job: Path) -> None:
 def test_an_absolute_path_in_rays_copy_is_no_better(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.validate.start_ray", lambda *_: None)
-    monkeypatch.setattr("jobs.validate.check_input", lambda *_: {})
+    monkeypatch.setattr("jobs.steps.checking.start_ray", lambda *_: None)
+    monkeypatch.setattr("jobs.steps.checking.check_input", lambda *_: {})
     copy = Path("session/runtime_resources/working_dir_files/_ray_pkg_1").resolve()
     copy.mkdir(parents=True)
     assert main(["validate", str(job), "-s", f"output.path={copy}/out"]) == 2
@@ -404,10 +404,10 @@ def test_rows_without_an_end_are_never_done(
     """The last net: whatever the renderer says, the manifests are counted."""
     run = RunFolder(str(job.parent / "out"))
     write_plan(run, [planned_row(i) for i in range(5)], 5)
-    monkeypatch.setattr("jobs.render.planned", lambda _: {"rows": 5, "largest": 20})
+    monkeypatch.setattr("jobs.steps.rendering.planned", lambda _: {"rows": 5, "largest": 20})
     nothing = RenderResult(0, 0, None, None, None, None, 1.0, None, interrupted)
-    monkeypatch.setattr("pipelines.render.render", lambda *_, **__: nothing)
-    monkeypatch.setattr("jobs.build.render_config", lambda *_: None)
+    monkeypatch.setattr("pipelines.render.driver.render", lambda *_, **__: nothing)
+    monkeypatch.setattr("jobs.job_file.settings.render_config", lambda *_: None)
     interrupts = SimpleNamespace(graceful=False, exit_code=130 if interrupted else None)
     epoch = claim(run)
     stop: Any = SimpleNamespace(interrupts=interrupts, epoch=epoch)

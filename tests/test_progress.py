@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.console import Console
-from jobs.interrupts import Interrupted, Interrupts
-from jobs.progress import ProgressLine, duration, progress_line, rate
+from jobs.terminal.console import Console
+from jobs.terminal.interrupts import Interrupted, Interrupts
+from jobs.terminal.progress import ProgressLine, duration, progress_line, rate
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
 class State:
-    """As `pipelines.render.Progress`."""
+    """As `pipelines.render.driver.Progress`."""
 
     total: int = 1632
     done: int = 0
@@ -152,7 +152,7 @@ def test_the_first_signal_of_a_render_asks_and_says_how_to_go_on(plain: Console)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_second_signal_ends_the_process(number: int, code: int) -> None:
     script = (
-        "import os, time; from jobs.console import Console; from jobs.interrupts import Interrupts\n"
+        "import os, time; from jobs.terminal.console import Console; from jobs.terminal.interrupts import Interrupts\n"
         "with Interrupts(Console(), 'again') as interrupts:\n"
         "    interrupts.graceful = True\n"
         f"    os.kill(os.getpid(), {int(number)}); os.kill(os.getpid(), {int(number)}); time.sleep(60)"

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import occurrences
-from pipelines.canonical import MAX_SEED, RowDefaults, derived_seed, id_key
-from pipelines.columns import json_type, resolve
-from pipelines.folder import Folder, StorageOptions
-from pipelines.formats import InputError, read_batches
-from pipelines.inspection import PromptSource
-from pipelines.occurrences import count_occurrences
-from pipelines.pieces import cut_pieces, task_lists
-from pipelines.prompts import inspect, raise_aborted, rows
-from pipelines.tables import find_files
+from pipelines.files.readers import InputError, read_batches
+from pipelines.files.tables import find_files
+from pipelines.prompts import duplicates as occurrences
+from pipelines.prompts.columns import json_type, resolve
+from pipelines.prompts.dataset import inspect, raise_aborted, rows
+from pipelines.prompts.duplicates import count_occurrences
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import MAX_SEED, RowDefaults, derived_seed, id_key
+from pipelines.prompts.slices import cut_pieces, task_lists
+from pipelines.storage.folder import Folder, StorageOptions
 from tests.inputs import inspected, rows_of
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server, server_or_skip
 
-from pipelines.epochs import Term, claim
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.proof import NotSharedError, Proof, describe, probe_object, prove
-from pipelines.store import RunFolder
+from pipelines.run.drivers import EpochId, claim
+from pipelines.run.layout import RunFolder
+from pipelines.run.proof import NotSharedError, Proof, describe, probe_object, prove
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
 
 DRIVER = "the driver uses"
@@ -87,8 +87,8 @@ def test_a_probe_is_written_and_gone(tmp_path: Path) -> None:
 def test_a_term_of_old_has_a_proof_too(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
     term = claim(run).term
-    prove(run, Term(term.number, term.token).proof)
-    assert "another one there than the driver's. Put" in told(run, Term(term.number, "other").proof)
+    prove(run, EpochId(term.number, term.token).proof)
+    assert "another one there than the driver's. Put" in told(run, EpochId(term.number, "other").proof)
 
 
 # an object store

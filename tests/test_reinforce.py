@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.reinforce import (
+from training.learn.reinforce import (
     baseline,
     draw,
     draw_seeds,

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from actors.rows import SamplerConfig
-from pipelines.folder import StorageOptions
-from pipelines.models import ModelSource
-from pipelines.pools import PoolSpec, RenderConfig, RenderError
-from pipelines.precision import DTYPE_KEY, PrecisionError, keep_dtype, settled_dtype
-from pipelines.render import render
-from pipelines.store import RunFolder
+from pipelines.render.driver import render
+from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.run.layout import RunFolder
+from pipelines.run.precision import DTYPE_KEY, PrecisionError, keep_dtype, settled_dtype
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.storage.folder import StorageOptions
 from tests.checkpoints import make_checkpoint
 from tests.engine import latents, loaded, row
 from tests.plans import planned_row, write_plan

@@ -6,12 +6,13 @@ import pyarrow as pa
 import pytest
 
 from actors.rows import SamplerConfig
-from pipelines.epochs import Epoch, claim
-from pipelines.manifest import failed_row, ok_row, render_key, with_place
-from pipelines.repair import Mending, Repairs, SupersededError, delete_orphans, replace_manifest
-from pipelines.sinks import LAYOUTS, Sink
-from pipelines.store import RunFolder, manifest_key, parquet_bytes
-from pipelines.verify import verify
+from pipelines.integrity.repair import Repairs, delete_orphans
+from pipelines.integrity.verify import verify
+from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.repairing import RepairedShard, SupersededError, replace_manifest
+from pipelines.render.sink import LAYOUTS, Sink
+from pipelines.run.drivers import Epoch, claim
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from tests.finished import RENDER_CLASS, finished_run, picture, store
 
 SHARD = "0001-000001"
@@ -32,7 +33,7 @@ def found(run: RunFolder) -> dict[str | None, list]:
     return {checked.shard: list(checked.findings) for checked in verify(run, 1) if checked.findings}
 
 
-def rendered(run: RunFolder, mending: Mending, layout: str = "files") -> list[dict]:
+def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> list[dict]:
     """What a worker gives: a new attempt, its images, its manifest rows."""
     attempt = run.begin_attempt(mending.shard)
     sink = Sink(run, mending.shard, attempt, layout, "png")
@@ -48,7 +49,7 @@ def rendered(run: RunFolder, mending: Mending, layout: str = "files") -> list[di
     return [with_place(row, packed) for row in rows]
 
 
-def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, Mending]:
+def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, RepairedShard]:
     """As a driver does it: verify, mend, replace, delete what is left over."""
     repairs, done = Repairs(run), {}
     for checked in verify(run, 1):

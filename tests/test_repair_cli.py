@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from jobs.__main__ import main
-from jobs.repair import Outcome
-from pipelines.epochs import claim
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder, manifest_key, parquet_bytes
+from jobs.steps.repairing import Outcome
+from pipelines.run.drivers import claim
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.storage.folder import StorageOptions
 from tests.checkpoints import make_checkpoint
 
 JOB = """\
@@ -165,12 +165,12 @@ def test_a_row_of_a_rollout_is_repaired_with_all_of_its_noise(ray_cluster, job, 
 
 
 def planned_only(run: RunFolder) -> None:
-    from jobs import build
-    from jobs.load import load_job
+    from jobs.job_file import settings
+    from jobs.job_file.read import load_job
 
     loaded = load_job("job.yaml")
     run.write_job(loaded.config.dump())
-    run.commit_plan(1, {"fingerprint": build.fingerprint(loaded, build.checkpoint(loaded)), "price": None})
+    run.commit_plan(1, {"fingerprint": settings.fingerprint(loaded, settings.checkpoint(loaded)), "price": None})
 
 
 def test_a_second_driver_is_refused(job, capsys) -> None:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.console import Console
-from jobs.page import histogram_svg, report_html
-from jobs.render import write_report
-from jobs.report import budget_colour, contact_sheet, wrapped
-from jobs.summary import Totals, image_bytes, totals, with_images
-from pipelines.store import RunFolder, manifest_schema
+from jobs.pages.contact_sheet import budget_colour, contact_sheet, wrapped
+from jobs.pages.html import histogram_svg, report_html
+from jobs.pages.totals import Totals, image_bytes, totals, with_images
+from jobs.steps.rendering import write_report
+from jobs.terminal.console import Console
+from pipelines.run.layout import RunFolder, manifest_schema
 
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jobs.__main__ import main
-from pipelines.store import RunFolder
+from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -56,7 +56,7 @@ def job(tmp_path, model):
 DRIVER = """
 import sys
 from jobs.__main__ import main
-from pipelines import pools
+from pipelines.render import pool as pools
 from tests.sleeping_workers import Drawing
 
 pools.RenderWorker = Drawing

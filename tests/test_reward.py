@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.reward import (
+from training.learn.reward import (
     centred,
     default_prices,
     default_temperature,

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 
 from actors.selector import SelectorConfig
-from pipelines.canonical import CANONICAL_FIELDS, RowDefaults
-from pipelines.cutter import CutRules
-from pipelines.inspection import PromptSource
-from pipelines.plan import PlanConfig, PoolBudgets, make_plan, pools_of
-from pipelines.rollout import RolloutCutter, at_every_budget, base_id, rollout_id
-from pipelines.store import RunFolder
+from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan, pools_of
+from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id, rollout_id
+from pipelines.plan.shards import CutRules
+from pipelines.prompts.inspection import PromptSource
+from pipelines.prompts.rows import CANONICAL_FIELDS, RowDefaults
+from pipelines.run.layout import RunFolder
 
 MENU = (2, 5, 9)
 

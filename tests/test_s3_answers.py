@@ -14,11 +14,11 @@ import pytest
 from botocore import exceptions as boto
 from s3_server import S3Server
 
-from jobs.source import ConfigError
-from jobs.verify import find_run
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.put_options import content_type, not_applied, wrong_put_options
-from pipelines.s3_answers import answer_of
+from jobs.job_file.positions import ConfigError
+from jobs.steps.find_run import find_run
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
+from pipelines.storage.put_options import content_type, not_applied, wrong_put_options
+from pipelines.storage.s3_answers import answer_of
 
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>"
 
@@ -135,7 +135,7 @@ def test_a_kms_that_is_busy_is_waited_for(code: str) -> None:
         return (400, ERROR.format(code=left.pop(), message="", more="")) if left else (200, "")
 
     with store(busy) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.folder.FIRST_WAIT_S", 0.01)
+        patch.setattr("pipelines.storage.folder.FIRST_WAIT_S", 0.01)
         Folder("s3://bucket/run", StorageOptions(found.endpoint_url), deadline_s=60).write("a", b"1")
         assert len(found.seen) == 3
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.canonical import CANONICAL_FIELDS
-from pipelines.sample import stratified
+from pipelines.prompts.rows import CANONICAL_FIELDS
+from pipelines.prompts.sample import stratified
 
 
 def canonical(rows: list[dict[str, Any]]) -> pa.Table:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from actors.rows import SamplerConfig
-from pipelines.manifest import with_scores
-from pipelines.models import ModelSource
-from pipelines.pools import RenderConfig
-from pipelines.render import render
-from pipelines.scoring import Scored, ScorerSource, ShardScores, load_scorer
-from pipelines.store import RunFolder
+from pipelines.render.driver import render
+from pipelines.render.manifest_rows import with_scores
+from pipelines.render.pool import RenderConfig
+from pipelines.render.quality import Scored, ScorerSource, ShardScores, load_scorer
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
 from tests.plans import brightness, planned_row, write_plan
-from training.table import scores_of
+from training.reward_table import scores_of
 
 
 class Recorder:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import sinks
-from pipelines.sinks import FORMATS, Sink, encode_image, encoder_name
-from pipelines.store import Attempt, RunFolder
+from pipelines.render import sink as sinks
+from pipelines.render.sink import FORMATS, Sink, encode_image, encoder_name
+from pipelines.run.layout import Attempt, RunFolder
 
 ATTEMPT = Attempt("0001-000000", 2, "0badcafe")
 

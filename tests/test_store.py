@@ -14,9 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines import local
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.store import (
+from pipelines.run.layout import (
     MANIFEST_FIELDS,
     RunFolder,
     manifest_schema,
@@ -24,6 +22,8 @@ from pipelines.store import (
     schema_from_json,
     schema_to_json,
 )
+from pipelines.storage import disk as local
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
 
 SHARD = "0001-000042"
 
@@ -261,7 +261,7 @@ def test_no_listing_shows_a_half_written_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_killed_writer_leaves_no_part(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pipelines.folder import Folder\n"
+        "import os, sys; from pipelines.storage.folder import Folder\n"
         "os.replace = os.link = lambda *a: os._exit(9)\n"
         "getattr(Folder(sys.argv[1]), sys.argv[2])('a/b', b'x' * 100000)"
     )
@@ -300,7 +300,7 @@ def test_refusals_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         raise OSError(code, "x")
 
     monkeypatch.setattr(local, "_write_synced", refuse)
-    monkeypatch.setattr("pipelines.folder.time.sleep", lambda _: pytest.fail("it was tried again"))
+    monkeypatch.setattr("pipelines.storage.folder.time.sleep", lambda _: pytest.fail("it was tried again"))
     with pytest.raises(StorageError, match=words) as raised:
         Folder(str(tmp_path / "run")).probe()
     assert str(tmp_path / "run") in str(raised.value)

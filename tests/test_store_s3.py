@@ -19,10 +19,10 @@ import pytest
 from botocore import exceptions as boto
 from s3_server import S3Server
 
-import pipelines.folder
-from pipelines.folder import Folder, StorageError, StorageOptions
-from pipelines.s3 import S3Backend
-from pipelines.store import RunFolder
+import pipelines.storage.folder
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import Folder, StorageError, StorageOptions
+from pipelines.storage.s3 import S3Backend
 
 pytestmark = pytest.mark.s3
 SHARD = "0001-000042"
@@ -43,9 +43,9 @@ def refusal(folder: Folder) -> str:
     pauses: list[float] = []
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(pauses), sleep=pauses.append)
     folder.deadline_s = 1000.0
-    with patch("pipelines.folder.time", clock), pytest.raises(StorageError) as raised:
+    with patch("pipelines.storage.folder.time", clock), pytest.raises(StorageError) as raised:
         folder.probe()
-    assert sum(pauses) <= pipelines.folder.PROBE_DEADLINE_S
+    assert sum(pauses) <= pipelines.storage.folder.PROBE_DEADLINE_S
     return str(raised.value)
 
 
@@ -139,7 +139,7 @@ def test_an_unreachable_endpoint() -> None:
 
 
 def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.folder.PROBE_DEADLINE_S", 2.0)
+    monkeypatch.setattr("pipelines.storage.folder.PROBE_DEADLINE_S", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert "cannot be reached" in refusal(Folder("s3://bucket/runs", StorageOptions(place)))
@@ -231,7 +231,7 @@ def test_classes_of_answers(
             raise answer(code, status)
 
     monkeypatch.setattr(S3Backend, "write", fail)
-    monkeypatch.setattr("pipelines.folder.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipelines.storage.folder.FIRST_WAIT_S", 0.01)
     if retryable:
         run.write("a", b"1")
         assert len(tries) == 3

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import main
-from jobs.source import ConfigError
-from jobs.surroundings import check_address, check_temporary_folder, upload_fault, uploaded_files
+from jobs.job_file.positions import ConfigError
+from jobs.terminal.surroundings import check_address, check_temporary_folder, upload_fault, uploaded_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("jobs.surroundings.TIMEOUT_S", 1.0)
+    monkeypatch.setattr("jobs.terminal.surroundings.TIMEOUT_S", 1.0)
 
 
 def said(error: pytest.ExceptionInfo[ConfigError]) -> str:
@@ -81,7 +81,7 @@ def test_a_folder_on_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    monkeypatch.setattr("jobs.surroundings.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("jobs.terminal.surroundings.tempfile.TemporaryFile", full)
     with pytest.raises(ConfigError) as error:
         check_temporary_folder()
     assert "/tmp/ray cannot be written (No space left on device)" in said(error)
@@ -218,13 +218,13 @@ UPLOAD = """
 import sys
 from pathlib import Path
 import ray._private.runtime_env.packaging as packaging
-import jobs.cluster
-from jobs.source import ConfigError
+import jobs.terminal.connect_ray
+from jobs.job_file.positions import ConfigError
 
 packaging.GCS_STORAGE_MAX_SIZE = 1_000_000
-jobs.cluster.ROOT = Path(sys.argv[2])
+jobs.job_file.settings.ROOT = Path(sys.argv[2])
 try:
-    jobs.cluster.start_ray(sys.argv[1])
+    jobs.terminal.connect_ray.start_ray(sys.argv[1])
 except ConfigError as error:
     print(error.faults[0])
 """

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from tables import CHOICES, manifest_rows, world
 
-from pipelines.store import RunFolder, manifest_schema
-from training.table import TableError, measured_seconds, read_table, split, table_of
+from pipelines.run.layout import RunFolder, manifest_schema
+from training.reward_table import TableError, measured_seconds, read_table, split, table_of
 
 
 def test_every_cell_is_in_its_place() -> None:

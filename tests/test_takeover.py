@@ -5,20 +5,20 @@ import time
 
 import pytest
 
-import pipelines.render
+import pipelines.render.driver
 from actors.rows import SamplerConfig
-from pipelines.models import ModelSource
-from pipelines.pools import RenderConfig
-from pipelines.render import render
-from pipelines.store import RunFolder
-from pipelines.verify import verify
+from pipelines.integrity.verify import verify
+from pipelines.render.driver import render
+from pipelines.render.pool import RenderConfig
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
 
 
 @pytest.mark.ray
 def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, sleeping, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines.render, "LOOK_S", 0.2)
+    monkeypatch.setattr(pipelines.render.driver, "LOOK_S", 0.2)
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=30) for i in range(80)], 20)
     working, waiting = "0001-000000", "0001-000003"

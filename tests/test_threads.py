@@ -19,23 +19,23 @@ import pytest
 import torch
 
 import actors.sampler
-import pipelines.isolation
-import pipelines.ledger_actor
-import pipelines.watchdog
-import pipelines.work
-import pipelines.worker
+import pipelines.render.attempt
+import pipelines.render.isolation
+import pipelines.render.ledger_actor
+import pipelines.render.watchdog
+import pipelines.render.worker
 from actors.clock import DeviceClock
 from actors.denoise import Denoiser, EndOfRows, ListSource
 from actors.diffusion import TextEmbeds
 from actors.lanes import Lanes
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler, _Request, _Requests
-from pipelines.lease import DONE, Answer, Shard, Slot, Worker
-from pipelines.ledger_actor import LedgerActor
-from pipelines.store import Attempt
-from pipelines.watchdog import Watchdog
-from pipelines.work import Dropped, RowFailed, Span, Work, settled
-from pipelines.worker import RenderWorker
+from pipelines.render.attempt import Dropped, RowFailed, Span, Work, settled
+from pipelines.render.ledger_actor import LedgerActor
+from pipelines.render.messages import DONE, HeartbeatReply, LeasedShard, Slot, Worker
+from pipelines.render.watchdog import Watchdog
+from pipelines.render.worker import RenderWorker
+from pipelines.run.layout import Attempt
 from tests.engine import CPU, SCHEDULE, SHAPE, StandIn, denoiser, flight, row
 from tests.plans import planned_row
 from tests.turns import Drawn, Every, Stuck, Turns
@@ -116,7 +116,7 @@ def alarm() -> Iterator[list[float]]:
         dump_traceback_later=lambda timeout_s, **_: armed.append(timeout_s),
         cancel_dump_traceback_later=armed.clear,
     )
-    with patch.object(pipelines.watchdog, "faulthandler", faulthandler):
+    with patch.object(pipelines.render.watchdog, "faulthandler", faulthandler):
         yield armed
 
 
@@ -230,7 +230,7 @@ def images(turns: Turns, left_out: bool) -> None:
 def span(turns: Turns, left_out: bool) -> None:
     """Of two shards that are in work at a time."""
     ticks = itertools.count(100)
-    with patch.object(pipelines.work, "time", SimpleNamespace(monotonic=lambda: next(ticks))), turns:
+    with patch.object(pipelines.render.attempt, "time", SimpleNamespace(monotonic=lambda: next(ticks))), turns:
         span = without(Span(_lock=turns.lock()), "_lock", left_out)
 
         def render() -> None:
@@ -289,7 +289,7 @@ def submit_and_abandon(turns: Turns, left_out: bool) -> None:
 
 def ledger(turns: Turns, left_out: bool) -> None:
     """What is reported while the ledger is read is neither lost nor forgotten."""
-    shards = [Shard(name, "part", 0, 10, 10, 100, ("default",)) for name in ("s1", "s2")]
+    shards = [LeasedShard(name, "part", 0, 10, 10, 100, ("default",)) for name in ("s1", "s2")]
     task: Any = SimpleNamespace(
         shards=lambda: shards, done=lambda again: set(), deaths=dict, pools=(), term=None, orders={}, limit=None,
         adopting_s=0.0,
@@ -315,8 +315,8 @@ def unwanted(turns: Turns, left_out: bool) -> None:
         worker = without(render_worker(), "_handing", left_out)
         worker._works[SHARD] = None
         turns.run(
-            lambda: worker._begin(Shard(SHARD, "part", 0, 1, 1, 1, ()), []),
-            lambda: worker._heed(Answer(drop=(SHARD,))),
+            lambda: worker._begin(LeasedShard(SHARD, "part", 0, 1, 1, 1, ()), []),
+            lambda: worker._heed(HeartbeatReply(drop=(SHARD,))),
         )
         assert worker._works[SHARD].dropped
 
@@ -415,7 +415,7 @@ class Engine:
     def beat(self) -> None:
         for _ in range(2):
             self.beats.append(dict(self.worker._news().stats))
-            self.worker._heed(Answer())
+            self.worker._heed(HeartbeatReply())
 
     def look(self) -> None:
         self.worker._watchdog._look()

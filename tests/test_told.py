@@ -12,11 +12,11 @@ from actors.checkpoint import inspect_checkpoint
 from actors.rows import Row, SamplerConfig
 from actors.sampler import DDIMSampler
 from actors.selector import MOST_WORDS, SelectorConfig, StepSelector, num_words
-from jobs.load import read_job
-from jobs.source import ConfigError
-from jobs.summary import Totals
-from pipelines.canonical import RowDefaults
-from pipelines.inspection import Inspection, PromptSource
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import read_job
+from jobs.pages.totals import Totals
+from pipelines.prompts.inspection import Inspection, PromptSource
+from pipelines.prompts.rows import RowDefaults
 from tests.checkpoints import make_checkpoint
 from tests.inputs import inspected, rows_of
 

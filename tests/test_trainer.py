@@ -18,12 +18,12 @@ from actors.policy import Setting, read_card
 from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
 from actors.selector import SelectorConfig, StepSelector
-from pipelines.folder import Folder
-from pipelines.models import ModelSource
-from training.embeddings import embed, pooled
-from training.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
-from training.learning import Learning
-from training.trainer import TrainConfig, TrainingError, train
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.storage.folder import Folder
+from training.learn.embeddings import embed, pooled
+from training.learn.hyperparameters import Learning
+from training.learn.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
+from training.learn.trainer import TrainConfig, TrainingError, train
 
 LEARNING = Learning(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
 TABLE = world(120)

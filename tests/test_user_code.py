@@ -20,13 +20,13 @@ from PIL import Image
 
 from actors.rows import SamplerConfig
 from actors.scorer import QualityScorer, ScorerConfig, ScorerError, ScorerSpec
-from jobs.render import text
-from jobs.summary import Totals
-from pipelines.manifest import manifest_table
-from pipelines.scoring import ShardScores
-from pipelines.sinks import Sink
-from pipelines.store import RunFolder, manifest_schema
-from pipelines.work import Inline, Span, Work, settled
+from jobs.pages.totals import Totals
+from jobs.steps.rendering import summary_text
+from pipelines.render.attempt import Inline, Span, Work, settled
+from pipelines.render.manifest_rows import manifest_table
+from pipelines.render.quality import ShardScores
+from pipelines.render.sink import Sink
+from pipelines.run.layout import RunFolder, manifest_schema
 from tests.finished import picture
 from tests.plans import planned_row
 
@@ -267,7 +267,7 @@ def test_rows_without_a_score_reach_the_manifest_and_the_summary(tmp_path: Path)
     found = Totals()
     found.add(table)
     assert (found.rows, found.status["ok"], found.unscored) == (6, 6, 2)
-    said = text(
+    said = summary_text(
         dict.fromkeys(("mean_steps", "rendered_now", "truncated", "negative_truncated"))
         | {"status": "done", "rows": 6, "planned": 6, "ok": 6, "failed": 0, "filtered": 0, "failures": [], "run": "r"}
         | {"unscored": found.unscored, "score_errors": found.score_errors}

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.epochs import claim
-from pipelines.findings import KINDS, ORPHANS, Finding
-from pipelines.folder import StorageOptions
-from pipelines.repair import delete_orphans
-from pipelines.sinks import LAYOUTS, encode_image
-from pipelines.store import RunFolder, manifest_key, parquet_bytes
-from pipelines.verify import verify
+from pipelines.integrity.findings import KINDS, ORPHANS, Finding
+from pipelines.integrity.repair import delete_orphans
+from pipelines.integrity.verify import verify
+from pipelines.render.sink import LAYOUTS, encode_image
+from pipelines.run.drivers import claim
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.storage.folder import StorageOptions
 from tests.finished import finished_run, picture, render_shard, store
 from tests.plans import planned_row, write_plan
 
@@ -524,8 +524,8 @@ def test_keys_with_empty_parts_and_markers_of_folders_in_a_store(s3) -> None:
 def test_every_kind_is_explained() -> None:
     import inspect
 
-    from pipelines import verify as module
-    from pipelines import verify_images
+    from pipelines.integrity import images as verify_images
+    from pipelines.integrity import verify as module
 
     text = inspect.getsource(module) + inspect.getsource(verify_images)
     assert all(f'"{kind}"' in text for kind in KINDS)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import main
-from jobs.config import Input, JobConfig
-from jobs.verify import find_run
-from pipelines.folder import StorageOptions
-from pipelines.store import RunFolder, manifest_key
+from jobs.job_file.keys import Input, JobConfig
+from jobs.steps.find_run import find_run
+from pipelines.run.layout import RunFolder, manifest_key
+from pipelines.storage.folder import StorageOptions
 from tests.finished import finished_run, store
 
 SHARD = "0001-000001"

@@ -12,19 +12,20 @@ import pyarrow as pa
 import pytest
 import ray
 
-import pipelines.watchdog
-import pipelines.worker
+import pipelines.render.watchdog
+import pipelines.render.worker
 from actors.rows import SamplerConfig
-from pipelines.epochs import claim
-from pipelines.folder import StorageError
-from pipelines.lease import Answer, Lease, Shard, Slot, Worker
-from pipelines.models import ModelSource
-from pipelines.repair import Repairs, SupersededError
-from pipelines.store import RunFolder
-from pipelines.verify import verify
-from pipelines.watchdog import Watchdog
-from pipelines.work import Dropped
-from pipelines.worker import RenderWorker, WorkerJob
+from pipelines.integrity.repair import Repairs
+from pipelines.integrity.verify import verify
+from pipelines.render.attempt import Dropped
+from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
+from pipelines.render.repairing import SupersededError
+from pipelines.render.watchdog import Watchdog
+from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.run.drivers import claim
+from pipelines.run.layout import RunFolder
+from pipelines.storage.checkpoints import ModelSource
+from pipelines.storage.folder import StorageError
 from tests.checkpoints import make_checkpoint
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
@@ -57,7 +58,9 @@ def worker(run, model, term=None):
 
 def lease(run, failures=0, order=None):
     row = run.shard_index(1).to_pylist()[0]
-    shard = Shard(row["shard"], row["part"], row["row_group"], row["rows"], row["good_rows"], row["lane_steps"], ("p",))
+    shard = LeasedShard(
+        row["shard"], row["part"], row["row_group"], row["rows"], row["good_rows"], row["lane_steps"], ("p",)
+    )
     return Lease(shard, failures, order)
 
 
@@ -87,7 +90,7 @@ def test_a_shard_that_another_committed_meanwhile_is_not_rendered_to_the_end(tmp
     run = RunFolder(str(tmp_path / "run"))
     busy, _, thread, came = in_work(run, model)
     assert render_shard(run, SHARD)
-    busy._heed(Answer(drop=(SHARD,)))
+    busy._heed(HeartbeatReply(drop=(SHARD,)))
     thread.join(60)
     assert came == [COUNTS | {"ok": 200, "steps": 8000}]  # the other's
     busy._sampler.close()  # what is left in the engine is rendered
@@ -163,13 +166,13 @@ class Ledger:
             raise SystemExit
         if self.raises:
             raise self.raises.pop(0)
-        return Answer()
+        return HeartbeatReply()
 
 
 @pytest.fixture
 def quick_heartbeats(monkeypatch):
-    monkeypatch.setattr(pipelines.worker, "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(pipelines.worker.ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(pipelines.render.worker, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(pipelines.render.worker.ray, "get", lambda answer, timeout=None: answer)
 
 
 def beating(run, ledger, beats):
@@ -216,7 +219,7 @@ def test_a_heart_goes_on_beating_where_the_engine_cannot_be_asked(run, quick_hea
 
 def test_a_worker_that_nobody_answers_drops_its_work(run, model, quick_heartbeats, monkeypatch):
     """Its leases have run out by then: others work on its shards."""
-    monkeypatch.setattr(pipelines.worker, "LEASE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(pipelines.render.worker, "LEASE_TIMEOUT_S", 0.2)
     busy, work, thread, came = in_work(run, model)
     busy.ledger, busy._worker = Ledger([ray.exceptions.RayError("cut off")] * 10**6), Worker("a", "1", "default")
     busy._answered_at = time.monotonic()
@@ -235,7 +238,7 @@ def test_a_lease_is_renewed_while_its_rows_are_read_and_dropped_where_it_is_anot
 
     def slow(self, *args, **options):
         news.append(each._news().images)
-        each._heed(Answer(drop=(SHARD,)))
+        each._heed(HeartbeatReply(drop=(SHARD,)))
         return honest(self, *args, **options)
 
     monkeypatch.setattr(RunFolder, "read_shard", slow)
@@ -257,8 +260,8 @@ def test_who_leaves_gives_back_what_it_has_not_begun(run, monkeypatch):
     each, released = worker(run, "nowhere"), []
     each._worker, each.ledger = Worker("a", "1", "default"), each
     each.release, each.remote = each, lambda slot, shard: released.append(shard)
-    monkeypatch.setattr(pipelines.worker.os, "_exit", ended)
-    monkeypatch.setattr(pipelines.worker.ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(pipelines.render.worker.os, "_exit", ended)
+    monkeypatch.setattr(pipelines.render.worker.ray, "get", lambda answer, timeout=None: answer)
     each._works[SHARD] = None
     with pytest.raises(SystemExit):
         each._leave("SIGTERM")
@@ -276,7 +279,7 @@ def test_a_watchdog_goes_on_where_the_figures_cannot_be_read():
 
 HUNG = """
 import threading
-from pipelines.watchdog import Watchdog
+from pipelines.render.watchdog import Watchdog
 Watchdog(2.0, dict).watched(lambda row: threading.Event().wait())(None)
 """
 
@@ -294,7 +297,7 @@ def test_an_engine_that_moves_or_has_nothing_to_do_is_left_alone(monkeypatch):
         dump_traceback_later=lambda *_, **__: said.append("later"),
         cancel_dump_traceback_later=lambda: said.append("never"),
     )
-    monkeypatch.setattr(pipelines.watchdog, "faulthandler", alarm)
+    monkeypatch.setattr(pipelines.render.watchdog, "faulthandler", alarm)
     dog = Watchdog(900.0, lambda: {"calls": calls[0]})
     dog._thread = threading.current_thread()  # it looks when it is told to
     dog.watched(lambda row: future)(None)

@@ -10,14 +10,14 @@ ROOT = Path(__file__).parent.parent
 STREAMS = {"open_output_stream", "open_append_stream", "ParquetWriter", "write_table", "write_feather", "to_parquet"}
 SINKS = {"write_parquet", "write_csv", "write_json", "write_images", "write_webdataset", "write_datasink", "put_file"}
 ALLOWED = {  # function: what it writes is no object of a run
-    ("pipelines/store.py", "parquet_bytes"): "a buffer in memory",
-    ("pipelines/sinks.py", "_tar"): "a buffer in memory",
-    ("pipelines/models.py", "_locked"): "a lock file on this machine",
-    ("pipelines/local.py", "_write_synced"): "a hidden temporary file, renamed when it is whole",
-    ("pipelines/models.py", "fetch"): "a node's own cache of a checkpoint",
+    ("pipelines/run/layout.py", "parquet_bytes"): "a buffer in memory",
+    ("pipelines/render/sink.py", "_tar"): "a buffer in memory",
+    ("pipelines/storage/checkpoints.py", "_locked"): "a lock file on this machine",
+    ("pipelines/storage/disk.py", "_write_synced"): "a hidden temporary file, renamed when it is whole",
+    ("pipelines/storage/checkpoints.py", "fetch"): "a node's own cache of a checkpoint",
     ("jobs/init.py", "verb"): "a new job file on this machine",
-    ("jobs/console.py", "hold_streams"): "a standard stream",
-    ("pipelines/isolation.py", "<module>"): "a pipe",
+    ("jobs/terminal/console.py", "hold_streams"): "a standard stream",
+    ("pipelines/render/isolation.py", "<module>"): "a pipe",
 }
 
 

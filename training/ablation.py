@@ -12,13 +12,13 @@ import numpy as np
 
 from actors.policy import Network
 from actors.policy_network import StepPolicy
-from training.batches import Rows, num_slots, rows_at
-from training.frontier import Bootstrap, FixedCurve, Rule
-from training.learner import Learner, new_policy, outputs, start_of, units_of
-from training.learning import Learning, as_in_the_paper
-from training.reward import in_rises
-from training.rivals import fixed, sweep
-from training.table import RewardTable
+from training.judge.frontier import Bootstrap, FixedCurve, Rule
+from training.judge.rivals import fixed, sweep
+from training.learn.batches import Rows, num_slots, rows_at
+from training.learn.hyperparameters import Learning, as_in_the_paper
+from training.learn.learner import Learner, new_policy, outputs, start_of, units_of
+from training.learn.reward import in_rises
+from training.reward_table import RewardTable
 
 NUM_PRICES = 12
 

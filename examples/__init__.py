@@ -1,0 +1,1 @@
+"""The rooms from outside: two pipelines in a page each. Run one as `python -m examples.batch`."""

@@ -1,0 +1,117 @@
+"""What became of a run folder's rows: totals over all its manifests, and some of its pictures.
+
+It counts every row of every run on the folder, where `RenderResult` knows its own run only.
+"""
+
+import heapq
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.plan.writer import replaced_ids
+from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder
+from pipelines.storage.folder import StorageError
+
+log = logging.getLogger(__name__)
+
+
+SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
+SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
+TOLD = ("truncated", "negative_truncated", "score_error")  # counted, where a version's manifests have them
+
+
+@dataclass
+class Totals:
+    """Rows of the manifests. budgets: steps -> ok rows. failures, pictures: some of them; pictures drawn by id.
+
+    unscored: rows that a scorer gave no number, and what is said of some. damaged: manifests that cannot be read,
+    whose rows are counted nowhere.
+    """
+
+    most_pictures: int = SHOWN_PICTURES
+    rows: int = 0
+    truncated: int = 0
+    negative_truncated: int = 0
+    unscored: int = 0
+    status: Counter[str] = field(default_factory=Counter)
+    budgets: Counter[int] = field(default_factory=Counter)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    score_errors: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[DamagedRun] = field(default_factory=list)
+
+    @property
+    def mean_steps(self) -> float | None:
+        """Of the rows with a picture."""
+        done = sum(self.budgets.values())
+        return sum(steps * rows for steps, rows in self.budgets.items()) / done if done else None
+
+    def add(self, table: pa.Table) -> None:
+        """Count one manifest."""
+        rows = table.select([name for name in (*SHOWN, *TOLD) if name in table.column_names]).to_pylist()
+        self.rows += len(rows)
+        self.truncated += sum(bool(row["truncated"]) for row in rows)
+        self.negative_truncated += sum(bool(row.get("negative_truncated")) for row in rows)
+        unscored = [row for row in rows if row.get("score_error")]
+        self.unscored += len(unscored)
+        self.score_errors += unscored[: SHOWN_FAILURES - len(self.score_errors)]
+        self.status.update(row["status"] for row in rows)
+        done = [row for row in rows if row["status"] == "ok"]
+        self.budgets.update(row["num_steps"] for row in done)
+        self.pictures = heapq.nsmallest(self.most_pictures, [*self.pictures, *done], key=_draw)
+        failed = [row for row in rows if row["status"] == "failed"]
+        self.failures += failed[: SHOWN_FAILURES - len(self.failures)]
+
+
+def totals(run: RunFolder, most_pictures: int = SHOWN_PICTURES) -> Totals:
+    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts."""
+    found, again = Totals(most_pictures), replaced_ids(run)
+    for table in run.manifests(found.damaged):
+        found.add(_newest(table, again) if again else table)
+    return found
+
+
+def _newest(table: pa.Table, again: dict[str, int]) -> pa.Table:
+    """Without bad rows that a later generation planned again. again: id -> that generation."""
+    places = zip(table["id"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    return table.filter([again.get(row_id, 0) <= int(shard.partition("-")[0]) for row_id, shard in places])
+
+
+def with_images(run: RunFolder, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have an object, each with its bytes as `image`; None where they are gone: no page fails for it."""
+    return [row | {"image": _image_or_none(run, row)} for row in rows if row["uri"]]
+
+
+def _image_or_none(run: RunFolder, row: dict[str, Any]) -> bytes | None:
+
+    try:
+        return image_bytes(run, row)
+    except (*UNREADABLE, StorageError, LookupError, TypeError) as error:  # the manifest's row may be damaged, too
+        log.warning("%s: its picture cannot be shown (%s); `python -m jobs repair` renders it again", row["id"], error)
+        return None
+
+
+def image_bytes(run: RunFolder, row: dict[str, Any]) -> bytes:
+    """One row's picture, whatever the layout. Raises what the folder raises, ValueError where it has no such row."""
+    key, _, _ = row["uri"].partition("#")
+    if row.get("offset") is not None:
+        return run.read_range(key, row["offset"], row["offset"] + row["bytes"])
+    data = run.read(key)
+    return _from_parquet(data, row["id"]) if key.endswith(".parquet") else data
+
+
+def _from_parquet(data: bytes, row_id: str) -> bytes:
+
+    table = pq.read_table(io.BytesIO(data), columns=["id", "image"])
+    return table["image"][table["id"].to_pylist().index(row_id)].as_py()
+
+
+def _draw(row: dict[str, Any]) -> bytes:
+    return blake2b(row["id"].encode("utf-8", "replace"), digest_size=8).digest()

@@ -1,0 +1,96 @@
+"""What a device does in a second, measured on it."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.checkpoint import CheckpointInfo
+from jobs.job_file import settings
+from jobs.job_file.errors import blaming
+from jobs.job_file.read import Job
+from jobs.steps.checking import check_output
+from jobs.terminal.console import Console
+from jobs.terminal.errors import DONE
+from pipelines.render.quality import ScorerSource, load_scorer
+
+if TYPE_CHECKING:
+    from actors.calibration import Calibration
+
+
+SCORED = 8  # pictures of one call of the scorers
+
+
+def measure(job: Job, info: CheckpointInfo, calls: int) -> "tuple[Calibration, float | None]":
+    """On this machine's device, with the threads of the job's first pool; seconds of a score None without scorers."""
+    from actors.calibration import calibrate
+    from actors.sampler import DDIMSampler
+
+    sampling, threads = job.config.sampling, max(1, int(job.config.pools[0].num_cpus))
+    config = replace(
+        settings.sampler_config(job, info),
+        model_path=settings.model_source(job).local(),
+        num_threads=threads,
+        lanes=None,
+    )
+    sampler = DDIMSampler(config)
+    sampler.load()
+    try:
+        width, height = sampling.width or info.width, sampling.height or info.height
+        found = calibrate(sampler, width, height, calls)
+        scorers = settings.scorer_sources(job)
+        return found, _seconds_of_a_score(job, scorers, config.device, width, height) if scorers else None
+    finally:
+        sampler.close()
+
+
+def _seconds_of_a_score(job: Job, scorers: tuple[ScorerSource, ...], device: str, width: int, height: int) -> float:
+    """Raises ConfigError for a scorer that cannot be loaded or used."""
+    with blaming(job, "quality", "quality: "):
+        return seconds_of_a_score(scorers, device, width, height)
+
+
+def seconds_of_a_score(scorers: tuple[ScorerSource, ...], device: str, width: int, height: int) -> float:
+    """Of one picture by all scorers, in the second of two calls."""
+    scorer = load_scorer(scorers, device)
+    pictures = [np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8) for i in range(SCORED)]
+    for _ in range(2):
+        started = time.perf_counter()
+        scorer.score(pictures, ["a red fox"] * SCORED, pictures)
+        seconds = time.perf_counter() - started
+    return seconds / SCORED
+
+
+def calibration_text(found: "Calibration", score: float | None) -> str:
+    """The trials and what follows from them."""
+    lines = [found.place]
+    for trial in found.trials:
+        mark = "  <- lanes: auto" if trial.lanes == found.lanes else ""
+        rate = f"{trial.rate:8.1f} lane-steps/s"
+        lines.append(f"{trial.lanes:>5} lanes {1000 * trial.seconds:9.1f} ms a call {rate}{mark}")
+    costs: dict[str, Any] = {
+        "a guided step": 2 * found.seconds_per_lane_step,
+        "decoding a picture": found.seconds_per_decode,
+        "reading a prompt": found.seconds_per_prompt,
+        "scoring a picture": score,
+    }
+    lines += [f"{name:>20} {1000 * seconds:9.2f} ms" for name, seconds in costs.items() if seconds is not None]
+    return "\n".join(lines)
+
+
+def calibrate_job(console: Console, job: Job, calls: int) -> int:
+    """Measure this machine's device for a job, and keep the figures; the exit code."""
+    check_output(job)
+    info = settings.checkpoint(job)
+    settings.check_scorers(job)
+    console.draw("loading the model")
+    found, score = measure(job, info, calls)
+    console.clear()
+    run = settings.run_folder(job)
+    entry = asdict(found) | {"seconds_per_score": score}
+    run.write(settings.CALIBRATION, json.dumps(settings.calibrations(run) | {found.place: entry}, indent=2).encode())
+    document = {"run": job.config.output.path, "status": "done", **entry}
+    console.result(document, calibration_text(found, score))
+    return DONE

@@ -1,0 +1,94 @@
+"""The demonstration: the shipped prompts through the embedded model."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.job_file import settings
+from jobs.job_file.keys import StepBudgets
+from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.read import Job, read_job
+from jobs.job_file.settings import ROOT
+from jobs.pages.contact_sheet import contact_sheet
+from jobs.pages.totals import totals, with_images
+from jobs.steps.rollouts import NestedConsole
+from jobs.steps.whole_job import run_job
+from jobs.terminal.console import Console
+from jobs.terminal.progress import steps_text
+
+PROMPTS = "training/scenes/prompts.csv"
+SHEET = "contact_sheet.png"
+STOPPED = (130, 143)
+JOB = """\
+model: {device: cpu}
+input: {path: PROMPTS}
+steps: {selector: policy}
+sampling: {guidance_scale: 1.5}
+pools: [{name: default, actors: ACTORS, num_cpus: 1}]
+output: {path: runs/demo}
+"""
+
+
+def job_text() -> str:
+    """The demo's job file for this machine."""
+    prompts = ROOT / PROMPTS
+    if not prompts.is_file():
+        raise ConfigError([Fault(PROMPTS, "the shipped prompts are not there; is this a whole checkout?")])
+    actors = max(1, min(4, len(os.sched_getaffinity(0))))
+    return JOB.replace("PROMPTS", str(prompts)).replace("ACTORS", str(actors))
+
+
+def at_largest(job: Job) -> Job:
+    """The same prompts and seeds, each at the largest budget of the menu, in a folder beside."""
+    steps = StepBudgets(selector="fixed", fixed=settings.largest_budget(job))
+    output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
+    return Job(job.config.model_copy(update={"steps": steps, "output": output}), job.source)
+
+
+def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
+    """Draws the first pictures, in the order of the prompts, in pairs; the path of the PNG."""
+    run = settings.run_folder(job)
+    found = totals(run, most_pictures=1 << 20)
+    order = {row["id"]: index for index, row in enumerate(_prompts())}
+    rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:most]
+    budget = settings.largest_budget(job)
+    mean = steps_text(found.mean_steps, budget) if found.mean_steps else "no steps"
+    chosen = job.config.steps.selector
+    subtitle = (
+        f"{found.status['ok']} prompts, {mean}; selector: {chosen}. Right: the same seed at {budget} steps, for all"
+    )
+    shown = [row for row in with_images(run, rows) if row["image"]]
+    pairs = [row | {"beside": beside} for row, beside in zip(shown, _same(shown, largest), strict=True)]
+    run.write(SHEET, contact_sheet(pairs, "stepthrift: steps where they pay", subtitle))
+    return f"{job.config.output.path}/{SHEET}"
+
+
+def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
+    """The rows of the same ids in the other run; None where it has no picture."""
+    run = settings.run_folder(largest)
+    found = with_images(run, totals(run, most_pictures=1 << 20).pictures)
+    theirs = {row["id"]: row for row in found if row["image"]}
+    return [theirs.get(row["id"]) for row in rows]
+
+
+def _prompts() -> list[dict[str, str]]:
+    with Path(ROOT / PROMPTS).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_demo(console: Console, sets: tuple[str, ...], limit: int | None, take_over: bool) -> int:
+    """Render the shipped prompts and show them; the exit code."""
+    job = read_job(job_text(), "demo", sets, limit)
+    code = run_job(console, job, "local", take_over)
+    if code in STOPPED:
+        return code
+    largest = at_largest(job)
+    console.say(f"the same seeds at {largest.config.steps.fixed} steps, to compare: {largest.config.output.path}")
+    if (stopped := run_job(NestedConsole(console), largest, "local", take_over)) in STOPPED:
+        return stopped
+    sheet = write_sheet(job, largest)
+    if not console.json:
+        print(sheet, file=console.out, flush=True)
+    return code

@@ -1,0 +1,45 @@
+"""The run folder that a command names: by its job file, its path or its URL."""
+
+import json
+from pathlib import Path
+
+from jobs.job_file import settings
+from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.read import Job, load_job, read_job
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageError
+
+
+def find_run(path: str, sets: tuple[str, ...]) -> RunFolder:
+    """The run folder of a job file, a path or a URL, by the storage options of its job. Raises ConfigError."""
+    return find_job(path, sets)[1]
+
+
+def find_job(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
+    """The same, with the job: the file's, or the one that the folder was last run by. Raises ConfigError."""
+    is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
+    job = load_job(path, sets) if is_job else _job_of(path, sets)
+    run = settings.run_folder(job)
+    _demand_reachable(run, path)
+    if not run.generations():
+        raise ConfigError([Fault(path, f"nothing is planned in {run.url}: is it a run folder?")])
+    return job, run
+
+
+def _job_of(path: str, sets: tuple[str, ...]) -> Job:
+    """The job that a run folder holds, at the address by which it was found: it may have been moved."""
+    sets = (*sets, f"output.path={json.dumps(path)}")
+    at = read_job("input: {path: '?'}", path, sets)
+    _demand_reachable(settings.run_folder(at), path)
+    text = settings.run_folder(at).job_yaml()
+    return read_job(text, f"{path}/job.yaml", sets) if text else at
+
+
+def _demand_reachable(run: RunFolder, path: str) -> None:
+    """In seconds, with the endpoint that was tried. Raises ConfigError."""
+    try:
+        run.probe(write=False)
+    except StorageError as error:
+        reach = run.reach()
+        tried = f" ({reach.endpoint}: {reach.endpoint_from}; -s storage.endpoint_url=URL names another)"
+        raise ConfigError([Fault(path, f"{error}{tried if reach.endpoint else ''}")]) from error

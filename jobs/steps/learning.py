@@ -1,0 +1,132 @@
+"""What training and judging get from a job file: tables of rollouts, how to learn, where a policy goes.
+
+The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
+"""
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from actors.checkpoint import CheckpointInfo
+from actors.policy import Setting
+from jobs.job_file import settings
+from jobs.job_file.errors import blaming
+from jobs.job_file.keys import Train, Variant
+from jobs.job_file.read import Job
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import Folder
+from training.learn.reward import default_prices, default_temperature, in_rises
+from training.reward_table import RewardTable, read_table, split
+
+if TYPE_CHECKING:
+    from training.learn.hyperparameters import Learning
+    from training.learn.trainer import TrainConfig
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation"
+LEFT_OUT = {
+    "failed": "a row of theirs failed (column error_message of the manifest)",
+    "unscored": "a picture of theirs was not scored (column score_error of the manifest)",
+}
+DRAWS = ("reward", "gradient", "baseline", "samples", "entropy", "entropy_end")
+KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Learning
+
+
+def table_run(job: Job) -> RunFolder:
+    """The rollout that is learned from. Raises ConfigError where there is none."""
+    return rollout_run(job, _table_key(job))
+
+
+def _table_key(job: Job) -> str:
+    return "train.table" if job.config.train.table else "output.path"
+
+
+def rollout_run(job: Job, key: str) -> RunFolder:
+    """The run folder that a key of the job file names. Raises ConfigError where it is no rollout."""
+    section, _, name = key.partition(".")
+    run = settings.run_at(job, getattr(getattr(job.config, section), name))
+    generations = run.generations()
+    if not generations:
+        raise job.fault(key, f"{run.url} holds no rollout yet: roll it out first")
+    if run.read_plan(generations[-1])["selector"] != "rollout":
+        raise job.fault(key, f"{run.url} is no rollout: its rows have one budget each; give the rollout its own folder")
+    return run
+
+
+def whole_table(job: Job, key: str, run: RunFolder) -> RewardTable:
+    """A rollout's table, its quality as `train.quality` weighs it. Raises ConfigError."""
+    with blaming(job, key, f"{run.url}: "):
+        table = read_table(run.manifests())
+        for reason, prompts in table.dropped.items():
+            log.warning("%s: %d prompts are left out: %s", run.url, prompts, LEFT_OUT[reason])
+        return table.weighed(job.config.train.quality) if job.config.train.quality else table
+
+
+def reward_table(job: Job) -> tuple[RewardTable, RewardTable | None]:
+    """(what is learned from, what is kept to judge by; None where evaluate.table names that). Raises ConfigError."""
+    table = whole_table(job, _table_key(job), table_run(job))
+    if job.config.evaluate.table:
+        return table, None
+    with blaming(job, "evaluate.share"):
+        return split(table, job.config.evaluate.share, EVALUATION)
+
+
+def policy_folder(job: Job) -> Folder:
+    """Where a training keeps its journal and its policy."""
+    train = job.config.train
+    return Folder(train.path or train.table or str(job.config.output.path), settings.storage_options(job, "output"))
+
+
+def variant_job(job: Job, variant: Variant) -> Job:
+    """The same job with another solver and guidance."""
+    changes = {"solver": variant.solver, "guidance_scale": variant.guidance_scale}
+    sampling = job.config.sampling.model_copy(update=changes)
+    return Job(job.config.model_copy(update={"sampling": sampling}), job.source)
+
+
+def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:
+    """What a rollout was rendered with, from its plan. Raises KeyError for a plan without a fingerprint."""
+    made = run.read_plan(run.generations()[-1])["fingerprint"]
+    return Setting(
+        unet=made["model.weights"],
+        solver=made["sampling.solver"],
+        timestep_spacing=made["sampling.timestep_spacing"],
+        guidance_scale=made["sampling.guidance_scale"],
+        width=made["sampling.width"] or info.width,
+        height=made["sampling.height"] or info.height,
+    )
+
+
+def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainConfig":
+    """All that `training.learn.trainer.train` is told. Raises ConfigError where the table cannot be learned from."""
+    from training.learn.trainer import TrainConfig
+
+    given = job.config.train
+    with blaming(job, "train"):
+        return TrainConfig(
+            model=settings.model_source(job),
+            learning=learning_of(given, table),
+            setting=setting_of(table_run(job), info),
+            width=given.width,
+            num_layers=given.layers,
+            num_heads=given.heads,
+            held_out=given.held_out,
+            num_workers=given.workers,
+            use_gpu=given.gpu,
+            max_failures=given.max_failures,
+        )
+
+
+def learning_of(given: Train, table: RewardTable) -> "Learning":
+    """How to learn; prices and temperature, where not given, from the table. LearningError where no budget pays."""
+    from training.learn.hyperparameters import Learning, as_in_the_paper
+
+    quality = in_rises(table.quality, table.quality)
+    low, high = given.prices or default_prices(quality, table.costs)
+    values: dict[str, Any] = {name: getattr(given, name) for name in KNOBS}
+    learning = Learning((low, high), given.temperature or default_temperature(quality), **values)
+    if given.recipe == "stepthrift":
+        return learning
+    wanted = {name: value for name, value in values.items() if name in given.model_fields_set}
+    return replace(as_in_the_paper(learning), **wanted)

@@ -1,0 +1,68 @@
+"""A pilot: a sample of the user's prompts at every budget, judged."""
+
+import pyarrow as pa
+
+from actors.checkpoint import CheckpointInfo
+from actors.policy import read_card
+from jobs.job_file import settings
+from jobs.job_file.keys import Scorer
+from jobs.job_file.read import Job, load_job
+from jobs.steps.checking import read_input
+from jobs.steps.judging import conclude, curves, judged
+from jobs.steps.learning import whole_table
+from jobs.steps.rollouts import roll_out
+from jobs.terminal.connect_ray import start_ray
+from jobs.terminal.console import Console
+from jobs.terminal.errors import DONE
+from pipelines.prompts.dataset import raise_aborted, rows
+from pipelines.prompts.sample import stratified
+
+EMBEDDED_QUALITY = [
+    Scorer(scorer="clip", path="training/scenes/scorer"),
+    Scorer(scorer="training.scenes.checker:agreement", name="truth", weight=0.0),
+]
+
+
+def with_quality(job: Job) -> Job:
+    """The job with scorers. Raises ConfigError where it has none and its model is not the embedded one."""
+    if job.config.quality:
+        return job
+    if job.config.model.path is not None:
+        raise job.fault("quality", "a pilot needs scorers: set quality, for example [{scorer: clip, path: ...}]")
+    return Job(job.config.model_copy(update={"quality": EMBEDDED_QUALITY}), job.source)
+
+
+def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.Table:
+    """Some of the job's prompts. Raises ConfigError for all that is wrong with the input."""
+    console.draw(f"reading {job.config.input.path}")
+    inspection = read_input(job, settings.prompt_source(job, info))
+    tables = rows(inspection).iter_batches(batch_size=None, batch_format="pyarrow")
+    return stratified((raise_aborted(table) for table in tables), count)
+
+
+def run_pilot(
+    console: Console, job_path: str, sets: tuple[str, ...], address: str | None, rows: int, seeds: int
+) -> int:
+    """Roll out a sample, judge the policy on it, and say whether it pays; the exit code."""
+    job = with_quality(load_job(job_path, sets))
+    info = settings.checkpoint(job)
+    settings.check_scorers(job)
+    settings.check_policy(job, info)
+    policy = settings.local_policy(job)
+    card = read_card(policy)
+    start_ray(address, console.debug)
+    path = f"{str(job.config.output.path).rstrip('/')}-pilot-{rows}"
+    code = roll_out(console, job, path, sample(console, job, info, rows), card.choices, seeds)
+    if code != DONE:
+        return code
+    run = settings.run_at(job, path)
+    table = whole_table(job, "quality", run)
+    found = judged(job, policy, table, None, {})
+    about = {
+        "prompts": len(table.prompts),
+        "of": job.config.input.path,
+        "version": card.version,
+        "seeds": table.num_seeds,
+    }
+    title = "Pilot: do adaptive steps pay on these prompts?"
+    return conclude(console, run, title, found, about, curves(job, table))

@@ -1,0 +1,65 @@
+"""What an evaluation reads: the policy, and the tables it is judged on."""
+
+from typing import TYPE_CHECKING
+
+from actors.policy import read_card
+from jobs.job_file import settings
+from jobs.job_file.errors import blaming
+from jobs.job_file.read import Job
+from jobs.steps.judging import conclude, judged
+from jobs.steps.learning import policy_folder, reward_table, rollout_run, table_run, variant_job, whole_table
+from jobs.steps.rollouts import prompts_of, roll_out, variant_path
+from jobs.terminal.connect_ray import start_ray
+from jobs.terminal.console import Console
+from jobs.terminal.errors import DONE
+from pipelines.run.layout import RunFolder
+from training.reward_table import RewardTable
+
+if TYPE_CHECKING:
+    from training.judge.evidence import Setup
+
+
+def variant_tables(
+    console: Console, job: Job, run: RunFolder, table: RewardTable
+) -> "tuple[int, dict[Setup, RewardTable]]":
+    """The table's prompts under each of evaluate.variants, rendered where they are not yet; the exit code with them."""
+    from training.judge.evidence import Setup
+
+    found: dict[Setup, RewardTable] = {}
+    variants = job.config.evaluate.variants
+    prompts = prompts_of(run, table) if variants else None
+    for variant in variants:
+        path = variant_path(run, variant)
+        console.say(f"{variant.solver}, guidance {variant.guidance_scale:g}: {path}")
+        code = roll_out(console, variant_job(job, variant), path, prompts, table.choices, table.num_seeds)
+        if code != DONE:
+            return code, found
+        made = whole_table(job, "evaluate.variants", settings.run_at(job, path))
+        found[Setup(variant.solver, variant.guidance_scale)] = made
+    return DONE, found
+
+
+def trained_policy(job: Job) -> str:
+    """The policy's folder on this machine: steps.policy, else what `train` made of the table. Raises ConfigError."""
+    steps = job.config.steps.model_copy(
+        update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
+    )
+    with blaming(job, "steps.policy"):
+        return settings.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
+
+
+def evaluate_policy(console: Console, job: Job, address: str | None) -> int:
+    """Judge a policy on held-out prompts; the exit code."""
+    learned, kept = reward_table(job)
+    run = rollout_run(job, "evaluate.table") if job.config.evaluate.table else table_run(job)
+    table = whole_table(job, "evaluate.table", run) if kept is None else kept
+    policy = trained_policy(job)
+    if job.config.evaluate.variants:
+        start_ray(address, console.debug)
+    code, variants = variant_tables(console, job, run, table)
+    if code != DONE:
+        return code
+    console.draw(f"reading {len(table.prompts):,} prompts")
+    found = judged(job, policy, table, learned, variants)
+    about = {"version": read_card(policy).version, "prompts": len(table.prompts), "seeds": table.num_seeds}
+    return conclude(console, run, "Does adaptivity pay? Held-out prompts", found, about)

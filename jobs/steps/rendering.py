@@ -1,0 +1,166 @@
+"""Planned rows become pictures and manifests, and what became of them is told."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from actors.checkpoint import CheckpointInfo
+from jobs.job_file import settings
+from jobs.job_file.read import Job
+from jobs.pages.html import report_html
+from jobs.pages.totals import Totals, totals, with_images
+from jobs.steps.check_nodes import check_nodes
+from jobs.steps.gpus import with_gpus
+from jobs.steps.planning import planned, prepare, this_command
+from jobs.steps.sole_driver import Stop, sole_driver
+from jobs.terminal.connect_ray import start_ray
+from jobs.terminal.console import Console
+from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.interrupts import Interrupts
+from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
+from pipelines.integrity.widen import widen_manifests
+from pipelines.render.driver import RenderResult, Repair, render
+from pipelines.run.drivers import taken_over_by
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import StorageError
+
+
+def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
+    """The progress line; with its first state pictures are being made."""
+    line = ProgressLine(console, largest)
+
+    def on_progress(progress: Any) -> None:
+        console.started = True
+        line(progress)
+
+    return on_progress
+
+
+def render_job(
+    console: Console,
+    job: Job,
+    run: RunFolder,
+    info: CheckpointInfo,
+    stop: Stop,
+    repair: Repair | None = None,
+) -> int:
+    """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
+    plan = planned(run)
+    stop.interrupts.graceful = True
+    progress, term = shown(console, plan["largest"]), stop.epoch.term
+    if changed := widen_manifests(run, term):
+        console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
+    result = render(run, settings.render_config(job, info), progress, stop, repair, term=term)
+    console.clear()
+    found = totals(run)
+    summary = summarize(job, plan, result, found)
+    if result.interrupted and stop.epoch.lost.is_set():
+        return superseded(console, summary, stop)
+    write_report(console, run, summary, found)
+    for damage in found.damaged:
+        console.say(f"error: {damage}")
+    if summary["status"] == "incomplete" and not found.damaged:
+        console.say(f"error: {missing(run, summary)}")
+    console.result(summary, summary_text(summary))
+    return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
+
+
+def missing(run: RunFolder, summary: dict[str, Any]) -> str:
+    """Where rendering ended as if all were done: no cause of it is known, so that it is never passed over."""
+    left = f"{summary['planned'] - summary['rows']:,} of {summary['planned']:,} planned rows have not ended"
+    remedy = f"`python -m jobs verify {run.url}` names them, the same command renders what is missing"
+    return f"{left}, though nothing interrupted the run: {remedy}"
+
+
+def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
+    """Another driver has the run now, its summary.json and its report; the exit code."""
+    console.say(f"error: {taken_over_by(stop.epoch)}; what was in work here is committed")
+    words = f"superseded: {summary['rows']:,} of {summary['planned']:,} rows are done"
+    console.result(summary | {"status": "superseded"}, words)
+    return FAILED
+
+
+def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
+    """As the contract has it; failed rows count against all rows done."""
+    if interrupts.exit_code is not None:
+        return interrupts.exit_code
+    allowed = job.config.failures.max_fraction * found.rows
+    return TOO_MANY_FAILED if found.status["failed"] > allowed else DONE
+
+
+def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Totals) -> dict[str, Any]:
+    """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
+    too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
+    status = "too many failed" if too_many else "done"
+    if found.rows < plan["rows"]:
+        status = "incomplete"
+    if result.interrupted:
+        status = "interrupted"
+    this_run = {key: value for key, value in asdict(result).items() if key not in ("rows", "interrupted")}
+    return {
+        "run": job.config.output.path,
+        "status": status,
+        "rows": found.rows,
+        "planned": plan["rows"],
+        "ok": found.status["ok"],
+        "failed": found.status["failed"],
+        "filtered": found.status["filtered"],
+        "truncated": found.truncated,
+        "negative_truncated": found.negative_truncated,
+        "unscored": found.unscored,
+        "mean_steps": found.mean_steps,
+        "largest_budget": plan["largest"],
+        "rendered_now": result.rows,
+        **this_run,
+        "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
+        "failures": [{key: row[key] for key in ("id", "error_type", "error_message")} for row in found.failures],
+        "score_errors": [{key: row[key] for key in ("id", "score_error")} for row in found.score_errors],
+    }
+
+
+def write_report(console: Console, run: RunFolder, summary: dict[str, Any], found: Totals) -> None:
+    """summary.json and report.html; both are written anew by every run, which ends as well where they cannot be."""
+    summary_text = json.dumps(summary, indent=2, ensure_ascii=False)
+    page = report_html(summary, with_images(run, found.pictures))
+    for name, content in (("summary.json", summary_text), ("report.html", page)):
+        try:
+            run.write(name, content.encode("utf-8", "replace"))
+        except StorageError as error:
+            console.say(f"warning: {error}")
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary in words."""
+    counts = [f"{summary['ok']:,} ok", f"{summary['failed']:,} failed"]
+    counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
+    lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
+    if summary["mean_steps"]:
+        lines.append(
+            f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
+        )
+    if summary["rendered_now"]:
+        speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
+        fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
+        lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
+    if summary["truncated"]:
+        lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
+    if summary["negative_truncated"]:
+        lines.append(f"{summary['negative_truncated']:,} negative prompts were longer than the text encoder reads")
+    if summary["unscored"]:
+        lines.append(f"{summary['unscored']:,} rows were not scored by every scorer (column score_error):")
+        lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
+    lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
+    return "\n".join([*lines, f"{summary['run']}/report.html"])
+
+
+def render_planned(console: Console, job: Job, job_path: str, address: str | None, take_over: bool) -> int:
+    """Render what is planned and not yet done; the exit code."""
+    run, info, _ = prepare(job)
+    if not run.generations():
+        raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
+    with sole_driver(console, job, run, take_over) as epoch:
+        start_ray(address, console.debug)
+        with Interrupts(console, this_command()) as interrupts:
+            check_nodes(console, job, run, epoch.term.proof, with_input=False)
+            return render_job(console, with_gpus(console, job), run, info, Stop(interrupts, epoch))

@@ -1,0 +1,219 @@
+"""A repair: look, render again, look again, delete what is left over."""
+
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jobs.job_file import settings
+from jobs.job_file.read import Job
+from jobs.steps.check_nodes import check_nodes
+from jobs.steps.checking import check_output
+from jobs.steps.find_run import find_job
+from jobs.steps.gpus import with_gpus
+from jobs.steps.planning import planned, this_command
+from jobs.steps.rendering import shown
+from jobs.steps.sole_driver import Stop, sole_driver
+from jobs.steps.verifying import LISTED, SHOWN
+from jobs.terminal.connect_ray import start_ray
+from jobs.terminal.console import Console
+from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.interrupts import Interrupts
+from pipelines.integrity.findings import KINDS, ORPHANS, Finding
+from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
+from pipelines.integrity.verify import verify
+from pipelines.render.driver import Repair, render
+from pipelines.render.repairing import RepairOrder, SupersededError, written_rows
+from pipelines.run.drivers import Epoch
+from pipelines.run.layout import RunFolder
+from pipelines.storage.folder import is_odd
+
+
+def repairable(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
+    """The job and its run folder. Raises ConfigError where its pictures would be others."""
+    job, run = find_job(path, sets)
+    check_output(job)
+    kept = run.read_plan(run.generations()[-1]).get("fingerprint", {})
+    now = settings.fingerprint(job, settings.checkpoint(job)) | {"rollout": kept.get("rollout", False)}
+    settings.refuse_changed(job, run, now)
+    return job, run
+
+
+@dataclass
+class Outcome:
+    """Of the rows that were rendered again. same, other: whose bytes are those, or not those, that the manifest named
+    before; the rest had none, or none are stored. classes: of the others, render class before and now.
+    """
+
+    shards: int = 0
+    rows: int = 0
+    ok: int = 0
+    failed: int = 0
+    same: int = 0
+    other: int = 0
+    classes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """A row's manifest rows."""
+        self.rows += 1
+        self.ok += after["status"] == "ok"
+        self.failed += after["status"] == "failed"
+        if not before.get("sha256") or not after["sha256"]:
+            return
+        self.same += before["sha256"] == after["sha256"]
+        if before["sha256"] != after["sha256"]:
+            self.other += 1
+            self.classes[before["render_class"], after["render_class"]] += 1
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        classes = [{"before": old, "now": new, "rows": rows} for (old, new), rows in self.classes.items()]
+        counts = {name: getattr(self, name) for name in ("shards", "rows", "ok", "failed")}
+        return counts | {"same_bytes": self.same, "other_bytes": self.other, "render_classes": classes}
+
+
+class Repairing:
+    """One repair: look, render, look again, delete. code: what the verb's exit code is so far."""
+
+    def __init__(self, console: Console, job: Job, run: RunFolder, epoch: Epoch) -> None:
+        self.console, self.job, self.run, self.epoch = console, job, run, epoch
+        self.findings: dict[str | None, list[Finding]] = {}  # by shard; None: around the shards
+        self.found: Counter[str] = Counter()
+        self.orders: dict[str, RepairOrder] = {}
+        self.outcome = Outcome()
+        self.deleted, self.code, self.status = 0, DONE, ""
+        self._before: dict[str, dict[str, dict[str, Any]]] = {}  # shard, id: what its manifest said
+
+    def look(self, sample: float) -> None:
+        """Verify, and say what is to be done."""
+        repairs, rows = Repairs(self.run), 0
+        for checked in verify(self.run, sample, secrets.token_hex(4)):
+            rows += checked.rows
+            self.console.draw(f"verified {rows:,} rows")
+            if checked.findings:
+                self.findings.setdefault(checked.shard, []).extend(checked.findings)
+                self.found.update(finding.kind for finding in checked.findings)
+        for shard, found in self.findings.items():
+            if shard is not None and (order := repairs.order(shard, found)):
+                self.orders[shard] = order
+                self._before[shard] = _rows(self.run, order)
+
+    def render(self, stop: Stop) -> None:
+        """What is ordered, and look at it again; every one of its images is read."""
+        stop.interrupts.graceful = True
+        again = sum(len(order.ids) for order in self.orders.values())
+        self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
+        progress = shown(self.console, planned(self.run)["largest"])
+        config, term = settings.render_config(self.job, settings.checkpoint(self.job)), self.epoch.term
+        result = render(self.run, config, progress, stop, Repair(self.orders), term=term)
+        for checked in verify(self.run, 1.0, only=self.orders.keys()):
+            self.findings[checked.shard] = list(checked.findings)
+        for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
+            self.outcome.shards += 1
+            for id, row in _rows(self.run, self.orders[shard]).items():
+                self.outcome.add(self._before[shard].get(id, {}), row)
+        self._conclude(result.interrupted, stop)
+
+    def _conclude(self, interrupted: bool, stop: Stop) -> None:
+        allowed = self.job.config.failures.max_fraction * self.outcome.rows
+        if interrupted and stop.epoch.lost.is_set():
+            self.code, self.status = FAILED, "superseded"
+        elif interrupted:
+            self.code, self.status = stop.interrupts.exit_code or FAILED, "interrupted"
+        elif self.outcome.failed > allowed:
+            self.code, self.status = TOO_MANY_FAILED, "too many failed"
+
+    def delete_orphans(self) -> None:
+        """What attempts left behind, and strays; what is gone is found no more."""
+
+        def is_there(key: str) -> bool:
+            return not is_odd(key) and bool(objects_of(self.run, key))
+
+        everything = [finding for found in self.findings.values() for finding in found]
+        try:
+            self.deleted += delete_orphans(self.run, self.epoch.term, everything)
+        except SupersededError as error:
+            self.console.say(f"error: {error}")
+            self.code, self.status = FAILED, "superseded"
+        for found in self.findings.values():
+            found[:] = [each for each in found if each.kind not in DELETABLE or is_there(each.key)]
+
+    def _left(self) -> Counter[str]:
+        return Counter(finding.kind for found in self.findings.values() for finding in found)
+
+    def exit_code(self) -> int:
+        """As the contract has it: 1 where something is left that is no orphan."""
+        return FAILED if self.code == DONE and self._left().keys() - ORPHANS else self.code
+
+    def document(self, run_path: str) -> dict[str, Any]:
+        """For `--json`."""
+        left = self._left()
+        ill = "damaged" if left.keys() - ORPHANS else "repaired" if self.outcome.shards else "clean"
+        some = [asdict(finding) for found in self.findings.values() for finding in found][:LISTED]
+        return {
+            "run": run_path,
+            "status": self.status or ill,
+            "found": dict(self.found),
+            "repaired": self.outcome.document(),
+            "orphans_deleted": self.deleted,
+            "left": dict(left),
+            "findings": some,
+            "findings_left_out": left.total() - len(some),
+        }
+
+
+def _rows(run: RunFolder, order: RepairOrder) -> dict[str, dict[str, Any]]:
+    """Of a shard's manifest the ordered rows, by id, as far as they are there."""
+    ids, names = set(order.ids), ("status", "sha256", "render_class")
+    return {
+        row["id"]: {name: row.get(name) for name in names} for row in written_rows(run, order.shard) if row["id"] in ids
+    }
+
+
+def repair_text(document: dict[str, Any]) -> str:
+    """The outcome in words."""
+    done, lines = document["repaired"], [f"{document['run']}: {document['status']}"]
+    if done["shards"]:
+        counts = f"{done['rows']:,} rows were rendered again: {done['ok']:,} ok, {done['failed']:,} failed"
+        lines.append(f"{done['shards']:,} manifests replaced, {counts}")
+        lines += [f"{done['same_bytes']:,} images have the bytes they had before"] if done["same_bytes"] else []
+    for each in done["render_classes"]:
+        lines.append(f"{each['rows']:,} images have other bytes: render class {each['now']}, was {each['before']}")
+    if document["orphans_deleted"]:
+        lines.append(f"{document['orphans_deleted']:,} objects that belonged to no row were deleted")
+    for kind in [kind for kind in KINDS if kind in document["left"]]:
+        lines.append(f"left: {document['left'][kind]:,} {KINDS[kind]}")
+        some = [finding for finding in document["findings"] if finding["kind"] == kind][:SHOWN]
+        lines += [f"  {finding['key']}: {finding['message']}" for finding in some]
+    return "\n".join(lines)
+
+
+def repair_run(
+    console: Console,
+    run_path: str,
+    sample: float,
+    full: bool,
+    delete_orphans: bool,
+    sets: tuple[str, ...],
+    address: str | None,
+    take_over: bool,
+) -> int:
+    """Verify, render again what is ill, verify that; the exit code."""
+    job, run = repairable(run_path, sets)
+    with sole_driver(console, job, run, take_over) as epoch:
+        repairing = Repairing(console, job, run, epoch)
+        repairing.look(1.0 if full else sample)
+        if delete_orphans:  # a stray may stand where something is to be written
+            repairing.delete_orphans()
+        if repairing.orders and repairing.code == DONE:
+            start_ray(address, console.debug)
+            with Interrupts(console, this_command()) as interrupts:
+                check_nodes(console, job, run, epoch.term.proof, with_input=False)
+                repairing.job = with_gpus(console, job)
+                repairing.render(Stop(interrupts, epoch))
+        if delete_orphans and repairing.orders and repairing.code in (DONE, TOO_MANY_FAILED):
+            repairing.delete_orphans()
+        document = repairing.document(run_path)
+        console.result(document, repair_text(document))
+        return repairing.exit_code()

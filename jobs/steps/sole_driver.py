@@ -1,0 +1,37 @@
+"""One driver at a time on a run folder: `--take-over`, the refusal, and the stop of the one that was taken over.
+
+What an epoch is, and why none is needed for a run to be right, is `pipelines.run.drivers`'.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from jobs.job_file.read import Job
+from jobs.terminal.console import Console
+from jobs.terminal.interrupts import Interrupts
+from pipelines.run.drivers import ActiveRunError, Epoch, driving
+from pipelines.run.layout import RunFolder
+
+
+@contextmanager
+def sole_driver(console: Console, job: Job, run: RunFolder, take_over: bool) -> Iterator[Epoch]:
+    """The run folder's new epoch while the body runs. Raises ConfigError where another run is active."""
+    with ExitStack() as stack:
+        try:
+            epoch = stack.enter_context(driving(run, take_over, on_wait=console.say))
+        except ActiveRunError as error:
+            raise job.fault("output.path", str(error)) from error
+        yield epoch
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Asks a run to finish what is in work: a signal came, or another driver."""
+
+    interrupts: Interrupts
+    epoch: Epoch
+
+    def is_set(self) -> bool:
+        """Whether either did."""
+        return self.interrupts.stop.is_set() or self.epoch.lost.is_set()

@@ -1,0 +1,63 @@
+"""A table of rollouts becomes a policy, and how it learned is told."""
+
+from typing import Any
+
+from actors.policy import PolicyCard
+from jobs.job_file import settings
+from jobs.job_file.errors import blaming
+from jobs.job_file.read import Job
+from jobs.steps.learning import policy_folder, reward_table, train_config
+from jobs.steps.learning_check import check_workers
+from jobs.terminal.connect_ray import start_ray
+from jobs.terminal.console import Console
+
+
+def learn(console: Console, job: Job, table: Any, config: Any) -> PolicyCard:
+    """The training, with a line of progress for each report. Raises ConfigError for what does not fit."""
+    from training.learn.trainer import train
+
+    def on_progress(record: dict[str, float]) -> None:
+        console.started = True
+        console.say(
+            f"{record['progress']:4.0%} · gain {record['val_gain']:+.4f} · "
+            f"cost {record['val_cost']:.3f} · entropy {record['entropy']:.2f}"
+        )
+
+    console.say(f"{len(table.prompts):,} prompts, {len(table.choices)} budgets, {table.num_seeds} seeds")
+    with blaming(job, "train"):
+        return train(policy_folder(job), table, config, on_progress)
+
+
+def document(job: Job, card: PolicyCard, path: str) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "run": job.config.train.table or job.config.output.path,
+        "status": "done",
+        "policy": path,
+        "version": card.version,
+        "choices": list(card.choices),
+        "calibration": list(card.calibration),
+    }
+
+
+def training_text(card: PolicyCard, path: str) -> str:
+    """What the policy does at several prices, and where it is."""
+    lines = [f"{'price':>8} {'steps':>6} {'cost':>6} {'quality':>8}"]
+    for point in card.calibration:
+        lines.append(
+            f"{point['price']:8.3g} {point['mean_steps']:6.1f} {point['mean_cost']:6.3f} {point['quality']:8.4f}"
+        )
+    return "\n".join([*lines, f"on held-out prompts; use it with steps.policy: {path}", path])
+
+
+def train_policy(console: Console, job: Job, address: str | None) -> int:
+    """Learn a policy from a table and say how; the exit code."""
+    info = settings.checkpoint(job)
+    table, _ = reward_table(job)
+    config = train_config(job, info, table)
+    start_ray(address, console.debug)
+    check_workers(job)
+    card = learn(console, job, table, config)
+    path = f"{policy_folder(job).url}/policy"
+    console.result(document(job, card, path), training_text(card, path))
+    return 0

@@ -1,0 +1,131 @@
+"""What a verb says: messages and one redrawn line on stderr, results on stdout. Logging is set up here alone.
+
+Under `--json` stdout carries one document and nothing else.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
+
+from jobs.job_file.errors import OURS
+
+
+class Lasting:
+    """A standard stream whose end ends nothing else: a closed terminal, a full disk, a reader that has left.
+
+    lost: something was not written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = False
+
+    def write(self, text: str) -> int:
+        """As the stream's own."""
+        with self._losing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream's own."""
+        with self._losing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            self.lost = True
+
+
+def hold_streams() -> Lasting:
+    """Makes the standard streams of this process last; -> stdout.
+
+    What is closed becomes the null device: else the next file or socket would have its number, and get what is said.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    out, err = (
+        getattr(sys, name) or os.fdopen(number, "w", closefd=False) for number, name in ((1, "stdout"), (2, "stderr"))
+    )
+    held = Lasting(out)
+    sys.stdout, sys.stderr = held, Lasting(err)  # type: ignore[assignment]
+    return held
+
+
+class Console:
+    """json: one document on stdout. debug: tracebacks and debug records. started: pictures are being made."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.out = sys.stdout
+        self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.json = self.debug = self.started = False
+        self._line = ""
+        self._lock = threading.RLock()
+
+    def say(self, text: str) -> None:
+        """A message that stays, above the line that is redrawn."""
+        with self._lock:
+            line = self._line
+            self.clear()
+            self.stream.write(text + "\n")
+            self.draw(line)
+
+    def draw(self, line: str) -> None:
+        """Replace the redrawn line; on a terminal only."""
+        with self._lock:
+            if self.is_terminal and line:
+                self.stream.write(f"\r\x1b[2K{line}")
+            self._line = line
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the redrawn line away."""
+        with self._lock:
+            if self.is_terminal and self._line:
+                self.stream.write("\r\x1b[2K")
+            self._line = ""
+
+    def result(self, document: dict[str, Any], text: str) -> None:
+        """The verb's outcome on stdout: the document under `--json`, else the text."""
+        self.clear()
+        self.stream.flush()
+        print(json.dumps(document, ensure_ascii=False) if self.json else text, file=self.out, flush=True)
+
+    @contextmanager
+    def alone_on_stdout(self) -> Iterator[None]:
+        """Whatever else prints in here, as Ray does, goes to stderr."""
+        with redirect_stdout(self.stream):
+            yield
+
+    def log(self) -> None:
+        """Send log records through this console: ours from INFO on, others' from WARNING on."""
+        handler = _Handler(self)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if self.debug else "%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+        for name in OURS:
+            logging.getLogger(name).setLevel(logging.DEBUG if self.debug else logging.INFO)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):  # a terminal that is gone must not end what it was told of
+            self.console.say(self.format(record))

@@ -1,0 +1,1 @@
+"""The plan against the manifests against the objects: what is missing or damaged, and what mends it."""

@@ -1,0 +1,32 @@
+"""Gives the manifests of earlier generations the columns of the newest one: a run grows, and stays one table."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from pipelines.prompts.generations import newest_schema, schema_of
+from pipelines.render.manifest_rows import widened
+from pipelines.render.repairing import replace_manifest
+from pipelines.run.drivers import EpochId
+from pipelines.run.layout import READERS, UNREADABLE, RunFolder
+
+
+def widen_manifests(run: RunFolder, term: EpochId) -> int:
+    """Give earlier manifests the columns and types of the newest generation; -> those that were replaced.
+
+    None is read where all plans have one schema. Rows stay as they are, their revision too; what is damaged stays.
+    """
+    plans = {number: run.read_plan(number) for number in run.generations()}
+    newest = newest_schema(list(plans.values()))
+    old = {f"{number:04d}" for number, plan in plans.items() if not schema_of(plan).equals(newest)}
+    shards = [shard for shard in sorted(run.done_shards()) if shard.partition("-")[0] in old] if old else []
+
+    def widen(shard: str) -> bool:
+        try:
+            table = run.read_manifest(shard)
+        except UNREADABLE:
+            return False
+        if not table.schema.equals(newest):
+            replace_manifest(run, term, shard, widened(table, newest))
+        return not table.schema.equals(newest)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return sum(pool.map(widen, shards))

@@ -1,0 +1,125 @@
+"""Budgets for canonical rows: the selector over batches, and what its answer means where no pool can serve it.
+
+Runs in Ray tasks or actors; a table keeps its columns and types, whatever the selector makes of its batch.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipelines.prompts.rows import CANONICAL_FIELDS
+from pipelines.storage.checkpoints import ModelSource
+
+if TYPE_CHECKING:
+    from actors.selector import SelectorConfig
+
+SCORE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("budget_scores", pa.list_(pa.float32())),  # one a budget of the menu; null without a policy
+    pa.field("num_steps", pa.int32()),  # null: a bad row
+    pa.field("action_probability", pa.float32()),
+    pa.field("policy_version", pa.string()),
+    pa.field("price", pa.float64()),
+)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How rows get budgets. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any.
+
+    `model`: where each node gets the checkpoint whose text encoder a policy reads; it says nothing about the budgets.
+    """
+
+    selector: "SelectorConfig"
+    served: frozenset[int] | None = None
+    selector_class: type | None = None
+    model: ModelSource | None = field(default=None, compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def selector_of(scoring: Scoring) -> Any:
+    """The selector, one a process; torch comes with it, so never on the driver."""
+    if scoring.selector_class:
+        return scoring.selector_class(scoring.selector)
+    from actors.selector import StepSelector
+
+    return StepSelector(_on_this_node(scoring))
+
+
+def _on_this_node(scoring: Scoring) -> "SelectorConfig":
+    """The settings with the folders of this machine; only a policy has any."""
+    config, model = scoring.selector, scoring.model
+    if config.selector != "policy" or model is None or config.policy_path is None:
+        return config
+    policy = ModelSource(config.policy_path, storage=model.storage)
+    return replace(config, policy_path=policy.local(), text_encoder_path=model.local())
+
+
+def score(table: pa.Table, scoring: Scoring) -> pa.Table:
+    """Canonical rows -> the same with SCORE_FIELDS; a row whose budget no pool serves becomes a bad one."""
+    batch = {
+        "id": table["id"].to_numpy(),
+        "prompt": table["prompt"].fill_null("").to_numpy(),
+        "num_inference_steps": table["num_inference_steps"].cast(pa.float64()).to_numpy(),  # NaN: not pinned
+        "error_type": table["error_type"].to_numpy(),
+    }
+    chosen = selector_of(scoring)(batch) if table.num_rows else {column.name: [] for column in SCORE_FIELDS}
+    steps = [None if _missing(value) else int(value) for value in chosen["num_steps"]]
+    table = _with_faults(table, steps, scoring.served)
+    good = [not error for error in table["error_type"].to_pylist()]
+    columns = {
+        "budget_scores": [None if scores is None else list(scores) for scores in chosen["budget_scores"]],
+        "num_steps": [value if fine else None for value, fine in zip(steps, good, strict=True)],
+        **{name: _nullable(chosen[name]) for name in ("action_probability", "policy_version", "price")},
+    }
+    own = [name for name in table.column_names if name not in {column.name for column in CANONICAL_FIELDS}]
+    carried = table.select(own)
+    table = table.select([column.name for column in CANONICAL_FIELDS])
+    for column in SCORE_FIELDS:
+        table = table.append_column(column, pa.array(columns[column.name], column.type))
+    for column in carried.schema:
+        table = table.append_column(column, carried[column.name])
+    return table
+
+
+class ScoreActor:
+    """Canonical rows -> the same with SCORE_FIELDS, by a selector that is built at the first batch and kept."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One batch."""
+        return score(table, self.scoring)
+
+
+def _with_faults(table: pa.Table, steps: list[int | None], served: frozenset[int] | None) -> pa.Table:
+    """error_type and error_message of rows that got no budget, or one that nobody serves."""
+    kinds, messages = table["error_type"].to_pylist(), table["error_message"].to_pylist()
+    changed = False
+    for row, count in enumerate(steps):
+        if kinds[row] or (count is not None and (served is None or count in served)):
+            continue
+        changed = True
+        if count is None:
+            kinds[row], messages[row] = "NotSelected", "the selector gave this row no steps"
+        else:
+            kinds[row] = "NoPool"
+            messages[row] = (
+                f"no pool serves {count} steps. Add {count} to a pool's budgets, or give one pool budgets: all"
+            )
+    if not changed:
+        return table
+    for name, values in (("error_type", kinds), ("error_message", messages)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    return table
+
+
+def _nullable(values: Iterable[Any]) -> list[Any]:
+    return [None if _missing(value) else value for value in values]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value

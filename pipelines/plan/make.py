@@ -1,0 +1,273 @@
+"""Prompts -> one new generation of the plan: read, score, cut into shards, write, commit.
+
+A plan only grows: rows that an earlier generation has are left out. The driver holds 24 bytes a planned row and the
+rows that wait for their shard to fill. What a shard is made of is `pipelines.plan.shards`, which rows are left out or
+planned again `pipelines.plan.earlier`, where the bytes lie `pipelines.run.layout`.
+"""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from pipelines.files.readers import InputError
+from pipelines.plan.budgets import ScoreActor, Scoring, score, selector_of
+from pipelines.plan.earlier import Earlier, earlier_rows
+from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id
+from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
+from pipelines.plan.writer import PlanWriter, commit
+from pipelines.prompts.columns import RESERVED
+from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
+from pipelines.prompts.generations import ColumnFacts, one_schema
+from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
+from pipelines.prompts.rows import CANONICAL_FIELDS, id_key
+from pipelines.run.layout import RunFolder, schema_to_json
+from pipelines.storage.checkpoints import ModelSource
+
+if TYPE_CHECKING:
+    from actors.selector import SelectorConfig
+
+VERSION = 1
+SCORE_ROWS = 1024  # of one call of the selector
+MOST_LANE_STEPS, SHARDS_A_WORKER, FEWEST_ROWS = 20_000, 8, 32
+
+Progress = Callable[[int, int], None]  # rows scored, rows in all (an upper bound where the plan grows)
+
+
+@dataclass(frozen=True)
+class PoolBudgets:
+    """The budgets that a pool of render actors serves; None: all."""
+
+    name: str
+    budgets: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a plan is made of. `shard_lane_steps` None: about a minute's worth, less where `num_workers` would idle.
+
+    `fingerprint` is kept with the plan, as is `lanes`. `selector_class` None: actors.selector.StepSelector.
+    """
+
+    source: PromptSource
+    selector: "SelectorConfig"
+    pools: tuple[PoolBudgets, ...]
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    selector_actors: int = 1
+    selector_num_gpus: float = 0
+    num_workers: int = 1
+    shard_lane_steps: int | None = None
+    shard_rows: int = 2000
+    lanes: int | None = None
+    lane_steps: LaneSteps = plain_lane_steps
+    selector_class: type | None = None
+    model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
+    rollout: bool = False  # every row at every budget of the menu, instead of the selector's choice
+    keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What planning did. `generation` None: every prompt was planned before. `plan`: plan.json of that generation."""
+
+    generation: int | None
+    rows: int
+    failed_rows: int
+    shards: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+def check_pools(choices: Iterable[int], pools: Iterable[PoolBudgets], pinned: frozenset[int] = frozenset()) -> None:
+    """InputError names each budget of the menu that no pool serves, and each pool that serves none of them.
+
+    A pool for budgets that only rows pin (`pinned`) is no mistake.
+    """
+    menu, pools = sorted(set(choices)), tuple(pools)
+    unserved = [str(count) for count in menu if not pools_of(count, pools)]
+    idle = [p.name for p in pools if p.budgets is not None and not set(p.budgets) & pinned.union(menu)]
+    faults = []
+    if unserved:
+        faults.append(
+            f"no pool serves {', '.join(unserved)} steps: add them to a pool's budgets, or budgets: all to one"
+        )
+    if idle:
+        faults.append(
+            f"pool {', '.join(idle)} serves none of the budgets {', '.join(map(str, menu))}: correct its budgets"
+        )
+    if faults:
+        raise InputError(f"pools: {'; '.join(faults)}")
+
+
+def pools_of(num_steps: int, pools: Iterable[PoolBudgets]) -> tuple[str, ...]:
+    """The names of the pools that serve a budget."""
+    return tuple(pool.name for pool in pools if pool.budgets is None or num_steps in pool.budgets)
+
+
+def make_plan(
+    run: RunFolder,
+    config: PlanConfig,
+    on_progress: Progress | None = None,
+    inspection: Inspection | None = None,
+    earlier: Earlier | None = None,
+) -> PlanSummary:
+    """One new generation, or none where nothing is new. InputError, StorageError; needs a running Ray.
+
+    A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
+    Of two planners at once one commits; the other takes its plan where that is the same, else raises InputError.
+    """
+    started = time.monotonic()
+    menu, policy_version = _menu(config)
+    inspection = inspection or inspect(config.source)
+    check_pools(menu, config.pools, inspection.pinned_steps)
+    earlier = earlier or earlier_rows(run, inspection)
+    if earlier.changes.changed and not config.keep_changed:
+        raise InputError(earlier.changes.refusal(run.url))
+    pins = () if config.rollout else inspection.pinned_steps
+    notes = (*inspection.notes, *pinned_notes(pins, menu), *earlier.changes.notes())
+    generation = max(run.generations(), default=0) + 1
+    bad_keys = earlier.known.bad_keys
+    writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
+    carried, facts = inspection.carried_schema, ColumnFacts()
+    for shard in _shards(config, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
+        writer.add(shard)
+        facts.add(shard.rows, carried.names)
+    writer.flush()
+    if not writer.parts:
+        return PlanSummary(None, 0, 0, 0, time.monotonic() - started, notes)
+    schema = one_schema([run.read_plan(number) for number in run.generations()], carried, facts)
+    plan = {
+        "version": VERSION,
+        "generation": generation,
+        **writer.totals(),
+        "largest_budget": max(menu),
+        "price": config.selector.price if config.selector.selector == "policy" else None,
+        "policy_version": policy_version,
+        "selector": "rollout" if config.rollout else config.selector.selector,
+        "choices": list(menu),
+        "lanes": config.lanes,
+        "fingerprint": config.fingerprint,
+        "input_files": inspection.input_files(),
+        "input_place": inspection.place,
+        "input_limit": config.source.limit,
+        "changed_rows": earlier.changes.changed,  # whose old pictures stay
+        "notes": list(notes),
+        "manifest_schema": schema_to_json(schema),
+        **facts.document(set(schema.names) - RESERVED),
+        "created_at": datetime.now(UTC).isoformat(),
+    }
+    plan = commit(writer, json.loads(json.dumps(plan)))
+    numbers = (plan["rows"], plan["failed_rows"], plan["shards"])
+    return PlanSummary(generation, *numbers, time.monotonic() - started, notes, plan)
+
+
+def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:
+    """(n,) bool: rows that an earlier generation has as bad ones."""
+    if not len(bad_keys):
+        return np.zeros(table.num_rows, bool)
+    ids = [base_id(row_id) if rollout else row_id for row_id in table["id"].to_pylist()]
+    return are_in(np.array([id_key(row_id) for row_id in ids], bad_keys.dtype), bad_keys)
+
+
+def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
+    """The budgets that may be chosen, and the policy's version; a task asks the selector, since it brings torch."""
+    selector = config.selector
+    describe = ray.remote(_described).options(num_cpus=1)
+    try:
+        choices, version = ray.get(describe.remote(Scoring(selector, None, config.selector_class, config.model)))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError | OSError):
+            raise InputError(f"steps.selector: {error.cause}") from error
+        raise
+    low, high = selector.min or 0, selector.max or max(choices)
+    return tuple(count for count in choices if low <= count <= high) or choices, version
+
+
+def _described(scoring: Scoring) -> tuple[tuple[int, ...], str | None]:
+    selector = selector_of(scoring)
+    return tuple(int(count) for count in selector.choices), selector.policy_version
+
+
+def _shards(
+    config: PlanConfig,
+    inspection: Inspection,
+    menu: tuple[int, ...],
+    known: tuple[np.ndarray, np.ndarray],
+    on_progress: Progress | None,
+) -> Iterator[PlannedShard]:
+    """Read -> score -> cut. known: keys of planned rows, and of those of them that were bad."""
+    target = config.shard_lane_steps or _target(config, inspection, menu)
+    pools = functools.partial(pools_of, pools=config.pools)
+    rules = CutRules(target, pools, config.shard_rows, lane_steps=config.lane_steps)
+    cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
+    done = 0
+    for table in _scored(config, inspection, menu, known):
+        yield from cutter.add(table)
+        done += table.num_rows // (len(menu) if config.rollout else 1)
+        if on_progress:
+            on_progress(done, inspection.num_planned)
+    yield from cutter.finish()
+
+
+def _target(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...]) -> int:
+    """Lane-steps of a shard, from the middle of the menu: some shards for each worker, none of a few rows only."""
+    row = config.lane_steps(sorted(menu)[len(menu) // 2], config.source.defaults.guidance_scale, False)
+    fair = row * inspection.num_planned // (SHARDS_A_WORKER * config.num_workers)
+    return max(FEWEST_ROWS * row, min(MOST_LANE_STEPS, fair))
+
+
+def _scored(
+    config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
+) -> Iterator[pa.Table]:
+    """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
+    every = any(pool.budgets is None for pool in config.pools)
+    served = None if every else frozenset(count for pool in config.pools for count in pool.budgets or ())
+    scoring = Scoring(config.selector, served, config.selector_class, config.model)
+    dataset = rows(inspection, known[0], retry=known[1])
+    if config.rollout:
+        expand = functools.partial(at_every_budget, choices=menu, carried_from=len(CANONICAL_FIELDS))
+        dataset = dataset.map_batches(expand, batch_size=None, batch_format="pyarrow")
+    elif config.selector.selector == "policy":
+        dataset = dataset.repartition(target_num_rows_per_block=SCORE_ROWS)  # equal calls, and the reader stays outside
+        dataset = dataset.map_batches(
+            ScoreActor,
+            fn_constructor_args=(scoring,),
+            batch_size=SCORE_ROWS,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=config.selector_actors),
+            num_cpus=_actor_cpus(config.selector_actors),
+            num_gpus=config.selector_num_gpus or None,
+        )
+    else:
+        dataset = dataset.map_batches(
+            functools.partial(score, scoring=scoring), batch_size=None, batch_format="pyarrow"
+        )
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        assert isinstance(table, pa.Table)
+        table = _without_still_bad(raise_aborted(table), known[1], config.rollout)
+        if table.num_rows:
+            yield table
+
+
+def _without_still_bad(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> pa.Table:
+    """Without rows that were bad, and are bad again once they are scored: no pool serves their steps, as before."""
+    if not len(bad_keys) or not table.num_rows:
+        return table
+    bad = np.array([bool(error) for error in table["error_type"].to_pylist()], bool)
+    return table.filter(pa.array(~(bad & _replaces(table, bad_keys, rollout))))
+
+
+def _actor_cpus(actors: int) -> float:
+    """CPUs of one selector actor: they hold theirs to the end, so one CPU is left for the tasks that feed them."""
+    left = ray.cluster_resources().get("CPU", 0.0) - 1
+    return max(0.0, min(1.0, math.floor(100 * left / actors) / 100))

@@ -1,0 +1,188 @@
+"""Shards -> the files of one generation of a plan, and the commit that makes it exist.
+
+Parts have keys of their own; shards.parquet and plan.json are created and never overwritten, so that of two planners at
+once the second finds the first one's plan and can touch nothing of it.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.files.readers import InputError
+from pipelines.plan.budgets import SCORE_FIELDS
+from pipelines.plan.shards import PlannedShard
+from pipelines.prompts.rows import CANONICAL_FIELDS
+from pipelines.run.layout import RunFolder, parquet_bytes
+
+PART_ROWS = 20_000
+PART_SHARDS = 100  # a part's footer is read for each of its shards
+PART_BYTES = 64 << 20
+WAIT_S = 60.0  # for another planner that is about to commit
+SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
+SAME = ("rows", "fingerprint", "input_files", "selector", "price")  # what makes another's plan as good as ours
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("part", pa.string()),
+        ("row_group", pa.int32()),
+        ("rows", pa.int32()),
+        ("good_rows", pa.int32()),
+        ("lane_steps", pa.int64()),
+        ("width", pa.int32()),  # null where all rows are bad, as height
+        ("height", pa.int32()),
+        ("pools", pa.list_(pa.string())),  # that served its budgets when it was planned
+        ("longest", pa.int32()),  # lane-steps of its longest row
+        ("budgets", pa.list_(pa.int32())),
+        ("content", pa.string()),  # hash of its rows: an index that is equal to another's has the same rows
+    ]
+)
+
+
+class PlanWriter:
+    """Puts parts of about PART_ROWS rows, or of PART_SHARDS shards, one row group each; keeps what plan.json needs.
+
+    replaces: says which rows of a table an earlier generation has as bad ones.
+    """
+
+    def __init__(
+        self, run: RunFolder, generation: int, replaces: Callable[[pa.Table], np.ndarray] | None = None
+    ) -> None:
+        self.run, self.generation, self._replaces = run, generation, replaces
+        self.parts: list[str] = []
+        self._open: list[pa.Table] = []
+        self._open_rows = self._open_bytes = 0
+        self._entries: list[dict[str, Any]] = []  # of the index, of the open shards
+        self._index: list[pa.Table] = []  # of the parts that are put
+        self._totals: Counter[str] = Counter()
+        self._budgets: Counter[int] = Counter()
+
+    def add(self, shard: PlannedShard) -> None:
+        """One more shard; a part is put when it is full."""
+        name = f"{self.generation:04d}-{self._totals['shards']:06d}"
+        place = shard.place
+        entry = {
+            "shard": name,
+            "row_group": len(self._open),
+            "rows": shard.rows.num_rows,
+            "good_rows": shard.good_rows,
+            "lane_steps": shard.lane_steps,
+            "width": place.width if place else None,
+            "height": place.height if place else None,
+            "pools": list(place.pools) if place else [],
+            "longest": shard.longest,
+            "budgets": list(shard.budgets),
+            "content": _content(shard.rows),
+        }
+        self._entries.append(entry)
+        self._totals.update({"shards": 1, **{name: entry[name] for name in ("rows", "good_rows", "lane_steps")}})
+        self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
+        self._hold(shard.rows, name)
+
+    def _hold(self, rows: pa.Table, shard: str) -> None:
+        names = pa.array([shard] * rows.num_rows, pa.string())
+        table = rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names)
+        again = self._replaces(rows) if self._replaces else np.zeros(rows.num_rows, bool)
+        table = table.add_column(SHARD_COLUMN + 1, pa.field("replaces", pa.bool_()), pa.array(again))
+        self._totals["replaced_rows"] += int(again.sum())
+        self._open.append(table)
+        self._open_rows, self._open_bytes = self._open_rows + table.num_rows, self._open_bytes + table.nbytes
+        if self._open_rows >= PART_ROWS or self._open_bytes >= PART_BYTES or len(self._open) >= PART_SHARDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts the part that is not full yet."""
+        if self._open:
+            part = self.run.write_part(self.generation, len(self.parts), self._open)
+            self.parts.append(part)
+            entries = [entry | {"part": part} for entry in self._entries]
+            self._index.append(pa.Table.from_pylist(entries, INDEX_SCHEMA))
+            self._open, self._open_rows, self._open_bytes, self._entries = [], 0, 0, []
+
+    def index(self) -> pa.Table:
+        """shards.parquet, of the parts that are put."""
+        return pa.concat_tables(self._index).combine_chunks() if self._index else INDEX_SCHEMA.empty_table()
+
+    def totals(self) -> dict[str, Any]:
+        """What plan.json says of all rows; mean_steps is of the good ones, None where there are none."""
+        rows, good = self._totals["rows"], self._totals["good_rows"]
+        steps = sum(count * number for count, number in self._budgets.items())
+        return {
+            "rows": rows,
+            "failed_rows": rows - good,
+            "replaced_rows": self._totals["replaced_rows"],  # of earlier generations, bad there and planned again here
+            "shards": self._totals["shards"],
+            "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
+            "mean_steps": steps / good if good else None,
+            "lane_steps": self._totals["lane_steps"],
+        }
+
+
+def _content(rows: pa.Table) -> str:
+    """20 hex digits of all values of a shard, in their order."""
+    digest = hashlib.blake2b(digest_size=10)
+    for batch in rows.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:
+    """Makes the generation exist; returns the plan that holds, ours or one as good by another planner. InputError."""
+    run, generation, index = writer.run, writer.generation, writer.index()
+    plan = plan | {"parts": writer.parts}
+    if not run.create(f"plan/{generation:04d}/shards.parquet", parquet_bytes([index])):
+        theirs = run.shard_index(generation)
+        run.delete(writer.parts)
+        if theirs.drop_columns("part") != index.drop_columns("part"):
+            return _theirs(run, generation, plan)
+        plan["parts"] = list(dict.fromkeys(theirs["part"].to_pylist()))
+    return plan if run.commit_plan(generation, plan) else _theirs(run, generation, plan)
+
+
+def planned_parts(run: RunFolder, generation: int) -> Iterator[pa.Table]:
+    """id, error_type and (where that version kept it) content_hash of a generation's rows, a part at a time."""
+    for part in run.read_plan(generation)["parts"]:
+        with pq.ParquetFile(pa.BufferReader(run.read(part))) as file:
+            kept = [name for name in ("id", "error_type", "content_hash") if name in file.schema_arrow.names]
+            yield file.read(columns=kept)
+
+
+def replaced_ids(run: RunFolder) -> dict[str, int]:
+    """Ids that were bad when they were planned, mended since, and planned again -> the generation that did.
+
+    Of such an id the row of that generation counts; the earlier one is a failed row that was never rendered.
+    """
+    found: dict[str, int] = {}
+    for generation in run.generations():
+        plan = run.read_plan(generation)
+        for part in plan["parts"] if plan.get("replaced_rows") else ():
+            table = pq.read_table(pa.BufferReader(run.read(part)), columns=["id", "replaces"])
+            found |= dict.fromkeys(table.filter(table["replaces"])["id"].to_pylist(), generation)
+    return found
+
+
+def _theirs(run: RunFolder, generation: int, ours: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the planner that was first, when it is there."""
+    deadline = time.monotonic() + WAIT_S
+    place = run.url_of(f"plan/{generation:04d}")
+    while generation not in run.generations():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{place}: another planner began this generation and did not finish it. "
+                "If none is at work, delete that folder and run again"
+            )
+        time.sleep(0.2)
+    theirs = run.read_plan(generation)
+    differing = [name for name in SAME if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise InputError(
+            f"{place}: another planner was first, with a plan that differs in {', '.join(differing)}. "
+            "Run again to plan on top of it, or use another output.path"
+        )
+    return theirs

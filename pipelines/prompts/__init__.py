@@ -1,0 +1,1 @@
+"""Prompt tables become canonical rows, by two passes of Ray Data."""

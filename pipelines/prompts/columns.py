@@ -1,0 +1,274 @@
+"""Which of the user's columns is what: canonical names, and the others with the name and type they are carried under.
+
+Pure: names and Arrow types only. What a row means is `pipelines.prompts.rows`, how bytes are read
+`pipelines.files.readers`.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.files.csv_rows import SEPARATORS, separated_by
+from pipelines.files.readers import InputError, TableFile
+from pipelines.run.layout import MANIFEST_FIELDS
+
+GIVEN = (
+    "prompt",
+    "id",
+    "negative_prompt",
+    "seed",
+    "guidance_scale",
+    "width",
+    "height",
+    "num_inference_steps",
+    "category",
+)
+PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
+PLAN_COLUMNS = ("num_inference_steps", "content_hash", "budget_scores", "replaces")  # in the plan, not in the manifest
+RESERVED = frozenset([column.name for column in MANIFEST_FIELDS]) | set(GIVEN) | set(PLAN_COLUMNS)
+_TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
+EXACT = 2**53  # the last whole number up to which a float is exact
+_SHORT = {
+    "negative": "negative_prompt",
+    "neg_prompt": "negative_prompt",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+}
+_NUMBERS = frozenset({"seed", "guidance_scale", "width", "height", "num_inference_steps"})
+
+
+def check_explicit(explicit: Mapping[str, str]) -> None:
+    """`input.columns` maps a canonical name to the user's; InputError names a key that is none."""
+    unknown = sorted(set(explicit) - set(GIVEN))
+    if unknown:
+        raise InputError(f"input.columns: {', '.join(unknown)} is no canonical column. Those are {', '.join(GIVEN)}")
+    theirs = list(explicit.values())
+    twice = sorted({name for name in theirs if theirs.count(name) > 1})
+    if twice:
+        raise InputError(f"input.columns: {', '.join(twice)} is given two meanings. Give it one")
+
+
+def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs_prompt: bool = True) -> dict[str, str]:
+    """The user's column -> canonical name. InputError: no prompt column, or two candidates for one name."""
+    names = list(names)
+    meaning = {theirs: ours for ours, theirs in explicit.items() if theirs in names}
+    for ours in GIVEN:
+        if ours not in explicit:
+            found = _candidates(ours, [name for name in names if name not in meaning])
+            if len(found) > 1:
+                raise InputError(
+                    f"{place}: {len(found)} columns may be the {ours}: {', '.join(found)}. "
+                    f"Name one in the job file, e.g. input.columns: {{{ours}: {found[0]}}}"
+                )
+            meaning |= dict.fromkeys(found, ours)
+    if needs_prompt and "prompt" not in meaning.values():
+        wanted = explicit.get("prompt")
+        what = f"no column {wanted!r}, which input.columns names" if wanted else "no prompt column"
+        raise InputError(
+            f"{place}: {what}; its columns are {', '.join(names) or 'none'}. {_separated_otherwise(names)}"
+            "Name the one with the prompts in the job file, e.g. input.columns: {prompt: description}"
+        )
+    return meaning
+
+
+def _separated_otherwise(names: list[str]) -> str:
+    """The suspicion that another mark than the one said stands between the columns; "" where there is none."""
+    for mark, name in SEPARATORS.items():
+        parts = [part.strip(" \"'").lower() for whole in names for part in whole.split(mark) if mark in whole]
+        if set(parts) & {*PROMPT_NAMES, *GIVEN} or names[:1] == [f"sep={mark}"]:
+            return f"But {separated_by(mark, name)}. Else: "
+    return ""
+
+
+def misspelt(carried: Iterable[str], meant: Iterable[str]) -> tuple[str, ...]:
+    """A note on each carried column whose name is nearly one of ours that the input does not have."""
+    open_names = sorted(set(GIVEN) - set(meant))
+    notes = []
+    for name in carried:
+        plain = name.lower().replace(" ", "_").replace("-", "_")
+        close = difflib.get_close_matches(plain, open_names, 1, 0.8)
+        close = close or [ours for short, ours in _SHORT.items() if plain == short and ours in open_names]
+        if close:
+            notes.append(
+                f"column {name!r} is only carried along: if it is the {close[0]}, rename it, or set "
+                f"input.columns: {{{close[0]}: {name}}}"
+            )
+    return tuple(notes)
+
+
+def _candidates(ours: str, names: list[str]) -> list[str]:
+    if ours == "prompt":
+        return [name for name in names if name.lower() in PROMPT_NAMES]
+    return [ours] if ours in names else [name for name in names if name.lower() == ours]
+
+
+def check_types(file: TableFile, meaning: Mapping[str, str]) -> None:
+    """InputError where a typed (Parquet) column cannot hold what its name says."""
+    for theirs, ours in meaning.items():
+        kind = file.schema.field(theirs).type if file.schema is not None else pa.string()
+        if not _fits(kind, ours):
+            wanted = "text" if ours in _TEXT_COLUMNS else "numbers" if ours in _NUMBERS else "text or whole numbers"
+            raise InputError(
+                f"{file.place}: column {theirs!r} holds {kind}, but {ours} must be {wanted}. "
+                "Convert it, or name another column in input.columns"
+            )
+
+
+def _fits(kind: pa.DataType, ours: str) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _fits(kind.value_type, ours)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if text or pa.types.is_null(kind):
+        return True
+    if pa.types.is_integer(kind):
+        return ours not in _TEXT_COLUMNS
+    return ours in _NUMBERS and pa.types.is_floating(kind)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, as text or JSON."""
+
+    theirs: str
+    ours: str
+    type: pa.DataType
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class _Sight:
+    type: pa.DataType | None  # None: JSON values of several types
+    place: str
+    jsonl: bool
+
+    def __str__(self) -> str:
+        return f"{self.type or 'JSON of several types'} in {self.place}"
+
+
+@dataclass
+class CarriedTypes:
+    """Collects the types of carried columns over all files, in order of appearance."""
+
+    _seen: dict[str, _Sight] = field(default_factory=dict)
+
+    def add(self, name: str, kind: pa.DataType | None, place: str, jsonl: bool) -> None:
+        """One more sight of a column; None: JSON values of several types. InputError where two files disagree."""
+        new = _Sight(kind, place, jsonl)
+        known = self._seen.setdefault(name, new)
+        merged = merged_type(known.type, new.type)
+        if merged is None and not (known.jsonl and jsonl):
+            raise InputError(f"column {name!r} holds {known} but {new}. Convert one of them, or plan two runs")
+        self._seen[name] = _Sight(merged, known.place, known.jsonl and jsonl)
+
+    def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
+        """The carried columns, and what a user should be told about their names."""
+        taken = {name.casefold() for name in RESERVED}  # many readers of tables do not tell A from a
+        given = {name.casefold() for name in self._seen}
+        carried, notes = [], []
+        for theirs, sight in self._seen.items():
+            ours = theirs
+            while ours.casefold() in taken or (ours != theirs and ours.casefold() in given):
+                ours = f"input_{ours}"
+            if ours != theirs:
+                own = f"the manifest has a {theirs.lower()!r} of its own"
+                reason = own if theirs.lower() in RESERVED else "another column differs from it by case alone"
+                notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
+            taken.add(ours.casefold())
+            carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
+        return tuple(carried), tuple(notes)
+
+
+def merged_type(one: pa.DataType | None, other: pa.DataType | None, exact: bool = True) -> pa.DataType | None:
+    """The type that holds the values of both; None: there is none. exact: floats hold all of their integers."""
+    if one is None or other is None or one == other:
+        return one if one == other else None
+    try:
+        schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
+        merged = pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return None
+    if pa.types.is_binary(merged) and merged not in (one, other):
+        return None
+    if pa.types.is_floating(merged) and not exact:
+        return None
+    return merged
+
+
+def _storable(kind: pa.DataType | None) -> pa.DataType:
+    """The type under which a column is carried: one that other readers of Parquet have, too."""
+    if kind is None or pa.types.is_null(kind) or pa.types.is_decimal256(kind):
+        return pa.string()
+    if isinstance(kind, pa.BaseExtensionType):
+        return _storable(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _storable(kind.value_type)
+    if pa.types.is_map(kind):
+        return pa.list_(pa.struct([("key", _storable(kind.key_type)), ("value", _storable(kind.item_type))]))
+    if pa.types.is_list(kind):
+        return pa.list_(_storable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _storable(field.type)) for field in kind])
+    return kind
+
+
+def json_type(values: list[Any]) -> pa.DataType | None:
+    """The Arrow type of JSON values: a scalar, a list of scalars, or None where they are kept as JSON text."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return None
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    return None if pa.types.is_nested(inner) else kind
+
+
+def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
+    """A carried column of one batch in its final type; None (the file has no such column) gives nulls.
+
+    InputError where it holds what a worker, which takes rows as Python values, could not give back.
+    """
+    if column is None:
+        return pa.nulls(rows, carried.type)
+    if isinstance(column, pa.Array):
+        try:
+            return _sound(column if column.type == carried.type else column.cast(carried.type))
+        except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError) as error:
+            raise InputError(
+                f"column {carried.theirs!r} ({column.type}) holds a value that cannot be carried: {error}. "
+                "Convert the column to text, or leave it out"
+            ) from error
+    if carried.as_json:
+        texts = [value if isinstance(value, str | type(None)) else _json_text(value) for value in column]
+        return pa.array(texts, pa.string())
+    if pa.types.is_floating(carried.type):
+        if large := next((value for value in column if type(value) is int and abs(value) > EXACT), None):
+            raise InputError(
+                f"column {carried.theirs!r} holds fractions and {large}, which no float holds exactly. Write it as text"
+            )
+        column = [None if value is None else float(value) for value in column]
+    return pa.array(column, carried.type)
+
+
+def _sound(column: pa.Array) -> pa.Array:
+    """The column with text that is UTF-8, once it is known that its values survive a turn through Python."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:  # Parquet's writer did not check its text
+            values = column.cast(pa.binary()).to_pylist()
+            column = pa.array([None if value is None else value.decode("utf-8", "replace") for value in values], kind)
+    elif not pa.types.is_integer(kind) and not pa.types.is_floating(kind) and not pa.types.is_boolean(kind):
+        column.validate(full=True)
+        pa.array(column.to_pylist(), kind)
+    return column
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,153 @@
+"""Prompt tables -> canonical rows, by two passes of Ray Data over pieces of files.
+
+`inspect` finds everything that is wrong before any actor starts, `rows` gives the rows themselves, in input order.
+What a task does with a piece is `pipelines.prompts.slices`, what is made of the reports `pipelines.prompts.inspection`.
+"""
+
+import functools
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from pipelines.files.readers import InputError
+from pipelines.prompts.columns import Carried
+from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
+from pipelines.prompts.rows import CANONICAL_FIELDS, KEY_BYTES, id_key
+from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_pieces, scan, task_lists
+from pipelines.storage.folder import StorageError
+
+ABORT = "abort:"  # error_type of the row that stands for a failed read, before the error's name
+BLOCK_BYTES = 2 << 20
+NONE_EQUAL = (np.empty(0, np.int64), np.empty(0, np.int32))
+
+
+def inspect(source: PromptSource) -> Inspection:
+    """Read everything once, as Ray tasks. InputError names what is missing, torn, empty, ambiguous or there twice."""
+    files = open_files(source)
+    pieces = cut_pieces(files, source.limit)
+    return assemble(source, files, pieces, _scan_all(pieces, source))
+
+
+def rows(
+    inspection: Inspection,
+    skip: np.ndarray | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    retry: np.ndarray | None = None,
+    carried: tuple[Carried, ...] | None = None,
+) -> ray.data.Dataset:
+    """Canonical rows in input order, without those whose id's key (`id_key`) is in `skip` ((S,) S16, sorted).
+
+    Rows in `retry` ((T,) S16, sorted) are there all the same where they are good. carried: of the user's own columns
+    only these. Ids, seeds and order are the same at each call. A failed read gives one row, which `raise_aborted`
+    raises.
+    """
+    tickets = [
+        {"pieces": pickle.dumps([(inspection.pieces[i], inspection.occurrences.get(i, NONE_EQUAL)) for i in indices])}
+        for indices in task_lists(list(inspection.pieces))
+    ]
+    read = functools.partial(
+        _read_ticket,
+        reading=inspection.source.reading,
+        carried=inspection.carried if carried is None else carried,
+        skip=ray.put((skip, retry)) if skip is not None and len(skip) else None,
+    )
+    return _dataset(tickets, block_bytes).map_batches(read, batch_size=1, batch_format="pyarrow")
+
+
+def is_aborted(table: pa.Table) -> bool:
+    """Whether a row of it stands for a failed read."""
+    return any(kind.startswith(ABORT) for kind in table["error_type"].unique().to_pylist())
+
+
+def raise_aborted(table: pa.Table) -> pa.Table:
+    """The table itself; InputError or StorageError where a row of it stands for one."""
+    for kind in table["error_type"].unique().to_pylist():
+        if kind.startswith(ABORT):
+            message = table.filter(pc.equal(table["error_type"], kind))["error_message"][0].as_py()
+            raise (StorageError if kind == ABORT + "StorageError" else InputError)(message)
+    return table
+
+
+def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Dataset:
+    """One ticket a block, results in order, and none of Ray Data's bars."""
+    dataset = ray.data.from_items(tickets, override_num_blocks=len(tickets))
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = block_bytes
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
+
+
+def _scan_all(pieces: list[FileSlice], source: PromptSource) -> list[list[Chunk]]:
+    """The chunks of each piece, in order; raises the first piece's error."""
+    tickets = [
+        {"pieces": pickle.dumps([(index, pieces[index]) for index in indices])} for indices in task_lists(pieces)
+    ]
+    scanned: list[list[Chunk]] = [[] for _ in pieces]
+    if not tickets:
+        return scanned
+    scan_tickets = functools.partial(_scan_ticket, reading=source.reading)
+    dataset = _dataset(tickets, BLOCK_BYTES).map_batches(scan_tickets, batch_size=1, batch_format="pyarrow")
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(batch, pa.Table)
+        for index, packed in zip(batch["piece"].to_pylist(), batch["chunk"], strict=True):
+            scanned[index].append(pickle.loads(packed.as_buffer()))
+    errors = [chunk.error for chunks in scanned for chunk in chunks if chunk.error]
+    if errors:
+        raise errors[0]
+    return scanned
+
+
+def _scan_ticket(batch: pa.Table, reading: ReadingRules) -> Iterator[pa.Table]:
+    for index, piece in pickle.loads(batch["pieces"][0].as_py()):
+        try:
+            for chunk in scan(piece, reading):
+                yield pa.table({"piece": [index], "chunk": [pickle.dumps(chunk)]})
+        except (InputError, StorageError) as error:
+            yield pa.table({"piece": [index], "chunk": [pickle.dumps(Chunk(error=error))]})
+
+
+def _read_ticket(
+    batch: pa.Table, reading: ReadingRules, carried: tuple[Carried, ...], skip: ray.ObjectRef | None
+) -> Iterator[pa.Table]:
+    planned, retry = (None, None) if skip is None else ray.get(skip)
+    for piece, occurrences in pickle.loads(batch["pieces"][0].as_py()):
+        try:
+            for table in canonical_tables(piece, reading, carried, occurrences):
+                yield table if planned is None else table.filter(pa.array(~_is_planned(table, planned, retry)))
+        except (InputError, StorageError) as error:
+            yield _aborted(error, carried)
+
+
+def _is_planned(table: pa.Table, planned: np.ndarray, retry: np.ndarray | None) -> np.ndarray:
+    keys = keys_of(table)
+    found = are_in(keys, planned)
+    if retry is None or not len(retry):
+        return found
+    good = np.array([not error for error in table["error_type"].to_pylist()], bool)
+    return found & ~(good & are_in(keys, retry))
+
+
+def keys_of(table: pa.Table) -> np.ndarray:
+    """(n,) S16: the keys of its ids."""
+    return np.array([id_key(row_id) for row_id in table["id"].to_pylist()], f"S{KEY_BYTES}")
+
+
+def are_in(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n,) bool: which keys are among the known ones ((R,) S16, sorted)."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return known[at] == keys
+
+
+def _aborted(error: Exception, carried: tuple[Carried, ...]) -> pa.Table:
+    texts = {"error_type": ABORT + type(error).__name__, "error_message": str(error)}
+    schema = pa.schema([*CANONICAL_FIELDS, *(pa.field(column.ours, column.type) for column in carried)])
+    return pa.table([pa.array([texts.get(column.name)], column.type) for column in schema], schema)

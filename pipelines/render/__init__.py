@@ -1,0 +1,1 @@
+"""Shards become images and manifests, through pools of warm actors that share one ledger."""

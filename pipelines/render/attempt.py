@@ -1,0 +1,236 @@
+"""One attempt at one shard, in a worker's hands: its rows on their way, and the moment in which it is kept or dropped.
+
+No Ray and no engine: where a row's picture comes from, and why an attempt is dropped, is `pipelines.render.worker`'s.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from actors.rows import EngineBroken, Picture, Row, SamplerConfig
+from pipelines.boundary import raised_by
+from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
+from pipelines.render.quality import ShardScores
+from pipelines.render.sink import Sink
+from pipelines.render.watchdog import Submit
+from pipelines.storage.folder import StorageError
+
+ROW_COLUMNS = tuple(field.name for field in fields(Row))
+IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
+
+
+class Dropped(Exception):
+    """The attempt was given up before its commit: nothing of it counts, and it is no failure."""
+
+
+class BadRow(Exception):
+    """A row that was bad at plan time: error type, message."""
+
+
+class RowFailed(Exception):
+    """A row that failed in another process: error type, message."""
+
+
+class AttemptFailed(RuntimeError):
+    """What goes wrong around the rows and is no row's fault: the attempt ends without a commit."""
+
+
+@dataclass
+class Span:
+    """From a worker's first row to its last picture, in seconds."""
+
+    started: float | None = None
+    ended: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        """A row goes to the engine."""
+        with self._lock:
+            if self.started is None:
+                self.started = self.ended = time.monotonic()
+
+    def reach(self) -> None:
+        """A row is back."""
+        with self._lock:
+            self.ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """0 before the first row."""
+        with self._lock:
+            return self.ended - self.started if self.started is not None else 0.0
+
+
+@dataclass(eq=False)
+class Work:
+    """images: rendered so far. error: why it ends without a commit; no row is started any more."""
+
+    rows: list[dict[str, Any]]
+    sink: Sink
+    sampler: SamplerConfig
+    span: Span
+    scores: ShardScores | None = None
+    images: int = 0
+    error: BaseException | None = None
+    _rendering: set[Future] = field(default_factory=set)
+    _committing: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up, and did not fail."""
+        return isinstance(self.error, Dropped)
+
+    def render(self, submit: Submit, writers: Executor, in_work: int = IN_WORK) -> list[dict[str, Any]]:
+        """Every row's manifest columns; every picture is stored. Raises what ended the attempt.
+
+        What was written is deleted where not all of it could be: no manifest will name it. in_work: rows that are
+        submitted and not yet stored, at most.
+        """
+        complete = False
+        try:
+            results = self._results(submit, writers, in_work)
+            packed = self.sink.close()
+            complete = True
+        finally:
+            if not complete and not self.dropped:
+                with suppress(StorageError):  # the store may be what failed
+                    self.sink.discard()
+        scored = self.scores.found if self.scores else {}
+        return [with_scores(with_place(row, packed), scored.get(row["id"])) for row in results]
+
+    def commit(self, call: Callable[[], bool]) -> bool:
+        """What `call` says, which writes the manifest; from here on nobody may drop it. Raises what ended it before."""
+        with self._lock:
+            if self.error:
+                raise self.error
+            self._committing = True
+            return call()
+
+    def drop(self, patience_s: float = 0.0) -> bool:
+        """Give it up. False: it failed, or it is committed, or being committed and patience_s did not bring the end."""
+        if not self._lock.acquire(timeout=patience_s):
+            return False
+        try:
+            if self._committing or self.error:
+                return self.dropped
+            self.error = Dropped()
+        finally:
+            self._lock.release()
+        self._take_back()
+        return True
+
+    def clear_away(self) -> None:
+        """Of a dropped attempt: it no longer counts, and its pictures go, as far as the store lets them."""
+        with suppress(StorageError):
+            self.sink.run.release_attempt(self.sink.attempt)
+            self.sink.discard()
+
+    def _results(self, submit: Submit, writers: Executor, in_work: int) -> list[dict[str, Any]]:
+        """One manifest row (its place still open in packed layouts) for each planned row, in their order."""
+        room = threading.BoundedSemaphore(max(1, in_work))
+        results: list[Future[dict[str, Any]]] = []
+        for row in self.rows:
+            if self.error:
+                break
+            room.acquire()
+            stored = _then(self._rendered(submit, row), writers, partial(self._store, row))
+            stored.add_done_callback(self._note)
+            stored.add_done_callback(lambda _: room.release())
+            results.append(stored)
+        for result in wait(results, return_when=FIRST_EXCEPTION).done:
+            self._note(result)
+        if self.error:
+            self._take_back()
+            wait(results)  # what is being written is written: then it can be deleted
+            raise self.error
+        return [result.result() for result in results]
+
+    def _take_back(self) -> None:
+        for rendered in list(self._rendering):
+            rendered.cancel()
+
+    def _note(self, result: Future) -> None:
+        """A result that raised ends the attempt, unless something else has: no more rows are started."""
+        if (error := result.exception()) is not None:
+            with self._lock:
+                self.error = self.error or error
+
+    def _rendered(self, submit: Submit, row: dict[str, Any]) -> "Future[Picture]":
+        """The picture to come; where the attempt is dropped, and the row still waits, it is taken back."""
+        if row["error_type"]:
+            return settled(BadRow(row["error_type"], row["error_message"]))
+        self.span.begin()
+        rendered = submit(engine_row(row))
+        self._rendering.add(rendered)
+        rendered.add_done_callback(self._rendering.discard)
+        if self.error:
+            rendered.cancel()
+        return rendered
+
+    def _store(self, row: dict[str, Any], rendered: "Future[Picture]") -> dict[str, Any]:
+        """On a writer's thread: the row's manifest columns. Raises what ends the attempt: a store, a broken engine."""
+        if self.error:
+            raise self.error
+        sink, error = self.sink, rendered.exception()
+        if isinstance(error, EngineBroken | AttemptFailed):
+            raise error
+        if isinstance(error, BadRow):
+            return failed_row(row, sink.shard, sink.attempt, *error.args)
+        self.span.reach()
+        with self._counting:
+            self.images += 1
+        if self.scores:
+            self.scores.add(row, None if error is not None else rendered.result().image)
+        if error is not None:
+            words = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
+            return failed_row(row, sink.shard, sink.attempt, *words)
+        picture = rendered.result()
+        stored = sink.put(row, picture.image)
+        key = render_key(row, picture.render_class, self.sampler)
+        return ok_row(row, sink.shard, sink.attempt, picture, stored, key, sink.image_format)
+
+
+def engine_row(row: Mapping[str, Any]) -> Row:
+    """What the engine needs of a planned row."""
+    return Row(*[row[name] for name in ROW_COLUMNS])
+
+
+def settled(result: Any) -> "Future[Any]":
+    """A future that has its result, or raises it."""
+    future: Future[Any] = Future()
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+    return future
+
+
+class Inline(Executor):
+    """Runs what is submitted at once, in the thread that submits it: for pictures that come one at a time."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """A future that is settled."""
+        future: Future[Any] = Future()
+        error = raised_by(lambda: future.set_result(fn(*args, **kwargs)))
+        if error is not None:
+            future.set_exception(error)
+        return future
+
+
+def _then(first: Future, pool: Executor, call: Callable[[Future], Any]) -> "Future[Any]":
+    """The future of call(first), which runs on the pool once `first` is settled."""
+    second: Future[Any] = Future()
+
+    def settle(done: Future) -> None:
+        error = done.exception()
+        second.set_result(done.result()) if error is None else second.set_exception(error)
+
+    first.add_done_callback(lambda _: pool.submit(call, first).add_done_callback(settle))
+    return second

@@ -1,0 +1,330 @@
+"""Shards to images and manifests, through pools of warm actors that share one ledger.
+
+The driver makes actors where there is work for them and ends those for which nothing is left; which shard an actor
+renders is the ledger's. While actors exist no Ray Data dataset may be started: it would wait in silence for their CPUs.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.boundary import raised_by
+from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
+from pipelines.prompts.generations import newest_schema
+from pipelines.render.ledger import FailureLimit
+from pipelines.render.ledger_actor import LedgerActor, RenderTask
+from pipelines.render.messages import Snapshot
+from pipelines.render.pool import Pool, RenderConfig, RenderError, auto_dtype, device_of
+from pipelines.render.repairing import RepairOrder
+from pipelines.run.drivers import EpochId
+from pipelines.run.layout import RunFolder, schema_to_json
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+LOOK_S, DRAIN_S = 30.0, 1.0  # between two looks at the manifests of others, and at nodes that are drained
+CAPACITY_S = 5.0  # between two looks at what the cluster gives no actor for
+
+
+class StopSignal(Protocol):
+    """A threading.Event, or what looks like one."""
+
+    def is_set(self) -> bool:
+        """Whether the run is to finish what is in work and end."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """total, done, ok, failed, filtered: rows. waiting: what the run waits for. None: not known, or not waiting."""
+
+    total: int
+    done: int
+    ok: int
+    failed: int
+    filtered: int
+    mean_steps: float | None
+    images_per_second: float | None
+    eta_s: float | None
+    waiting: str | None
+    workers: int  # render actors alive
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    """Of this call alone; what was committed before is in the manifests.
+
+    lane_fill: lanes used, of those offered. unet_share, busy_share: the time in the UNet, and in UNet and VAE, of the
+    actors' time between their first and their last row, which is actor_seconds of all actors together.
+    """
+
+    rows: int
+    unet_calls: int
+    lane_fill: float | None
+    unet_share: float | None
+    busy_share: float | None
+    actor_seconds: float | None
+    seconds: float
+    images_per_second: float | None
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is to be rendered again, by shard. alone: nothing else is rendered."""
+
+    orders: Mapping[str, RepairOrder]
+    alone: bool = True
+
+
+def render(
+    run: RunFolder,
+    config: RenderConfig,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    stop: StopSignal | None = None,
+    repair: Repair | None = None,
+    term: EpochId | None = None,
+) -> RenderResult:
+    """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
+
+    Where `stop` is set, what is in work is finished and committed. term: this driver's epoch, by which each process
+    proves that it sees this very folder. Raises RenderError, resumable; never returns with planned shards unended,
+    unless it was interrupted.
+    """
+    pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
+    config = replace(config, pools=pools)
+    limit = None if config.max_failed is None else FailureLimit(config.max_failed)
+    orders, only = (repair.orders, repair.alone) if repair else ({}, False)
+    generations = tuple(run.generations())
+    task = RenderTask(run, pools, generations, orders, only, term, limit)
+    shards, done = {shard.id for shard in task.shards()}, task.done()
+    undone = shards - done
+    if not undone:
+        return _result(None, 0.0, False)
+    schema = schema_to_json(newest_schema([run.read_plan(generation) for generation in generations]))
+    _warn_of_slow_pools(config)
+    ledger = _start_ledger(task)
+    every = [Pool(spec, run, config, schema, ledger, term) for spec in pools]
+    try:
+        with _StopWatcher(ledger, run, undone - orders.keys()):
+            result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))
+    finally:
+        for pool in every:
+            pool.end()
+        ray.kill(ledger)
+    if not result.interrupted and (left := shards - orders.keys() - run.done_shards()):
+        raise RenderError(
+            f"{len(left):,} of {len(shards):,} planned shards have no manifest in {run.url}, though the ledger says "
+            "that all are done: do the workers see another folder? The same command goes on where it stopped"
+        )
+    return result
+
+
+def _warn_of_slow_pools(config: RenderConfig) -> None:
+    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
+    if slow and config.sampler.dtype == "auto" and auto_dtype(config) != "float32":
+        log.warning("pool %s renders on CPUs in the float16 of the GPU pools, many times slower", ", ".join(slow))
+
+
+def _num_gpus(asked: float | None) -> float:
+    """What was not resolved before is what this Ray has at this moment."""
+    return resolve_gpus({}, local=True) if asked is None else asked
+
+
+def _start_ledger(task: RenderTask) -> Any:
+    """On the driver's own node, with no CPU of its own: where the driver lives it lives."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(LedgerActor).options(**options).remote(task)
+
+
+class _StopWatcher:
+    """Tells the ledger, while the body runs, what it cannot see: shards that other drivers commit, nodes that go."""
+
+    def __init__(self, ledger: Any, run: RunFolder, undone: Collection[str]):
+        self.ledger, self.run, self.undone = ledger, run, set(undone)
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        for look, every_s in ((self._manifests, LOOK_S), (self._drains, DRAIN_S)):
+            threading.Thread(target=self._keep, args=(look, every_s), daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _keep(self, look: Callable[[], None], every_s: float) -> None:
+        while not self._over.wait(every_s):
+            if (error := raised_by(look)) is not None and not self._over.is_set():
+                log.warning("%s", error)
+
+    def _manifests(self) -> None:
+        if found := self.undone and self.undone & self.run.done_shards():
+            ray.get(self.ledger.found.remote(found))
+            self.undone -= found
+
+    def _drains(self) -> None:
+        if nodes := draining_nodes():
+            ray.get(self.ledger.drain.remote(list(nodes)))
+
+
+class _Watch:
+    """The main thread's loop: progress, actors, capacity, and the end of the run."""
+
+    def __init__(
+        self,
+        ledger: Any,
+        pools: list[Pool],
+        config: RenderConfig,
+        on_progress: Callable[[Progress], None],
+        stop: StopSignal | None,
+    ):
+        self.ledger, self.pools, self.config, self.on_progress, self.stop = ledger, pools, config, on_progress, stop
+        self.started = self.moved = time.monotonic()
+        self.stopping = False
+        self._hopeless: str | None = None  # why what is left can be rendered by nobody
+        self._seen: object = None
+        self._rate = _Rate()
+        self._lack, self._lack_at = "", 0.0
+
+    def until_over(self, shards: int) -> RenderResult:
+        """shards: that the ledger must know of. Raises RenderError where the run cannot go on."""
+        while True:
+            if self.stopping or (self.stop is not None and self.stop.is_set()):
+                self._stop()
+            snapshot: Snapshot = self._ask("snapshot")
+            if snapshot.loaded and snapshot.shards != shards:
+                raise RenderError(f"the ledger sees {snapshot.shards:,} planned shards, this driver {shards:,}")
+            waiting = self._waiting(snapshot)
+            if snapshot.loaded or snapshot.errors:
+                self.on_progress(self._progress(snapshot, waiting))
+            if snapshot.finished:
+                return self._over(snapshot)
+            self._look_at_time(snapshot, waiting)
+            if snapshot.loaded and not snapshot.adopting:
+                for pool in self.pools:
+                    pool.tend(snapshot, self.stopping or snapshot.fatal is not None)
+                self._look_at_lost_pools(snapshot)
+            time.sleep(POLL_S)
+
+    def _stop(self) -> None:
+        """Said again at each look: a ledger that was restarted meanwhile has forgotten it."""
+        self.stopping = True
+        self._ask("stop")
+
+    def _ask(self, method: str) -> Any:
+        try:
+            return ray.get(getattr(self.ledger, method).remote(), timeout=self.config.no_progress_s)
+        except ray.exceptions.GetTimeoutError:
+            raise RenderError(f"the ledger did not answer for {self.config.no_progress_s:.0f} s") from None
+
+    def _over(self, snapshot: Snapshot) -> RenderResult:
+        if self._hopeless or snapshot.fatal:
+            raise RenderError(self._hopeless or snapshot.fatal)
+        interrupted = snapshot.shards_done < snapshot.shards or not snapshot.loaded
+        return _result(snapshot, time.monotonic() - self.started, interrupted)
+
+    def _look_at_lost_pools(self, snapshot: Snapshot) -> None:
+        """Where shards are left that only pools without actors may serve, the others finish what they have in work."""
+        out = {pool.spec.name: pool.unfit for pool in self.pools if pool.is_out}
+        stuck = [pools for pools in snapshot.free if out.keys() >= set(pools)]
+        if stuck and not self._hopeless:
+            shards = sum(snapshot.free[pools] for pools in stuck)
+            reasons = "; ".join(f"pool {name}: {out[name]}" for name in dict.fromkeys(stuck[0]))
+            self._hopeless = f"no actor is left that can render {shards:,} shards: {reasons}"
+            self._stop()
+
+    def _look_at_time(self, snapshot: Snapshot, waiting: str | None) -> None:
+        """Raises RenderError where nothing went on for too long; waiting for the cluster is no reason to end."""
+        if self._moves(snapshot) != self._seen or (waiting and not snapshot.leased and self._may_wait(snapshot)):
+            self._seen, self.moved = self._moves(snapshot), time.monotonic()
+        if time.monotonic() - self.moved > self.config.no_progress_s:
+            raise RenderError(
+                f"no progress in {self.config.no_progress_s:.0f} s: {snapshot.leased} shards in work at "
+                f"{snapshot.workers} workers, {snapshot.deaths} workers died; "
+                + (snapshot.errors[-1] if snapshot.errors else waiting or "no error was reported")
+            )
+
+    @staticmethod
+    def _moves(snapshot: Snapshot) -> object:
+        """Equal while nothing goes on. A worker's death is a move: how many there can be is the ledger's to bound."""
+        stats = [snapshot.stats.get(name, 0) for name in ("unet_calls", "images", "isolated_moves")]
+        return snapshot.rows_done, snapshot.images_in_work, snapshot.deaths, stats
+
+    def _may_wait(self, snapshot: Snapshot) -> bool:
+        """A cluster may take its time to give an actor a place; an actor that has one may not take for ever to load."""
+        return not snapshot.workers and any(pool.handles for pool in self.pools)
+
+    def _progress(self, snapshot: Snapshot, waiting: str | None) -> Progress:
+        done = min(snapshot.rows, snapshot.rows_done + snapshot.images_in_work)
+        rate = self._rate.of(done)
+        return Progress(
+            total=snapshot.rows,
+            done=done,
+            ok=snapshot.ok,
+            failed=snapshot.failed,
+            filtered=snapshot.filtered,
+            mean_steps=snapshot.steps / snapshot.ok if snapshot.ok else None,
+            images_per_second=rate,
+            eta_s=(snapshot.rows - done) / rate if rate else None,
+            waiting=waiting,
+            workers=snapshot.workers,
+        )
+
+    def _waiting(self, snapshot: Snapshot) -> str | None:
+        """What a pool, or the whole run, cannot go on without."""
+        if snapshot.finished:
+            return None
+        if not snapshot.loaded:
+            return f"waiting: {snapshot.errors[-1]}" if snapshot.errors else None
+        missing = [pool for pool in self.pools if pool.unplaced(snapshot) and pool.spec.name not in snapshot.pools]
+        if missing:
+            return f"waiting for {missing[0].spec.wants}: {self._what_is_lacking(missing[0])}"
+        stages = [] if snapshot.leased else snapshot.stages
+        return f"waiting for a worker: {stages[0]}" if stages else None
+
+    def _what_is_lacking(self, pool: Pool) -> str:
+        """By the cluster, which is asked now and then."""
+        if time.monotonic() - self._lack_at > CAPACITY_S:
+            self._lack, self._lack_at = waiting_for(pool.spec.request, pool.has_lived), time.monotonic()
+        return self._lack
+
+
+class _Rate:
+    """Rows a second over the last minute."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, int]] = []
+
+    def of(self, done: int) -> float | None:
+        """None until rows have arrived."""
+        now = time.monotonic()
+        if not self._points or done > self._points[-1][1] or len(self._points) == 1:
+            self._points.append((now, done))
+        self._points = [p for p in self._points if now - p[0] < 60] or self._points[-1:]
+        (start, first), rows = self._points[0], done - self._points[0][1]
+        return rows / (now - start) if rows > 0 and now > start and first < done else None
+
+
+def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool) -> RenderResult:
+    stats = snapshot.stats if snapshot else {}
+    rows = snapshot.ok + snapshot.failed + snapshot.filtered if snapshot else 0
+    span, unet = stats.get("span_seconds", 0), stats.get("unet_seconds", 0)
+    return RenderResult(
+        rows=rows,
+        unet_calls=int(stats.get("unet_calls", 0)),
+        lane_fill=_ratio(stats.get("lanes_filled", 0), stats.get("lanes_offered", 0)),
+        unet_share=_ratio(unet, span),
+        busy_share=_ratio(unet + stats.get("vae_seconds", 0), span),
+        actor_seconds=span or None,
+        seconds=seconds,
+        images_per_second=_ratio(rows, seconds),
+        interrupted=interrupted,
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

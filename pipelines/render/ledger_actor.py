@@ -1,0 +1,175 @@
+"""The ledger in its own process: it reads its state from the run folder on a thread, and answers from the first moment.
+
+An actor whose `__init__` raises once at a restart is dead for ever, so nothing here can: a store that is away is asked
+again until it is back, and meanwhile workers are told to wait and what they report is kept.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from pipelines.boundary import raised_by
+from pipelines.render.ledger import HEARTBEAT_S, SLOWEST_HEARTBEAT_S, WORKERS_A_HEARTBEAT_S, FailureLimit, Ledger
+from pipelines.render.messages import WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
+from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.repairing import RepairOrder
+from pipelines.run.drivers import EpochId
+from pipelines.run.layout import RunFolder
+from pipelines.run.proof import NotSharedError, prove
+
+log = logging.getLogger(__name__)
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
+
+
+@dataclass(frozen=True)
+class RenderTask:
+    """A call of `render`, as far as its ledger has to know it.
+
+    generations: of the plan, when it began; term: of the driver; only: nothing but the orders.
+    """
+
+    run: RunFolder
+    pools: tuple[PoolSpec, ...]
+    generations: tuple[int, ...]
+    orders: Mapping[str, RepairOrder] = field(default_factory=dict)
+    only: bool = False
+    term: EpochId | None = None
+    limit: FailureLimit | None = None
+
+    def shards(self) -> list[LeasedShard]:
+        """All that the task is about, done or not."""
+        shards = planned_shards(self.run, self.pools, self.generations)
+        return [shard for shard in shards if shard.id in self.orders] if self.only else shards
+
+    def done(self, again: bool = False) -> set[str]:
+        """By their manifests. again: it began before, so that some of what it repairs may be done."""
+        repaired = {shard for shard, order in self.orders.items() if again and order.is_done(self.run)}
+        return self.run.done_shards() - self.orders.keys() | repaired
+
+    def deaths(self) -> dict[str, int]:
+        """Of processes over each shard, by the run folder; those that led to a manifest that is repaired are past."""
+        found = self.run.deaths()
+        past = {shard: order.attempts for shard, order in self.orders.items()}
+        return {shard: sum(number > past.get(shard, 0) for number in numbers) for shard, numbers in found.items()}
+
+    @property
+    def adopting_s(self) -> float:
+        """How long a new ledger listens for heartbeats before it leases: two of the slowest workers' and a little."""
+        actors = sum(pool.actors for pool in self.pools)
+        return 2 * min(SLOWEST_HEARTBEAT_S, max(HEARTBEAT_S, actors / WORKERS_A_HEARTBEAT_S)) + 1
+
+
+class LedgerActor:
+    """The ledger's methods; before it is loaded the answers of one that knows nothing yet."""
+
+    def __init__(self, task: RenderTask):
+        self._task, self._again = task, ray.get_runtime_context().was_current_actor_reconstructed
+        self._ledger: Ledger | None = None
+        self._trouble: str | None = None  # why it could not be loaded so far
+        self._refusal: str | None = None  # why it never can
+        self._early: list[Callable[[Ledger], object]] = []  # what was reported before it was loaded, in order
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._deaths: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        threading.Thread(target=self._load, name="ledger", daemon=True).start()
+        threading.Thread(target=self._write_deaths, name="deaths", daemon=True).start()
+
+    def lease(self, slot: Slot) -> Lease | str:
+        """As the ledger's."""
+        return self._ledger.lease(slot) if self._ledger else WAIT
+
+    def beat(self, beat: Heartbeat) -> HeartbeatReply:
+        """As the ledger's; while it is not loaded nobody has to drop anything."""
+        return self._ledger.beat(beat) if self._ledger else HeartbeatReply()
+
+    def snapshot(self) -> Snapshot:
+        """As the ledger's; errors: why it is not loaded."""
+        if self._ledger:
+            return self._ledger.snapshot()
+        errors = (self._trouble,) if self._trouble else ()
+        finished = self._refusal is not None or (self._stopped and not self._again)  # then nothing is in work anywhere
+        return Snapshot(loaded=False, errors=errors, fatal=self._refusal, finished=finished)
+
+    def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
+        """As the ledger's, as all below."""
+        self._tell(lambda ledger: ledger.finish(slot, shard_id, counts))
+
+    def fail(self, slot: Slot, shard_id: str, reason: str) -> None:
+        """A shard raised."""
+        self._tell(lambda ledger: ledger.fail(slot, shard_id, reason))
+
+    def release(self, slot: Slot, shard_id: str) -> None:
+        """A shard goes back unworked."""
+        self._tell(lambda ledger: ledger.release(slot, shard_id))
+
+    def broke(self, worker: Worker, reason: str) -> None:
+        """A worker's engine is broken."""
+        self._tell(lambda ledger: ledger.broke(worker, reason))
+
+    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+        """An actor's process has ended."""
+        self._tell(lambda ledger: ledger.bury(actor, living_nodes, before))
+
+    def found(self, done: Iterable[str]) -> None:
+        """Shards that others committed."""
+        self._tell(lambda ledger: ledger.found(done))
+
+    def drain(self, nodes: Iterable[str]) -> None:
+        """Nodes that are about to go."""
+        self._tell(lambda ledger: ledger.drain(nodes))
+
+    def stop(self) -> None:
+        """No more leases."""
+        self._stopped = True
+        self._tell(lambda ledger: ledger.stop())
+
+    def _tell(self, call: Callable[[Ledger], object]) -> None:
+        with self._lock:
+            if self._ledger is None:
+                self._early.append(call)
+                return
+        call(self._ledger)
+
+    def _load(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while (error := raised_by(self._read)) is not None:
+            absent = isinstance(error, FileNotFoundError) and not self._again  # the driver has just read it
+            if absent or (isinstance(error, NotSharedError) and not error.may_pass):
+                self._refusal = f"the ledger does not see this driver's plan: {error}"
+                return
+            self._trouble = f"the ledger cannot read the run folder: {error}"
+            log.warning("%s; again in %.0f s", self._trouble, wait_s)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _read(self) -> None:
+        task, again = self._task, self._again
+        if task.term is not None:
+            prove(task.run, task.term.proof)
+        ledger = Ledger(
+            task.shards(),
+            task.done(again),
+            task.deaths(),
+            orders=task.orders,
+            limit=task.limit,
+            on_death=lambda shard, reason: self._deaths.put((shard, reason)),
+            adopting_s=task.adopting_s if again else 0.0,
+            actors={pool.name: pool.actors for pool in task.pools},
+        )
+        with self._lock:
+            for call in self._early:
+                call(ledger)
+            self._ledger = ledger
+
+    def _write_deaths(self) -> None:
+        """Into the run folder, so that a later driver knows of them. One that cannot be written is missed, no more."""
+        while True:
+            shard, reason = self._deaths.get()
+            if (error := raised_by(lambda: self._task.run.mark_death(shard, reason))) is not None:  # noqa: B023
+                log.warning("a death over shard %s could not be written down: %s", shard, error)

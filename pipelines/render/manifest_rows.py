@@ -1,0 +1,156 @@
+"""What a manifest says of a row: the planned row's own columns, and what became of it.
+
+Pure: dictionaries in, dictionaries or a table out. Which columns there are, and their types, is
+`pipelines.run.layout`'s.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from actors.rows import Picture, SamplerConfig
+from pipelines.prompts.columns import EXACT
+from pipelines.render.quality import Scored
+from pipelines.render.sink import FORMATS, Stored, encoder_name
+from pipelines.run.layout import Attempt
+
+if TYPE_CHECKING:
+    from pipelines.render.repairing import RepairOrder
+
+REASON_CHARS = 160
+_KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
+
+
+def ok_row(
+    row: Mapping[str, Any], shard: str, attempt: Attempt, picture: Picture, stored: Stored, key: str, image_format: str
+) -> dict[str, Any]:
+    """A row with its picture. Its place is still open in packed layouts: see `with_place`."""
+    return _row(row, shard, attempt) | {
+        "status": "ok",
+        "uri": stored.uri,
+        "offset": stored.offset,
+        "bytes": stored.num_bytes,
+        "sha256": stored.sha256,
+        "media_type": FORMATS[image_format],
+        "format": image_format,
+        "lane_steps": picture.lane_steps,
+        "seconds": picture.seconds,
+        "render_class": _with_encoder(picture.render_class, stored, image_format),
+        "render_key": key,
+        "truncated": picture.truncated,
+        "negative_truncated": picture.negative_truncated,
+        "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
+    }
+
+
+def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
+    """Pixels are equal within the picture's class; bytes and sha256 where the encoder is the same, too."""
+    return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
+
+
+def failed_row(row: Mapping[str, Any], shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:
+    """A row without a picture, and why."""
+    return _row(row, shard, attempt) | {"status": "failed", "error_type": error_type, "error_message": message}
+
+
+def _row(row: Mapping[str, Any], shard: str, attempt: Attempt) -> dict[str, Any]:
+    """What holds for every row; Arrow leaves what is not named null."""
+    return dict(row) | {
+        "shard": shard,
+        "seed_planned": row["seed"],
+        "error_type": None,
+        "error_message": None,
+        "attempts": attempt.number,
+        "tries": [],
+        "scores": [],
+        "plan_version": f"{shard.split('-')[0]}.0",
+        "revision": 0,
+        "created_at": datetime.now(UTC),
+    }
+
+
+def with_place(row: dict[str, Any], packed: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
+    """The row with uri and offset, where its picture went into a shard's one file."""
+    if row["id"] not in packed:
+        return row
+    uri, offset = packed[row["id"]]
+    return row | {"uri": uri, "offset": offset}
+
+
+def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
+    """The row with what its scorers said, where there are scorers and a picture."""
+    if scored is None:
+        return row
+    scores = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
+    tries = [each | {"scores": scores} for each in row["tries"]]
+    return row | {"scores": scores, "quality": scored.quality, "tries": tries, "score_error": scored.error}
+
+
+def manifest_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of a schema that may be wider than their own: its text columns hold values of any type."""
+    rows = list(rows)
+    columns = [pa.array([_as(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A manifest with the columns and types of a later generation."""
+    same = {field.name for field in schema if field.name in table.column_names and table[field.name].type == field.type}
+    rest = pa.schema([field for field in schema if field.name not in same])
+    known = table.select(["id", *(name for name in rest.names if name in table.column_names)])  # id: however many rows
+    other = manifest_table(known.to_pylist(), rest)
+    columns = [table[field.name] if field.name in same else other[field.name] for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    """A value as a column of this type takes it."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else _text(value)
+    if pa.types.is_list(kind):
+        return [_as(each, kind.value_type) for each in value]
+    if pa.types.is_struct(kind):
+        named = value if isinstance(value, dict) else dict(zip(kind.names, value, strict=True))  # of a map: a pair
+        return {field.name: _as(named.get(field.name), field.type) for field in kind}
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        value = int(value)  # an integer that shared its column with fractions
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig) -> str:
+    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
+    fingerprint, _, precision, *_ = render_class.split("/")
+    parts = [row[name] for name in _KEY_COLUMNS]
+    parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+
+
+def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
+    """What became of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes it.
+
+    bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
+    """
+    rows = manifest.select(["id", "status", "num_steps", "error_type", "error_message"]).to_pylist()
+    if order:
+        again = set(order.ids)
+        rows = [row for row in rows if row["id"] in again]
+    statuses = Counter(row["status"] for row in rows)
+    failed = [row for row in rows if row["status"] == "failed" and row["id"] not in bad]
+    return {name: statuses[name] for name in ("ok", "failed", "filtered")} | {
+        "steps": sum(row["num_steps"] for row in rows if row["status"] == "ok"),
+        "engine_failed": len(failed),
+        "reasons": Counter(f"{row['error_type']}: {row['error_message']}"[:REASON_CHARS] for row in failed),
+    }

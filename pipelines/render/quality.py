@@ -1,0 +1,104 @@
+"""Scores for the pictures of a shard, as they are made: all budgets of one (prompt, sample) together.
+
+What a score is, is `actors.scorer`; here it is only brought to a worker and given whole groups. torch is imported where
+pictures are.
+"""
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.storage.checkpoints import ModelSource, is_one_file
+
+if TYPE_CHECKING:
+    from actors.scorer import QualityScorer
+
+
+@dataclass(frozen=True)
+class ScorerSource:
+    """One view of quality and where its model lies; the fields of `actors.scorer.ScorerSpec`, not yet on this node."""
+
+    name: str
+    kind: str  # clip, aesthetic, fidelity or function
+    weight: float = 1.0
+    model: ModelSource | None = None
+    head: str | None = None
+    function: Callable[[list[np.ndarray], list[str]], Sequence[float]] | None = None
+
+
+def load_scorer(sources: Sequence[ScorerSource], device: str) -> "QualityScorer":
+    """The scorers of a job, on this machine. Raises ScorerError, StorageError."""
+    from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
+
+    specs = [
+        ScorerSpec(s.name, s.kind, s.weight, s.model.local() if s.model else None, s.head, s.function) for s in sources
+    ]
+    return QualityScorer(ScorerConfig(tuple(specs), device))
+
+
+def check_source(source: ScorerSource) -> None:
+    """Whether its model is a whole CLIP, and its head fits, from headers. Raises CheckpointError, StorageError."""
+    from actors.scorer_check import check_clip, check_head
+    from actors.weights import CheckpointError
+
+    if source.model is not None and source.kind in ("clip", "aesthetic"):
+        if is_one_file(source.model.path):
+            raise CheckpointError(f"{source.model.path}: one file; a scorer's path takes a CLIPModel's whole folder")
+        width = check_clip(source.model.local(metadata_only=True))
+        if source.kind == "aesthetic" and source.head is not None:
+            check_head(source.head, width)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """scores: of those scorers that could judge; quality: their weighted sum, None where it is unknown, and why."""
+
+    scores: Mapping[str, float]
+    quality: float | None
+    error: str | None = None
+
+
+class ShardScores:
+    """Takes a shard's pictures in any order, from any thread; a group is scored by the thread that completes it."""
+
+    def __init__(self, scorer: "QualityScorer", rows: Iterable[Mapping[str, Any]], running: threading.Lock):
+        self._scorer, self._running = scorer, running
+        self._lock = threading.Lock()
+        self._expected = Counter(_group(row) for row in rows if not row["error_type"])
+        self._held: dict[tuple, list[tuple[Mapping[str, Any], np.ndarray | None]]] = defaultdict(list)
+        self.found: dict[str, Scored] = {}
+
+    def add(self, row: Mapping[str, Any], image: np.ndarray | None) -> None:
+        """image: (H, W, 3) uint8; None where the row failed."""
+        group = _group(row)
+        with self._lock:
+            held = self._held[group]
+            held.append((row, image))
+            if len(held) < self._expected[group]:
+                return
+            del self._held[group]
+        self._score(held)
+
+    def _score(self, held: list[tuple[Mapping[str, Any], np.ndarray | None]]) -> None:
+        pictures = [(row, image) for row, image in held if image is not None]
+        if not pictures:
+            return
+        _, reference = max(held, key=lambda each: each[0]["num_steps"])
+        batch = {
+            "image": [image for _, image in pictures],
+            "prompt": [row["prompt"] for row, _ in pictures],
+            "reference": [reference if len(held) > 1 else None] * len(pictures),
+        }
+        with self._running:  # one group at a time: the scorer's threads are the actor's
+            scored = self._scorer(batch)
+        found = zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)
+        for (row, _), each in zip(pictures, found, strict=True):
+            self.found[row["id"]] = Scored(*each)
+
+
+def _group(row: Mapping[str, Any]) -> tuple:
+    return row["prompt_id"], row["sample"]

@@ -1,0 +1,119 @@
+"""What a worker does to repair a shard, and the one overwrite there is: its manifest, replaced whole, one revision on.
+
+A RepairOrder is what travels to the worker, small; the worker makes the RepairedShard of it, from the folder. Only the
+driver of the latest epoch may replace or delete.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.pipeline_error import PipelineError
+from pipelines.render.manifest_rows import manifest_table
+from pipelines.run.drivers import DEADLINE_S, EpochId
+from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_bytes
+
+
+class SupersededError(PipelineError, RuntimeError):
+    """Another driver has the run; nothing was overwritten."""
+
+
+@dataclass(frozen=True)
+class RepairedShard:
+    """One shard's repair. again: planned rows with the final seed and num_steps of their manifest; none may be needed.
+
+    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`.
+    """
+
+    shard: str
+    revision: int
+    schema: pa.Schema
+    ids: tuple[str, ...]
+    kept: dict[str, dict[str, Any]]
+    again: tuple[dict[str, Any], ...]
+    seeds: dict[str, int | None]
+
+    def manifest(self, rendered: Iterable[dict[str, Any]]) -> pa.Table:
+        """The new manifest from the rows kept and those rendered again. ValueError where one is missing."""
+        fresh = {
+            row["id"]: row | {"seed_planned": self.seeds[row["id"]]} for row in rendered if row["id"] in self.seeds
+        }
+        rows = self.kept | fresh
+        if rows.keys() != set(self.ids) or len(fresh) != len(self.seeds):
+            raise ValueError(f"shard {self.shard}: {len(fresh)} of {len(self.seeds)} rows were rendered again")
+        ordered = [rows[id] | {"revision": self.revision} for id in self.ids]
+        return manifest_table(ordered, self.schema)
+
+
+@dataclass(frozen=True)
+class RepairOrder:
+    """One shard's repair, in short. ids: planned rows to render again; replanned: those of them whose manifest row
+    is not to be trusted. attempts: that led to the manifest there is; revision: of the one to come.
+    """
+
+    shard: str
+    revision: int
+    ids: tuple[str, ...]
+    replanned: frozenset[str]
+    attempts: int
+
+    def is_done(self, run: RunFolder) -> bool:
+        """Whether the manifest of that revision stands, whoever wrote it."""
+        return max((row["revision"] or 0 for row in written_rows(run, self.shard)), default=-1) >= self.revision
+
+    def mending(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> RepairedShard:
+        """All that is needed to carry it out. part, row_group: where the plan has the shard."""
+        planned = {row["id"]: row for row in run.read_shard(part, row_group).to_pylist()}
+        found = first_of_each(written_rows(run, self.shard), planned)
+        ill = set(self.ids)
+        trusted = {id: row for id, row in found.items() if id not in self.replanned}
+        return RepairedShard(
+            shard=self.shard,
+            revision=self.revision,
+            schema=schema,
+            ids=tuple(planned),
+            kept={id: row for id, row in found.items() if id not in ill},
+            again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
+            seeds={id: planned[id]["seed"] for id in self.ids},
+        )
+
+
+def written_rows(run: RunFolder, shard: str) -> list[dict[str, Any]]:
+    """The rows of a shard's manifest; none where it cannot be read. FileNotFoundError where there is none."""
+    try:
+        table = run.read_manifest(shard)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE:
+        return []
+    return table.to_pylist() if {"id", "revision", "attempts"} <= set(table.column_names) else []
+
+
+def first_of_each(written: list[dict[str, Any]], planned: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The first manifest row of each planned id, by id."""
+    return {row["id"]: row for row in reversed(written) if row["id"] in planned}
+
+
+def replace_manifest(run: RunFolder, term: EpochId, shard: str, table: pa.Table) -> None:
+    """Put a shard's manifest over the one that is there. SupersededError where another driver has the run.
+
+    The write gives up after seconds, not minutes: it must not arrive long after the epoch was asked for.
+    """
+    demand_driver(run, term)
+    prompt = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
+    prompt.write(manifest_key(shard), parquet_bytes([table]))
+
+
+def demand_driver(run: RunFolder, term: EpochId) -> None:
+    """Raises SupersededError where another driver has the run."""
+    if term.successor(run) is not None:
+        raise SupersededError(f"another run has taken over {run.url}; nothing more is changed by this one")
+
+
+def _final(planned: dict[str, Any], written: dict[str, Any] | None) -> dict[str, Any]:
+    """What the worker renders: the seed and steps that the manifest ended with, never the guard's way to them."""
+    if written is None or written["seed"] is None or written["num_steps"] is None:
+        return planned
+    return planned | {"seed": written["seed"], "num_steps": written["num_steps"]}

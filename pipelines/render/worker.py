@@ -1,0 +1,386 @@
+"""RenderWorker: an actor that leases shards, renders every row, stores the pictures and commits the manifest.
+
+It never raises: what a shard raises is reported to the ledger, and a process that cannot render says why and does not
+lease. Two shards are in hand at a time, so that the lanes never drain between them. Told to leave (SIGTERM, or its node
+is drained) it drops what is not yet committed, says so, and ends its process.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+
+from actors.rows import EngineBroken, SamplerConfig
+from pipelines.boundary import raised_by
+from pipelines.cluster.capacity import ActorState, actor_states
+from pipelines.render.attempt import IN_WORK, Dropped, Inline, Span, Work, engine_row, settled
+from pipelines.render.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
+from pipelines.render.manifest_rows import manifest_table, outcome_counts
+from pipelines.render.messages import (
+    DONE,
+    WAIT,
+    Heartbeat,
+    HeartbeatReply,
+    Lease,
+    LeasedShard,
+    Slot,
+    UnfitWorker,
+    Worker,
+)
+from pipelines.render.quality import ScorerSource, ShardScores, load_scorer
+from pipelines.render.repairing import replace_manifest
+from pipelines.render.sink import Sink
+from pipelines.render.watchdog import Submit, Watchdog
+from pipelines.run.drivers import EpochId
+from pipelines.run.layout import RunFolder, manifest_key, schema_from_json
+from pipelines.run.precision import keep_dtype, settled_dtype
+from pipelines.run.proof import prove_in_time
+from pipelines.storage.checkpoints import ModelSource
+
+if TYPE_CHECKING:
+    from actors.sampler import DDIMSampler
+
+log = logging.getLogger(__name__)
+POLL_S = 0.3
+SLOTS = 2  # shards in hand
+WRITERS = 8
+LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under way; a pod has 30 s by default
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """All that a worker of one pool needs. schema: of all manifests, as plan.json has one.
+
+    row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
+    `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
+    """
+
+    run: RunFolder
+    model: ModelSource
+    sampler: SamplerConfig
+    pool: str
+    layout: str
+    image_format: str
+    schema: str
+    scorers: tuple[ScorerSource, ...] = ()
+    row_timeout_s: float | None = None
+    term: EpochId | None = None
+    auto_dtype: str = "float32"
+
+
+class RenderWorker:
+    """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
+
+    def __init__(self, job: WorkerJob, ledger: Any = None):
+        self.job, self.ledger = job, ledger
+        self._lock = threading.Lock()
+        self._sampler: DDIMSampler | None = None
+        self._scorer: Any = None
+        self._scoring = threading.Lock()
+        self._worker: Worker | None = None
+        self._serving: Future[UnfitWorker | None] | None = None
+        self._stage = "starting"
+        self._works: dict[str, Work | None] = {}  # shards in hand, from the lease on; None: not begun
+        self._unwanted: set[str] = set()  # those not begun that are another's by now
+        self._past: Counter[str] = Counter()  # figures of samplers that made room for isolation
+        self._figures = threading.Lock()  # held while a sampler comes or goes, and what is past with it
+        self._answered_at = time.monotonic()
+        self._leaving, self._handing = False, threading.Lock()
+        self._ending = threading.Lock()  # held by the thread that ends the process
+        self._isolated_moves = 0
+        self._watchdog = Watchdog(job.row_timeout_s, self._engine_stats)
+        self._writers = ThreadPoolExecutor(WRITERS, "writer")
+        self._span = Span()
+        self._heed_sigterm()
+
+    def serve(self, ledger: Any) -> UnfitWorker | None:
+        """Leases, renders and commits until nothing is left for this worker. Unfit: why it cannot.
+
+        A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
+        constructor was given a handle may not be started again.
+        """
+        with self._lock:
+            self.ledger = ledger
+            serving, mine = self._serving, self._serving is None
+            if serving is None:
+                serving = self._serving = Future()
+        if mine:
+            outcome: list[UnfitWorker | None] = []
+            error = raised_by(lambda: outcome.append(self._serve_all()))
+            self._serving = None
+            serving.set_exception(error) if error else serving.set_result(outcome[0])
+        return serving.result()
+
+    def _serve_all(self) -> UnfitWorker | None:
+        self._introduce()
+        if (error := raised_by(self._prepare)) is not None:
+            log.error("this worker cannot render", exc_info=error)
+            return UnfitWorker(f"{type(error).__name__}: {error}")
+        with ThreadPoolExecutor(SLOTS, "slot") as slots:
+            for ended in [slots.submit(self._serve_slot, number) for number in range(SLOTS)]:
+                ended.result()
+        return None
+
+    def _introduce(self) -> None:
+        """The first call makes this process known and starts its heartbeat."""
+        if self._worker is None:
+            context, known = ray.get_runtime_context(), dict[str, ActorState]()
+            actor = context.get_actor_id() or "local"
+            if (error := raised_by(lambda: known.update(actor_states([actor])))) is not None:
+                log.warning("how often this actor was started is not known: %s", error)
+            life = known[actor].restarts if actor in known else 0
+            self._worker = Worker(actor, secrets.token_hex(4), self.job.pool, context.get_node_id(), life)
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _prepare(self) -> None:
+        """Before the first lease: that this process sees the run folder, and that its engine works."""
+        if self.job.term is not None:
+            self._stage = "looking for the run folder"
+            prove_in_time(self.job.run, self.job.term.proof)
+        self._stage = "loading the model"
+        self._loaded()
+        self._stage = ""
+
+    def _serve_slot(self, number: int) -> None:
+        assert self._worker is not None
+        slot = Slot(self._worker, number)
+        while True:
+            lease: Lease | str = WAIT if self._leaving else self._ask("lease", slot)
+            if isinstance(lease, Lease):
+                self._serve_shard(slot, lease)
+            elif lease == DONE:
+                return
+            else:
+                time.sleep(POLL_S)
+
+    def _heed_sigterm(self) -> None:
+        """Ray runs __init__ in the main thread; its own handler would let the running calls go on to their end."""
+        in_actor = ray.is_initialized() and ray.get_runtime_context().get_actor_id()
+        if in_actor and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self._leave, args=("SIGTERM",)).start())
+
+    def _leave(self, reason: str) -> None:
+        """Drop what is not committed, so that it counts as no attempt and others may have it at once; then the end.
+
+        Bounded, whatever the store and the ledger do. A commit under way is waited for a little, and never undone.
+        """
+        from pipelines.render.isolation import end_children
+
+        with self._ending:  # for good: this process ends
+            deadline = threading.Timer(LEAVE_S, os._exit, (1,))
+            deadline.daemon = True
+            deadline.start()
+            with self._handing:
+                self._leaving = True
+            log.warning("this worker leaves: %s", reason)
+            given_up = {shard: work for shard, work in self._in_hand() if work is None or work.drop(COMMIT_S)}
+            end_children()
+            for shard, work in given_up.items():
+                if work:
+                    work.clear_away()
+                assert self._worker is not None  # it has leased
+                with suppress(ray.exceptions.RayError):
+                    ray.get(self.ledger.release.remote(Slot(self._worker, 0), shard), timeout=HEARTBEAT_S)
+            os._exit(1)  # Ray starts the actor again, where there is room for it
+
+    def _end_broken(self, reason: str) -> None:
+        """The engine is of no use, and with it this process: what it holds counts as attempts, and others take it."""
+        with self._ending:
+            log.error("this worker ends: %s", reason)
+            with suppress(ray.exceptions.RayError):
+                ray.get(self.ledger.broke.remote(self._worker, reason), timeout=LEASE_TIMEOUT_S)
+            os._exit(1)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """What the ledger answers, however long it is away. A heartbeat is not repeated: the next one says more."""
+        call = getattr(self.ledger, method)
+        if method == "beat":
+            return ray.get(call.options(max_task_retries=0).remote(*args), timeout=LEASE_TIMEOUT_S)
+        return ray.get(call.remote(*args))
+
+    def _beat(self) -> None:
+        """Until the process ends, whatever is raised meanwhile. A ledger that is away is asked again a second later."""
+        interval_s = HEARTBEAT_S
+
+        def beat() -> None:
+            nonlocal interval_s
+            answer = self._ask("beat", self._news())
+            self._answered_at, interval_s = time.monotonic(), max(HEARTBEAT_S, answer.interval_s)
+            self._heed(answer)
+
+        while True:
+            if (error := raised_by(beat)) is not None:
+                log.warning("no heartbeat: %s", error)
+                interval_s = HEARTBEAT_S
+                self._drop_if_cut_off()
+            time.sleep(interval_s)
+
+    def _drop_if_cut_off(self) -> None:
+        """Its leases have run out where nobody has answered for so long: others work on its shards by now."""
+        if time.monotonic() - self._answered_at > LEASE_TIMEOUT_S:
+            for shard, work in self._in_hand():
+                if work and work.drop():
+                    log.warning("shard %s is dropped: the ledger has not answered for too long", shard)
+
+    def _in_hand(self) -> list[tuple[str, Work | None]]:
+        """At this moment: other threads take shards and end them."""
+        return list(self._works.items())
+
+    def _news(self) -> Heartbeat:
+        assert self._worker is not None
+        images = {shard: work.images if work else 0 for shard, work in self._in_hand()}
+        return Heartbeat(self._worker, images, self._stats(), self._stage)
+
+    def _heed(self, answer: HeartbeatReply) -> None:
+        if answer.leave:
+            self._leave("its node is being drained")
+        for shard in answer.drop:
+            with self._handing:
+                work = self._works.get(shard)
+                if work is None and shard in self._works:
+                    self._unwanted.add(shard)
+            if work and work.drop():
+                log.info("shard %s is another worker's now; this attempt is dropped", shard)
+
+    def _engine_stats(self) -> dict[str, float]:
+        with self._figures:
+            sampler, past = self._sampler, self._past
+        return dict(past + Counter(sampler.stats())) if sampler else dict(past)
+
+    def _stats(self) -> dict[str, float]:
+        return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
+
+    def _serve_shard(self, slot: Slot, lease: Lease) -> None:
+        counts: dict[str, Any] = {}
+        self._works[lease.shard.id] = None
+        error = raised_by(lambda: counts.update(self._render(lease)))  # the worker's boundary
+        if isinstance(error, EngineBroken) or (error is not None and self._sampler and self._sampler.broken):
+            self._end_broken(f"{type(error).__name__}: {error}")
+        with self._handing:
+            self._works.pop(lease.shard.id, None)
+            self._unwanted.discard(lease.shard.id)
+        if isinstance(error, Dropped):
+            self._ask("release", slot, lease.shard.id)
+        elif error is not None:
+            log.error("shard %s", lease.shard.id, exc_info=error)
+            self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
+        else:
+            with suppress(ray.exceptions.RayError):  # first: after the last shard's end nobody asks for the figures
+                self._ask("beat", self._news())
+            self._ask("finish", slot, lease.shard.id, counts)
+
+    def _render(self, lease: Lease) -> dict[str, Any]:
+        """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
+        run, shard, order = self.job.run, lease.shard, lease.order
+        schema = schema_from_json(self.job.schema)
+        mending = order.mending(run, shard.part, shard.row_group, schema) if order else None
+        rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
+        bad = {row["id"] for row in rows if row["error_type"]}
+        if lease.failures and self._is_done(lease):  # committed by who did not live to say so
+            return outcome_counts(run.read_manifest(shard.id), order, bad)
+        work = self._begin(shard, rows)
+        try:
+            finished = self._finished(lease, work)
+            table = mending.manifest(finished) if mending else manifest_table(finished, schema)
+            if work.commit(partial(self._commit, lease, table)):
+                return outcome_counts(table, order, bad)
+            log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
+            work.sink.discard()
+        except Dropped:
+            work.clear_away()
+            if not self._is_done(lease):
+                raise
+        return outcome_counts(run.read_manifest(shard.id), order, bad)
+
+    def _begin(self, shard: LeasedShard, rows: list[dict[str, Any]]) -> Work:
+        """Written down in the run folder before anything is done; known to `_leave` from here on."""
+        term, worker = self.job.term, self._worker
+        attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
+        sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
+        work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows))
+        with self._handing:
+            self._works[shard.id] = work
+            if self._leaving or shard.id in self._unwanted:
+                work.drop()
+        return work
+
+    def _is_done(self, lease: Lease) -> bool:
+        run = self.job.run
+        return lease.order.is_done(run) if lease.order else run.stat(manifest_key(lease.shard.id)) is not None
+
+    def _commit(self, lease: Lease, table: pa.Table) -> bool:
+        """False: another worker's manifest stands."""
+        run, shard, order, term = self.job.run, lease.shard.id, lease.order, self.job.term
+        if order is None:
+            return run.commit_manifest(shard, table)
+        assert term is not None
+        if order.is_done(run):
+            return False
+        replace_manifest(run, term, shard, table)
+        return True
+
+    def _finished(self, lease: Lease, work: Work) -> list[dict[str, Any]]:
+        """The rows rendered: by the engine, or where workers keep dying over them, in a process apart."""
+        if all(row["error_type"] for row in work.rows):
+            return work.render(lambda row: settled(AssertionError(row.id)), self._writers)  # no row needs the model
+        if lease.isolate:
+            return work.render(self._isolated(work.rows), Inline(), in_work=len(work.rows))
+        return work.render(self._watchdog.watched(self._loaded().submit), self._writers, IN_WORK)
+
+    def _loaded(self) -> "DDIMSampler":
+        """The sampler with its model on the device, tried on a known-good row; by the first call, under the lock."""
+        with self._lock:
+            if self._sampler is None:
+                from actors.sampler import DDIMSampler  # torch is imported where pictures are made, not by a driver
+
+                settings = self._settings()
+                sampler = DDIMSampler(settings)
+                sampler.load()
+                if self.job.sampler.dtype == "auto":
+                    keep_dtype(self.job.run, settings.dtype)
+                self._sampler = sampler
+            return self._sampler
+
+    def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
+        """Where the job has scorers; they are loaded once, by the first shard."""
+        if not self.job.scorers:
+            return None
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = load_scorer(self.job.scorers, self.job.sampler.device)
+        return ShardScores(self._scorer, rows, self._scoring)
+
+    def _settings(self) -> SamplerConfig:
+        """The job's, with the folder of the checkpoint on this node and the run's precision."""
+        source, dtype = self.job.model, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype)
+        return replace(self.job.sampler, model_path=source.local(), variant=source.variant, dtype=dtype)
+
+    def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
+        """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
+        from actors.allocator import give_back_memory
+        from pipelines.render.isolation import SILENCE_S, IsolatedRows
+
+        with self._lock:
+            if self._sampler is not None:
+                self._sampler.close()
+                past = self._past + Counter(self._sampler.stats())
+                with self._figures:
+                    self._past, self._sampler = past, None
+                give_back_memory()  # the children load the model, too
+        good = [engine_row(row) for row in rows if not row["error_type"]]
+        silence_s = self.job.row_timeout_s or SILENCE_S
+        return IsolatedRows(self._settings(), good, silence_s, self._isolated_moved).submit
+
+    def _isolated_moved(self) -> None:
+        self._isolated_moves += 1

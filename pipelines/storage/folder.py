@@ -1,0 +1,308 @@
+"""One folder behind a URL, on disk or in an object store: whole reads and writes, create-if-absent, one retry wrapper.
+
+It knows keys and bytes, nothing of runs, plans or images: the layout is `pipelines.run.layout`. On purpose there are no
+streamed writes: a stream that an exception cuts short leaves a truncated object under its final name.
+"""
+
+import functools
+import logging
+import os
+import random
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pipelines.pipeline_error import PipelineError, one_line
+from pipelines.storage.backends import Backend, FsspecBackend, Reach, StorageFault, Timeouts, UnusableError
+from pipelines.storage.disk import LocalBackend
+from pipelines.storage.web import WebBackend
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_CONNECTING = threading.Lock()
+
+CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # Azure: what stands before the @ is the container
+_STORE = re.compile(r"[^:/]+://(?:arn:[^/]*:(?:outpost/[^/]+/)?accesspoint/[^/]+|[^/]*)")
+CHAIN = "credentials come from the environment, a profile or the machine's role"
+DEADLINE_ENV = "STEPTHRIFT_STORAGE_DEADLINE_S"  # seconds one call goes on trying; 0: one try
+FIRST_WAIT_S, LONGEST_WAIT_S, DEADLINE_S = 0.2, 20.0, 900.0
+PROBE_DEADLINE_S = 4.0
+
+
+class StorageError(PipelineError, RuntimeError):
+    """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later.
+
+    fault: what the store's client said, where it was asked.
+    """
+
+    def __init__(self, message: str, retryable: bool = False, fault: StorageFault | None = None) -> None:
+        super().__init__(one_line(message))
+        self.retryable, self.fault = retryable, fault
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How to reach an object store. Credentials are never here: each process finds them by the usual chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
+    anonymous: bool = False  # no credentials are looked for, no request is signed
+    addressing_style: str | None = None  # path or virtual; None: the AWS configuration's
+
+    def __post_init__(self) -> None:
+        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
+        if place and "@" in place.netloc:
+            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
+        if place and (place.scheme not in ("http", "https") or not place.hostname):
+            raise StorageError(
+                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
+            )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a folder can do. `conditional`: of several creators of one key exactly one wins."""
+
+    writable: bool
+    conditional: bool
+
+
+class Folder:
+    """A folder of objects under one URL: a local path, `file://`, `s3://` or any other that fsspec knows.
+
+    Keys are relative, with `/` between their parts; a key that could leave the folder is a ValueError. Each process
+    connects at its first call; a pickle holds the URL and the options only. Every call tries again on what may pass
+    (5xx, throttling, resets, expired credentials; full jitter, `deadline_s` in all) and raises StorageError on what
+    will not. Thread-safe.
+    """
+
+    def __init__(self, url: str, options: StorageOptions | None = None, deadline_s: float | None = None) -> None:
+        self.url = _absolute(url)
+        self.options = options or StorageOptions()
+        self.deadline_s = float(os.environ.get(DEADLINE_ENV, DEADLINE_S)) if deadline_s is None else deadline_s
+        self.timeouts = Timeouts()
+        self._retry_level = logging.WARNING
+        self._connection: Backend | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_connection": None, "_pid": 0}
+
+    def url_of(self, key: str) -> str:
+        """The full URL (or local path) of a key."""
+        return f"{self.url}/{_checked(key)}" if key else self.url
+
+    def below(self, prefix: str) -> "Folder":
+        """The folder behind this one's URL, a prefix as an object store spells it, and a `/`: parts may be empty."""
+        inner = Folder(self.url, self.options, self.deadline_s)
+        inner.url = f"{self.url}{prefix}/"
+        return inner
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object; FileNotFoundError where there is none."""
+        return self._call("read", key, lambda backend: backend.read(_checked(key)))
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object, fewer where it ends before; FileNotFoundError where there is none."""
+        if end <= start:
+            return b""
+        return self._call("read", key, lambda backend: backend.read_range(_checked(key), start, end))
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put the whole object, over what was there; a reader sees the old bytes or the new, never a part."""
+        self._call("write", key, lambda backend: backend.write(_checked(key), data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put the whole object if there is none. True: the object holds these bytes; False: it holds another's.
+
+        A refusal may be the echo of our own write whose answer was lost, so it is decided by reading back.
+        """
+
+        def attempt(backend: Backend) -> bool:
+            try:
+                backend.create(_checked(key), data)
+            except FileExistsError:
+                return backend.read(key) == data
+            return True
+
+        return self._call("write", key, attempt, retry_absent=True)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The direct children of a folder, files and folders alike, sorted; [] where there is no such folder."""
+        found: list[str] = []
+        for page in self._pages(prefix, lambda token, backend: backend.names_page(_checked(prefix), token)):
+            found += page
+        return sorted(found)
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(key, size in bytes) of every object below a folder, in no promised order, page by page."""
+        for page in self._pages(prefix, lambda token, backend: backend.walk_page(_checked(prefix), token)):
+            yield from page
+
+    def stat(self, key: str) -> tuple[int, str] | None:
+        """(size in bytes, etag) of an object, None where there is none. The etag changes whenever the bytes do."""
+        return self._call("read", key, lambda backend: backend.stat(_checked(key)))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; a key that is not there is no error."""
+        batch: list[str] = []
+        for key in keys:
+            batch.append(_checked(key))
+            if len(batch) == 1000:
+                self._delete(batch)
+                batch = []
+        if batch:
+            self._delete(batch)
+
+    def delete_listed(self, keys: Iterable[str]) -> None:
+        """The same for keys as a listing gave them: in an object store there may be some with empty parts."""
+        for key in keys:
+            self._call("delete", "", lambda backend, key=key: backend.delete([key]))  # type: ignore[misc]
+
+    def probe(self, write: bool = True) -> Probe:
+        """Find out in a few seconds whether the folder can be used; StorageError says why not and what to do.
+
+        `write=False` only reads (one listing). Leaves nothing behind, save where the store grants no deletes.
+        """
+        quick = self.quick()
+        if not write:
+            quick._call("read", "", lambda backend: backend.names_page("", None))
+            return Probe(writable=False, conditional=False)
+        key = f".probe/{secrets.token_hex(8)}.png"  # with the options that a picture is put with
+        first = quick.create(key, b"one")
+        second = quick.create(key, b"two")
+        stored = quick.read(key)
+        if stored not in (b"one", b"two"):
+            raise StorageError(
+                f"{self.url} does not keep what is written. Is that a store? Check the URL and storage.endpoint_url"
+            )
+        unmet = quick._call("read", key, lambda backend: backend.unmet(key)) if self.options.put_options else []
+        try:
+            quick.delete([key])
+        except StorageError as error:
+            log.warning("%s", error)
+        if unmet:
+            raise StorageError(
+                f"storage.put_options are not applied at {self.url}: {'; '.join(unmet)}. "
+                "Correct them, or allow them in the store"
+            )
+        conditional = first and not second and stored == b"one" and quick._backend().conditional
+        return Probe(writable=True, conditional=conditional)
+
+    def quick(self) -> "Folder":
+        """The same folder for who waits four seconds and wants the reason, not each try."""
+        quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
+        quick._retry_level = logging.DEBUG
+        quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
+        return quick
+
+    def reach(self) -> Reach:
+        """How this process gets at the folder. Nothing is asked of the store."""
+        return self._backend().reach()
+
+    def _delete(self, keys: list[str]) -> None:
+        self._call("delete", keys[0], lambda backend: backend.delete(keys))
+
+    def _pages(self, prefix: str, page: Callable[[Any, Backend], tuple[list, Any]]) -> Iterator[list]:
+        token: Any = None
+        while True:
+            found, token = self._call("list", prefix, functools.partial(page, token))
+            yield found
+            if token is None:
+                return
+
+    def _backend(self) -> Backend:
+        with _CONNECTING:
+            if self._connection is None or self._pid != os.getpid():  # a client does not survive a fork
+                self._connection = _connect(self.url, self.options, self.timeouts)
+                self._pid = os.getpid()
+            return self._connection
+
+    def _call(self, verb: str, key: str, call: Callable[[Backend], T], retry_absent: bool = False) -> T:
+        backend = self._backend()
+        deadline = time.monotonic() + self.deadline_s
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                return call(backend)
+            except backend.errors as error:
+                fault = backend.diagnose(error)
+            if fault.absent and not retry_absent:
+                raise FileNotFoundError(f"{self.url_of(key)}: no such object")
+            if not (fault.retryable or fault.absent) or time.monotonic() >= deadline:
+                raise self._error(verb, key, fault)
+            if fault.reconnect:
+                backend = self._reconnect(backend)
+            pause_s = random.uniform(0.0, wait_s)
+            log.log(
+                self._retry_level, "cannot %s %s: %s; again in %.1f s", verb, self.url_of(key), fault.reason, pause_s
+            )
+            time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def _reconnect(self, worn: Backend) -> Backend:
+        if self._connection is worn:  # else another thread has done it
+            self._connection = None
+        return self._backend()
+
+    def _error(self, verb: str, key: str, fault: StorageFault) -> StorageError:
+        message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
+        return StorageError(message, fault.retryable, fault)
+
+
+def _absolute(url: str) -> str:
+    """Local paths are made absolute, since workers run in folders of their own."""
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme == "file":
+        return os.path.abspath(os.path.expanduser(rest if separator else url))
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and (scheme not in CONTAINER_FIRST or ":" in user):
+        raise StorageError(f"the {scheme}:// URL has a user or a password in it. Take them out: {CHAIN}")
+    return f"{scheme}://{rest}".rstrip("/")
+
+
+def store_of(url: str) -> str:
+    """The outermost place of a URL: a bucket, which may be an access point's ARN, a container or a server."""
+    found = _STORE.match(url)
+    return found[0] if found else url
+
+
+def _checked(key: str) -> str:
+    """The key itself; ValueError where it is not a plain relative path."""
+    if key and any(part in ("", ".", "..") or "\0" in part for part in key.split("/")):
+        raise ValueError(f"{key!r} is no key: it must be a relative path without empty parts, '.' or '..'")
+    return key
+
+
+def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
+    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
+    if os.path.isabs(url):
+        return LocalBackend(url)
+    if url.startswith(("http://", "https://")):
+        return WebBackend(url, timeouts)
+    if url.startswith(("s3://", "s3a://")):
+        from pipelines.storage.put_options import wrong_put_options  # a second of imports that a local run is spared
+        from pipelines.storage.s3 import S3Backend
+
+        if options.put_options and (wrong := wrong_put_options(options.put_options)):
+            raise StorageError(f"storage.put_options: {wrong}. Correct it: an option that is dropped is not applied")
+        return S3Backend(url, options, timeouts)
+    try:
+        return FsspecBackend(url)
+    except UnusableError as error:
+        raise StorageError(str(error)) from error
+
+
+def is_odd(key: str) -> bool:
+    """Whether it has empty parts, as only others' tools put them into an object store."""
+    return "" in key.split("/")

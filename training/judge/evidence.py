@@ -1,0 +1,139 @@
+"""A policy's file and reward tables -> what an evaluation is made from; it loads a text encoder and no UNet.
+
+The comparison is `training.judge.compare`'s; tables are `training.reward_table`'s.
+
+Shapes: P prompts, K budgets, S seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from actors.policy import PolicyCard, calibrated, check_policy
+from actors.policy_network import StepPolicy, load_policy
+from actors.prompt_encoder import PromptEncoder
+from training.judge.compare import Evidence, quality_margin
+from training.learn.batches import Rows
+from training.learn.embeddings import embed, pooled
+from training.learn.learner import outputs
+from training.reward_table import RewardTable, TableError
+
+SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M"}
+MOST_SHARED, NUM_BINS = 0.6, 4
+
+
+class Setup(NamedTuple):
+    """One way to render: what a variant differs in."""
+
+    solver: str
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class PromptReadings:
+    """What a policy says of the prompts of a table. scores in rises, estimate in the scorer's units, (P, K) each."""
+
+    card: PolicyCard
+    scores: np.ndarray
+    estimate: np.ndarray
+    features: np.ndarray  # (P, F)
+    learned_features: np.ndarray | None
+
+
+def read_prompts(policy_path: str, model_path: str, table: RewardTable, learned: RewardTable | None) -> PromptReadings:
+    """Load policy and text encoder, read all prompts. PolicyError, TableError where they do not fit."""
+    policy, card = load_policy(policy_path)
+    if table.choices != card.choices:
+        raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
+    encoder = PromptEncoder(model_path)
+    check_policy(card, text_encoder=encoder.fingerprint)
+    embeds = embed(encoder, table.prompts)
+    scores, estimate = _outputs(policy, table, embeds)
+    known = None if learned is None else pooled(embed(encoder, learned.prompts))
+    return PromptReadings(card, scores, estimate, pooled(embeds), known)
+
+
+def _outputs(policy: StepPolicy, table: RewardTable, embeds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    rows = Rows(dict(enumerate(embeds)), dict(enumerate(table.quality)))
+    return outputs(policy, rows.chunks())
+
+
+def evidence(
+    reading: PromptReadings,
+    table: RewardTable,
+    learned: RewardTable | None,
+    judge: str | None = None,
+    margin: float | None = None,
+    prices: Sequence[float] | None = None,
+    variants: Mapping[Setup, RewardTable] | None = None,
+) -> Evidence:
+    """For one judge: a scorer's name, or None: the quality as the job weighs it.
+
+    Costs are the policy's own, so that a price means here what it means in a job. variants: the same prompts under
+    other solvers and guidance; each solver has its best guidance at every budget by the job's scorer.
+    """
+    table = replace(table, seconds=np.array(reading.card.costs) * table.seconds[-1])
+    judged, known = (t if t is None or judge is None else t.judged_by(judge) for t in (table, learned))
+    assert judged is not None
+    return Evidence(
+        learned=known,
+        held_out=judged,
+        seen=table.quality,
+        scores=reading.scores,
+        estimate=reading.estimate,
+        learned_features=reading.learned_features,
+        features=reading.features,
+        prices=sorted(prices or (point["price"] for point in reading.card.calibration)),
+        margin=margin or quality_margin(judged if known is None else known),
+        variants=tuned(table, variants or {}, judge, reading.card),
+        labels=labels(table),
+        allowed=partial(calibrated, reading.card),
+    )
+
+
+def tuned(
+    table: RewardTable, variants: Mapping[Setup, RewardTable], judge: str | None, card: PolicyCard
+) -> dict[str, RewardTable]:
+    """One table a solver, at every budget under the guidance whose mean quality is best by the job's own scorer.
+
+    The policy's own setup is a candidate, too. The judge has no say in what is picked.
+    """
+    found = {}
+    own = Setup(card.setting.solver or "ddim", card.setting.guidance_scale or 0.0)
+    for solver in sorted({setup.solver for setup in variants}):
+        there = {setup: each.costing_as(table) for setup, each in variants.items() if setup.solver == solver}
+        candidates = [*there.values(), *([table] if solver == own.solver else [])]
+        found[f"{SOLVERS.get(solver, solver)}, best guidance"] = _best_of(candidates, judge)
+    return found
+
+
+def _best_of(candidates: Sequence[RewardTable], judge: str | None) -> RewardTable:
+    means = np.stack([each.quality.mean(axis=(0, 2)) for each in candidates])  # (candidates, K)
+    seeds = min(each.num_seeds for each in candidates)
+    judged = [each if judge is None else each.judged_by(judge) for each in candidates]
+    picked = list(enumerate(means.argmax(axis=0)))
+    quality = np.stack([judged[at].quality[:, k, :seeds] for k, at in picked], axis=1)
+    return replace(judged[0], quality=quality, seconds=np.array([judged[at].seconds[k] for k, at in picked]))
+
+
+def labels(table: RewardTable) -> dict[str, list[str]]:
+    """Groups of prompts: by category where there are some, by number of words where prompts differ in it."""
+    found = {}
+    categories = [str(category or "none") for category in table.categories]
+    if 1 < len(set(categories)) <= MOST_SHARED * len(categories):
+        found["category"] = categories
+    words = np.array([len(prompt.split()) for prompt in table.prompts])
+    edges = np.unique(np.quantile(words, np.linspace(0, 1, NUM_BINS + 1)).round().astype(int))
+    if len(edges) > 2:
+        found["words"] = [_bin(count, edges) for count in words]
+    return found
+
+
+def _bin(count: int, edges: np.ndarray) -> str:
+    """The range of words that a count falls in, `8 to 11`; the last range has its upper edge, too."""
+    at = int(np.clip(np.searchsorted(edges, count, side="right") - 1, 0, len(edges) - 2))
+    last = edges[at + 1] - (at < len(edges) - 2)
+    return f"{edges[at]} to {last}"

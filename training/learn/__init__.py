@@ -1,0 +1,1 @@
+"""A policy is learned: rewards, REINFORCE, the Ray Train workers and their journal."""

@@ -1,0 +1,61 @@
+"""What a training leaves in its folder as it goes: its checkpoint, metrics.jsonl, and files for TensorBoard.
+
+Written by one worker with whole PUTs, so that any store will do and a kill leaves the old file or the new one.
+"""
+
+import io
+import json
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+from pipelines.storage.folder import Folder
+
+CHECKPOINT, METRICS, SCALARS = "training/checkpoint.pt", "training/metrics.jsonl", "training/tensorboard"
+
+
+class Journal:
+    """The folder's history up to a step; what a killed worker wrote beyond it is dropped and comes again."""
+
+    def __init__(self, folder: Folder, step: int) -> None:
+        self.folder = folder
+        self.records = [record for record in read_metrics(folder) if record["step"] <= step]
+        self.scalars = Path(tempfile.mkdtemp(prefix="scalars-"))
+        self.writer = SummaryWriter(
+            str(self.scalars), purge_step=step + 1 if step else None, filename_suffix=f".{secrets.token_hex(4)}"
+        )
+
+    def add(self, record: dict[str, float], checkpoint: dict[str, Any]) -> None:
+        """Metrics first, the checkpoint last: a training resumes from what its metrics have reached."""
+        self.records.append(record)
+        for name, value in record.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(record["step"]))
+        self.writer.flush()
+        self.folder.write(METRICS, "".join(json.dumps(each) + "\n" for each in self.records).encode())
+        for file in self.scalars.iterdir():
+            self.folder.write(f"{SCALARS}/{file.name}", file.read_bytes())
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        self.folder.write(CHECKPOINT, buffer.getvalue())
+
+
+def read_metrics(folder: Folder) -> list[dict[str, float]]:
+    """What metrics.jsonl says so far; [] where there is none."""
+    try:
+        return [json.loads(line) for line in folder.read(METRICS).decode().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def read_checkpoint(folder: Folder) -> dict[str, Any] | None:
+    """The last checkpoint, tensors on the CPU; None where there is none. Tensors and plain values only, no code."""
+    try:
+        data = folder.read(CHECKPOINT)
+    except FileNotFoundError:
+        return None
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
