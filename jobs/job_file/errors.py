@@ -11,9 +11,11 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from jobs.job_file.places import ROOT
 from jobs.job_file.positions import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -167,9 +169,9 @@ def _reason(error: BaseException) -> str:
 def unforeseen(error: BaseException) -> Message:
     """Where it was raised, and where its traceback is now."""
     ours = [
-        f"{'/'.join(frame.filename.split(os.sep)[-2:])}:{frame.lineno}"
+        f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if set(frame.filename.split(os.sep)[:-1]) & set(OURS)
+        if any(Path(frame.filename).is_relative_to(ROOT / room) for room in OURS)
     ]
     at = f" at {ours[-1]}" if ours else ""
     text = f"this was not foreseen: {_reason(next(_chain(error)))}{at}; {_kept(error)}. Please report it"
