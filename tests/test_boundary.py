@@ -269,7 +269,7 @@ def test_a_bug_is_one_line_with_a_log_and_a_traceback_only_by_debug(
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
     found = re.fullmatch(
-        r"error: this was not foreseen: KeyError: 'a bug' at jobs/steps/checking\.py:\d+; its traceback is in (\S+)\. .*\n",
+        r"error: this was not foreseen: KeyError: 'a bug' at jobs/steps/\w+\.py:\d+; its traceback is in (\S+)\. .*\n",
         err,
     )
     assert found, err

@@ -6,7 +6,6 @@ The rooms are imported inside the functions: a `--help` pays for none of them.
 import importlib
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from actors.checkpoint import CheckpointInfo
@@ -20,7 +19,7 @@ from actors.solver import allowed_steps, lane_steps, noise_schedule
 from jobs.job_file.contradictions import PAPER_CHOICES
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, Scorer, changed_picture_keys
-from jobs.job_file.places import place, placed_fingerprint
+from jobs.job_file.places import ROOT, place, placed_fingerprint
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from pipelines.boundary import raised_by
@@ -32,9 +31,6 @@ from pipelines.render.quality import ScorerSource, check_source
 from pipelines.run.layout import RunFolder
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageOptions
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 log = logging.getLogger(__name__)
 

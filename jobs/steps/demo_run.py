@@ -8,9 +8,9 @@ from typing import Any
 
 from jobs.job_file import settings
 from jobs.job_file.keys import StepBudgets
+from jobs.job_file.places import ROOT
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job, read_job
-from jobs.job_file.settings import ROOT
 from jobs.pages.contact_sheet import contact_sheet
 from jobs.pages.totals import totals, with_images
 from jobs.steps.rollouts import NestedConsole

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jobs.job_file.places import ROOT
 from jobs.job_file.positions import ConfigError, Fault
-from jobs.job_file.settings import ROOT
 from jobs.terminal.interrupts import leave_on_signals
 from jobs.terminal.surroundings import START_REMEDY, check_address, check_temporary_folder, upload_fault
 
