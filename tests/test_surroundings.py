@@ -222,7 +222,7 @@ import jobs.terminal.connect_ray
 from jobs.job_file.positions import ConfigError
 
 packaging.GCS_STORAGE_MAX_SIZE = 1_000_000
-jobs.job_file.settings.ROOT = Path(sys.argv[2])
+jobs.terminal.connect_ray.ROOT = Path(sys.argv[2])
 try:
     jobs.terminal.connect_ray.start_ray(sys.argv[1])
 except ConfigError as error:
