@@ -154,7 +154,7 @@ def test_the_page(found: Evaluation) -> None:
 def test_tables_that_do_not_belong_together() -> None:
     made = evidence(prompts=40)
     for values, message in (
-        ({"variants": {"other": world(30)}}, "frontier_table of other"),
+        ({"variants": {"other": world(30)}}, "table of other"),
         ({"learned": made.held_out}, "both learned from and held out"),
         ({"scores": made.scores[:3]}, "scores has 3 rows for 40"),
         ({"labels": {"category": ["a"]}}, "label category has 1"),

@@ -327,7 +327,7 @@ def test_a_device_that_this_machine_lacks(
 def test_a_device_may_still_come(
     job: Path, found: Preflight, num_gpus: str | int, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.nodes.ask_every_node", lambda *_: found)
+    monkeypatch.setattr("jobs.steps.check_nodes.ask_every_node", lambda *_: found)
     read = load_job(str(job), ("model.device=cuda", f"pools.0.num_gpus={num_gpus}"))
     run: Any = None
     with pytest.raises(ConfigError) if refused else nullcontext():
@@ -338,7 +338,7 @@ def test_nodes_that_do_not_answer_are_named_and_bar_only_where_none_does(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = Preflight(workers=2, silent=("host b could not be asked what it sees: no answer within 60 s",))
-    monkeypatch.setattr("pipelines.cluster.nodes.ask_every_node", lambda *_: silent)
+    monkeypatch.setattr("jobs.steps.check_nodes.ask_every_node", lambda *_: silent)
     run: Any = None
     check_nodes(Console(), load_job(str(job)), run, run)
     assert "host b could not be asked what it sees: no answer within 60 s; its workers will" in capsys.readouterr().err
@@ -406,7 +406,7 @@ def test_rows_without_an_end_are_never_done(
     write_plan(run, [planned_row(i) for i in range(5)], 5)
     monkeypatch.setattr("jobs.steps.rendering.planned", lambda _: {"rows": 5, "largest": 20})
     nothing = RenderResult(0, 0, None, None, None, None, 1.0, None, interrupted)
-    monkeypatch.setattr("pipelines.render.driver.render", lambda *_, **__: nothing)
+    monkeypatch.setattr("jobs.steps.rendering.render", lambda *_, **__: nothing)
     monkeypatch.setattr("jobs.job_file.settings.render_config", lambda *_: None)
     interrupts = SimpleNamespace(graceful=False, exit_code=130 if interrupted else None)
     epoch = claim(run)
