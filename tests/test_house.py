@@ -112,6 +112,13 @@ def test_the_job_files_of_the_readme_are_valid() -> None:
         assert read_job(text, "README.yaml").config
 
 
+def test_every_file_of_the_map_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = re.findall(r"`((?:actors|pipelines|training|jobs|tests)/[\w/]+\.py)`", text)
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
 def test_commands_are_found_in_a_page() -> None:
     assert commands("`python -m jobs rnu x`\n\n    $ make demo\n    make tset") == {
         "jobs rnu",
