@@ -1,4 +1,4 @@
-# make demo: pictures in about two minutes.  make check, make test-all: what CI runs.  docs/tests.md has the times.
+# make demo: pictures in about two minutes.  make check, make test: what CI runs.  docs/tests.md has the times.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13 python3,$(shell command -v $(python))))
 VENV := .venv
 BIN := $(VENV)/bin
