@@ -2,6 +2,7 @@
 
 import click
 
+from jobs.job_file.read import load_job
 from jobs.terminal.console import Console
 from jobs.terminal.options import address_option, console_options, job_argument, set_option
 
@@ -29,4 +30,4 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     """
     from jobs.steps.pilot_run import run_pilot
 
-    return run_pilot(console, job_path, sets, address, rows, seeds)
+    return run_pilot(console, load_job(job_path, sets), address, rows, seeds)

@@ -41,4 +41,4 @@ def verb(
     """
     from jobs.steps.repairing import repair_run
 
-    return repair_run(console, run_path, sample, full, delete_orphans, sets, address, take_over)
+    return repair_run(console, run_path, 1.0 if full else sample, delete_orphans, sets, address, take_over)

@@ -29,4 +29,4 @@ def verb(console: Console, run_path: str, sample: float, full: bool, allow_orpha
     """
     from jobs.steps.verifying import verify_run
 
-    return verify_run(console, run_path, sample, full, allow_orphans, sets)
+    return verify_run(console, run_path, 1.0 if full else sample, allow_orphans, sets)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.steps import demo_run
 from jobs.terminal.console import Console, Lasting
 from jobs.terminal.interrupts import Interrupted, Interrupts, leave_on_signals
 from jobs.terminal.progress import ProgressLine
@@ -182,3 +183,11 @@ def test_rays_processes_do_not_hear_a_terminal_that_closes() -> None:
         child.wait(0.5)
     child.kill()
     assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("code", [129, 130, 143])
+def test_a_demo_that_was_interrupted_begins_no_second_run(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr(demo_run, "run_job", lambda *given: runs.append(given) or code)
+    assert demo_run.run_demo(Console(io.StringIO()), (), 1, False) == code
+    assert len(runs) == 1

@@ -80,6 +80,13 @@ def test_the_command_line_imports_no_room_before_a_verb_runs() -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_the_list_of_verbs_costs_no_job_file() -> None:
+    """pydantic takes longer than all else that `python -m jobs --help` does."""
+    code = "import sys, jobs.__main__; assert 'pydantic' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
 def test_constraints_pin_every_requirement() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").split()
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line) for line in lines)

@@ -6,9 +6,10 @@ A run folder may be resumed or repaired from any folder: it is compared by place
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.job_file.keys import JobConfig
+if TYPE_CHECKING:
+    from jobs.job_file.keys import JobConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("input.path", "output.path", "model.path", "steps.policy", "train.table", "train.path", "evaluate.table")
@@ -28,13 +29,13 @@ def place(path: str | None, may_be_hub: bool = False) -> str | None:
     return path if may_be_hub and not os.path.exists(found) else found
 
 
-def placed(config: JobConfig) -> JobConfig:
+def placed(config: "JobConfig") -> "JobConfig":
     """The same job, with absolute paths."""
     data = config.model_dump(mode="json")
     for key, path in _paths(data):
         section, _, name = key.rpartition(".")
         _at(data, section)[name] = path
-    return JobConfig.model_validate(data)
+    return type(config).model_validate(data)
 
 
 def placed_fingerprint(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def placed_fingerprint(found: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def elsewhere(config: JobConfig, job_path: str) -> str | None:
+def elsewhere(config: "JobConfig", job_path: str) -> str | None:
     """Where relative paths lead from here; None where the job file is here, too, or no path is relative."""
     if os.path.realpath(os.path.dirname(job_path) or ".") == os.path.realpath("."):
         return None

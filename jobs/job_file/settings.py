@@ -191,7 +191,6 @@ def _sources(job: Job) -> tuple[ScorerSource, ...]:
 
 
 def _faults_together(job: Job, sources: tuple[ScorerSource, ...]) -> list[Fault]:
-
     fault = scorers_fault([s.name for s in sources], [s.weight for s in sources]) if sources else None
     return [Fault(job.at("quality"), f"quality: {fault}")] if fault else []
 

@@ -21,7 +21,6 @@ from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
 
-
 SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
 SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
 TOLD = ("truncated", "negative_truncated", "score_error")  # counted, where a version's manifests have them
@@ -90,7 +89,6 @@ def with_images(run: RunFolder, rows: Iterable[dict[str, Any]]) -> list[dict[str
 
 
 def _image_or_none(run: RunFolder, row: dict[str, Any]) -> bytes | None:
-
     try:
         return image_bytes(run, row)
     except (*UNREADABLE, StorageError, LookupError, TypeError) as error:  # the manifest's row may be damaged, too
@@ -108,7 +106,6 @@ def image_bytes(run: RunFolder, row: dict[str, Any]) -> bytes:
 
 
 def _from_parquet(data: bytes, row_id: str) -> bytes:
-
     table = pq.read_table(io.BytesIO(data), columns=["id", "image"])
     return table["image"][table["id"].to_pylist().index(row_id)].as_py()
 

@@ -19,7 +19,6 @@ from pipelines.render.quality import ScorerSource, load_scorer
 if TYPE_CHECKING:
     from actors.calibration import Calibration
 
-
 SCORED = 8  # pictures of one call of the scorers
 
 
@@ -41,15 +40,10 @@ def measure(job: Job, info: CheckpointInfo, calls: int) -> "tuple[Calibration, f
         width, height = sampling.width or info.width, sampling.height or info.height
         found = calibrate(sampler, width, height, calls)
         scorers = settings.scorer_sources(job)
-        return found, _seconds_of_a_score(job, scorers, config.device, width, height) if scorers else None
+        with blaming(job, "quality", "quality: "):
+            return found, seconds_of_a_score(scorers, config.device, width, height) if scorers else None
     finally:
         sampler.close()
-
-
-def _seconds_of_a_score(job: Job, scorers: tuple[ScorerSource, ...], device: str, width: int, height: int) -> float:
-    """Raises ConfigError for a scorer that cannot be loaded or used."""
-    with blaming(job, "quality", "quality: "):
-        return seconds_of_a_score(scorers, device, width, height)
 
 
 def seconds_of_a_score(scorers: tuple[ScorerSource, ...], device: str, width: int, height: int) -> float:

@@ -16,11 +16,12 @@ from jobs.pages.totals import totals, with_images
 from jobs.steps.rollouts import NestedConsole
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
+from jobs.terminal.interrupts import SIGNALS
 from jobs.terminal.progress import steps_text
 
 PROMPTS = "training/scenes/prompts.csv"
 SHEET = "contact_sheet.png"
-STOPPED = (130, 143)
+STOPPED = tuple(128 + number for number in SIGNALS)
 JOB = """\
 model: {device: cpu}
 input: {path: PROMPTS}

@@ -6,7 +6,7 @@ from actors.checkpoint import CheckpointInfo
 from actors.policy import read_card
 from jobs.job_file import settings
 from jobs.job_file.keys import Scorer
-from jobs.job_file.read import Job, load_job
+from jobs.job_file.read import Job
 from jobs.steps.checking import read_input
 from jobs.steps.judging import conclude, curves, judged
 from jobs.steps.learning import whole_table
@@ -40,19 +40,17 @@ def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.T
     return stratified((raise_aborted(table) for table in tables), count)
 
 
-def run_pilot(
-    console: Console, job_path: str, sets: tuple[str, ...], address: str | None, rows: int, seeds: int
-) -> int:
+def run_pilot(console: Console, job: Job, address: str | None, count: int, seeds: int) -> int:
     """Roll out a sample, judge the policy on it, and say whether it pays; the exit code."""
-    job = with_quality(load_job(job_path, sets))
+    job = with_quality(job)
     info = settings.checkpoint(job)
     settings.check_scorers(job)
     settings.check_policy(job, info)
     policy = settings.local_policy(job)
     card = read_card(policy)
     start_ray(address, console.debug)
-    path = f"{str(job.config.output.path).rstrip('/')}-pilot-{rows}"
-    code = roll_out(console, job, path, sample(console, job, info, rows), card.choices, seeds)
+    path = f"{str(job.config.output.path).rstrip('/')}-pilot-{count}"
+    code = roll_out(console, job, path, sample(console, job, info, count), card.choices, seeds)
     if code != DONE:
         return code
     run = settings.run_at(job, path)

@@ -193,7 +193,6 @@ def repair_run(
     console: Console,
     run_path: str,
     sample: float,
-    full: bool,
     delete_orphans: bool,
     sets: tuple[str, ...],
     address: str | None,
@@ -203,7 +202,7 @@ def repair_run(
     job, run = repairable(run_path, sets)
     with sole_driver(console, job, run, take_over) as epoch:
         repairing = Repairing(console, job, run, epoch)
-        repairing.look(1.0 if full else sample)
+        repairing.look(sample)
         if delete_orphans:  # a stray may stand where something is to be written
             repairing.delete_orphans()
         if repairing.orders and repairing.code == DONE:

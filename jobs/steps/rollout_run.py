@@ -1,4 +1,4 @@
-"""Render every prompt at every budget, then say what steps buy; the exit code."""
+"""A rollout: a job whose rows are rendered at every budget, and the curve that its table gives."""
 
 from dataclasses import replace
 

@@ -96,13 +96,11 @@ def _place(finding: Finding) -> str:
     return f"{finding.key} (row {finding.id})" if finding.id is not None else finding.key
 
 
-def verify_run(
-    console: Console, run_path: str, sample: float, full: bool, allow_orphans: bool, sets: tuple[str, ...]
-) -> int:
+def verify_run(console: Console, run_path: str, sample: float, allow_orphans: bool, sets: tuple[str, ...]) -> int:
     """Verify a run and say what was found; the exit code."""
     run = find_run(run_path, sets)
     tally = Tally()
-    for checked in verify(run, 1.0 if full else sample, secrets.token_hex(4)):
+    for checked in verify(run, sample, secrets.token_hex(4)):
         tally.add(checked)
         console.draw(f"verified {tally.rows:,} rows, {tally.images:,} images read")
     clean = tally.is_clean(allow_orphans)
