@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+PYTEST := -m pytest --numprocesses $(PROCESSES) --dist loadfile
+QUICK := "not gpu and not slow and not hours"
 
 .PHONY: demo test test-all faults coverage check clean
 
@@ -12,14 +13,14 @@ demo: $(STAMP)
 	$(BIN)/python -m jobs demo
 
 test: $(STAMP)
-	$(PYTEST) -m "not gpu and not slow and not hours"
+	$(BIN)/python $(PYTEST) -m $(QUICK)
 
 test-all: $(STAMP)
-	$(PYTEST) -m "not gpu and not hours"
+	$(BIN)/python $(PYTEST) -m "not gpu and not hours"
 
 # Hours: all hostile inputs and mutated checkpoints, the campaigns, what a resume asks. Writes docs/faults.md.
 faults: $(STAMP)
-	$(PYTEST) -m "not gpu and hours"
+	$(BIN)/python $(PYTEST) -m "not gpu and hours"
 	$(BIN)/python -m tests.campaign --kind every --seeds 0:10
 	$(BIN)/python -m tests.campaign --seeds 0:100
 	$(BIN)/python -m tests.resume_cost --shards 2000
@@ -28,7 +29,7 @@ faults: $(STAMP)
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
 coverage: $(STAMP)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not gpu and not slow and not hours"
+	$(BIN)/python -m coverage run $(PYTEST) -m $(QUICK)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m tests.coverage_by_room
 
@@ -46,5 +47,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

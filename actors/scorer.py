@@ -166,7 +166,7 @@ def _judged(spec: ScorerSpec, images: Sequence[Image], prompts: Sequence[str], e
             given = function([images[row].copy() for row in rows], [prompts[row] for row in rows])
         except SystemExit as error:
             raise RuntimeError(f"it called exit({error.code})") from None
-        found = None if isinstance(given, str | Mapping) or not _is_series(given) else list(given)
+        found = list(given) if _is_series(given) else None
         if found is None or len(found) != len(rows):
             what = f"{len(found)} values" if found is not None else f"a {type(given).__name__}"
             miscounted.append(f"gave {what} for {len(rows)} pictures: it must give one number each")
@@ -183,7 +183,7 @@ def _judged(spec: ScorerSpec, images: Sequence[Image], prompts: Sequence[str], e
 
 
 def _is_series(given: Any) -> bool:
-    return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+    return isinstance(given, Iterable) and not isinstance(given, str | Mapping) and getattr(given, "ndim", 1) > 0
 
 
 def _finite(value: Any) -> float:

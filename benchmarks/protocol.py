@@ -25,6 +25,7 @@ from actors.rows import Picture, Row, SamplerConfig
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from benchmarks.sinks import places
+from pipelines.prompts.generations import schema_of
 from pipelines.render.attempt import engine_row
 from pipelines.render.messages import Lease
 from pipelines.render.pool import PoolSpec, planned_shards
@@ -76,7 +77,7 @@ class Rendering:
         write_plan(run, [planned_row(i, **size) for i in range(2 * given.images * given.repeats)], given.images)
         shards = planned_shards(run, (PoolSpec(),))
         self.leases = (Lease(shard, 0) for shard in shards)
-        source, schema = ModelSource(os.path.abspath(given.model)), run.read_plan(1)["manifest_schema"]
+        source, schema = ModelSource(os.path.abspath(given.model)), schema_of(run.read_plan(1))
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
         job = WorkerJob(run, source, settings, "default", given.layout, "png", schema)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)

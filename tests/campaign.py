@@ -35,7 +35,7 @@ from tests.checkpoints import make_checkpoint
 from tests.clusters import ROOT, Cluster, Driver, wait
 from tests.fault_proxy import FAULTS, Chance, FaultProxy, Rule
 from tests.other_servers import OtherServer, Server
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, only_these_keys
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "STEPTHRIFT_STORAGE_DEADLINE_S": "60"}
 RESULTS, TABLE = ROOT / "docs" / "faults.jsonl", ROOT / "docs" / "faults.md"
@@ -186,10 +186,8 @@ class Campaigns:
 @contextmanager
 def own_server(kind: str = "radosgw") -> Iterator[Server]:
     """A running server whose keys, and no other credentials, are in the environment: before Ray starts."""
-    for variable in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[variable]
-    keys = ("test" + secrets.token_hex(8), secrets.token_hex(20))
-    os.environ.update(S3Server.env(*keys) | SETTINGS)
+    keys = only_these_keys()
+    os.environ.update(SETTINGS)
     with S3Server(*keys) if kind == "radosgw" else OtherServer(kind, *keys) as server:
         yield server
 

@@ -51,8 +51,7 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether the promise held."""
-        wrong = (self.lost, self.doubled, self.different, self.damaged, self.unexplained, self.tracebacks, self.hang)
-        return not any(wrong) and bool(self.exits) and self.exits[-1] == 0
+        return not any(getattr(self, name) for name in BAD) and bool(self.exits) and self.exits[-1] == 0
 
 
 def judge(

@@ -16,7 +16,7 @@ CLAIMS = {
     "damaged": "findings of `verify --full` other than orphans",
     "unexplained": "objects that neither a manifest nor `verify` names",
     "tracebacks": "tracebacks of a driver",
-    "hang": "hangs (a driver that is still there after four minutes)",
+    "hang": "hangs (a driver that is still there after eight minutes)",
 }
 
 

@@ -9,14 +9,16 @@ import contextlib
 import io
 import os
 import re
-import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -151,9 +153,6 @@ def served(folder: Path) -> None:
     """Its server lives as long as this process."""
     server = subprocess.Popen([sys.executable, "serve.py"], cwd=folder, stderr=subprocess.DEVNULL)
     SERVERS.append(server)
-    import socket
-    import time
-
     for _ in range(100):
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", 5081), 1).close()
@@ -301,7 +300,7 @@ def typed_apart(folder: Path, verb: str, env: dict[str, str], files: int | None)
 
 def tried(case: Case, folder: Path) -> Outcome:
     """A case in a copy of its folder."""
-    if case.make and (error := raised_by(lambda: case.make(folder) if case.make else None)) is not None:
+    if case.make and (error := raised_by(partial(case.make, folder))) is not None:
         return Outcome("", "", "", f"it could not be made ready: {type(error).__name__}: {error}")
     said, codes, wrong = "", [], []
     for verb, right in case.verbs:
@@ -374,16 +373,14 @@ def surroundings(with_s3: bool) -> Iterator[None]:
     """One Ray and, where it is asked for and installed, one S3 server with a bucket `plain`."""
     import ray
 
-    from tests.s3_server import S3Server
+    from tests.s3_server import S3Server, only_these_keys
 
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
+    keys = only_these_keys()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with contextlib.ExitStack() as stack:
         if with_s3:
-            keys = "test" + secrets.token_hex(8), secrets.token_hex(20)
             server = stack.enter_context(S3Server(*keys))
-            os.environ |= server.env(*keys) | {"AWS_ENDPOINT_URL": server.endpoint_url}
+            os.environ["AWS_ENDPOINT_URL"] = server.endpoint_url
             client().create_bucket(Bucket=BUCKET)
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         stack.callback(shutil.rmtree, folder, True)

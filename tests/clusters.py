@@ -60,12 +60,16 @@ class Cluster:
 
     def mend(self) -> bool:
         """A new cluster where the head is gone, as who runs one would start it again; -> whether that was so."""
-        heads = self.ray.head_node.all_processes.get("raylet", ()) if self.ray.head_node else ()
-        if heads and all(info.process.poll() is None for info in heads):
+        if self.head_lives():
             return False
         self.__exit__()
         self.__enter__()
         return True
+
+    def head_lives(self) -> bool:
+        """Its raylet has not ended."""
+        heads = self.ray.head_node.all_processes.get("raylet", ()) if self.ray.head_node else ()
+        return bool(heads) and all(info.process.poll() is None for info in heads)
 
     def _added(self, resources: dict[str, float]) -> Any:
         return self.ray.add_node(num_cpus=CPUS_A_NODE, resources=resources, object_store_memory=STORE_BYTES)
@@ -138,12 +142,8 @@ class Autoscaled(Cluster):
     def address(self) -> str:
         return self.fake.address
 
-    def mend(self) -> bool:
-        if self.fake.head.poll() is None:
-            return False
-        self.__exit__()
-        self.__enter__()
-        return True
+    def head_lives(self) -> bool:
+        return self.fake.head.poll() is None
 
     def raylets(self) -> list[int]:
         found = [process for process in self.fake.processes() if _name(process) == "raylet"]

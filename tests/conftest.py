@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -19,14 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that spin
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("STEPTHRIFT_STORAGE_DEADLINE_S", "60")
 
-from s3_server import S3Server, server_or_skip
-
 from tests.fault_proxy import FaultProxy
+from tests.s3_server import S3Server, only_these_keys, server_or_skip
 
-for variable in [name for name in os.environ if name.startswith("AWS_")]:
-    del os.environ[variable]  # no test may touch a developer's own account
-KEYS = ("test" + secrets.token_hex(8), secrets.token_hex(20))
-os.environ.update(S3Server.env(*KEYS))  # before Ray starts, so that its workers have them too
+KEYS = only_these_keys()  # no test may touch a developer's own account; before Ray starts: its workers have them too
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +33,15 @@ def logging_left_as_it_was() -> Iterator[None]:
     for logger, (handlers, level) in zip(loggers, before, strict=True):
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns every 10 us."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(scope="session")

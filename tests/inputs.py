@@ -1,10 +1,19 @@
 """Prompt tables inspected and read in this process: what `pipelines.prompts.dataset` does by Ray's tasks."""
 
+from pathlib import Path
 from typing import Any
 
 from pipelines.prompts.dataset import NONE_EQUAL
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
+from pipelines.prompts.rows import RowDefaults
 from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
+
+DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
+
+
+def source(path: Path | str, **changes: Any) -> PromptSource:
+    """Prompt tables with these defaults."""
+    return PromptSource(str(path), **({"defaults": DEFAULTS} | changes))
 
 
 def inspected(given: PromptSource) -> Inspection:
@@ -12,6 +21,11 @@ def inspected(given: PromptSource) -> Inspection:
     files = open_files(given)
     pieces = cut_pieces(files, given.limit)
     return assemble(given, files, pieces, [list(scan(piece, given.reading)) for piece in pieces])
+
+
+def inspect_here(path: Path | str, **changes: Any) -> Inspection:
+    """What `inspected` finds in such tables."""
+    return inspected(source(path, **changes))
 
 
 def rows_of(found: Inspection) -> list[dict[str, Any]]:

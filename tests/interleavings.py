@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.rows import Picture, SamplerConfig
+from pipelines.prompts.generations import schema_of
 from pipelines.render.attempt import Inline, settled
 from pipelines.render.ledger import LEASE_TIMEOUT_S, Ledger, _State
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
@@ -269,7 +270,7 @@ class Bench:
         self.pools = (PoolSpec(actors=3),)
         self.shards = planned_shards(self.run, self.pools)
         self.rows = {s.id: set(self.run.read_shard(s.part, s.row_group)["id"].to_pylist()) for s in self.shards}
-        schema = self.run.read_plan(1)["manifest_schema"]
+        schema = schema_of(self.run.read_plan(1))
         self.job = WorkerJob(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schema)
         self.empty = self._store_of({})
 

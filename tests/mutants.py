@@ -177,8 +177,7 @@ class Forks:
             os.dup2(writing, 2)
             failed = True
             try:
-                if change is not None:
-                    put_in(*change)
+                put_in(*change)
                 failed = run_items(session, items)
             finally:
                 os._exit(int(failed))

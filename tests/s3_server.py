@@ -285,6 +285,19 @@ class S3Server:
         )
 
 
+def only_these_keys() -> tuple[str, str]:
+    """New keys for a server; they, and no other AWS_*, are in the environment."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[variable]
+    keys = new_keys()
+    os.environ.update(S3Server.env(*keys))
+    return keys
+
+
+def new_keys() -> tuple[str, str]:
+    return "test" + secrets.token_hex(8), secrets.token_hex(20)
+
+
 def install_line() -> str:
     """The command that installs the server."""
     return f"apt-get install -y --no-install-recommends {' '.join(PACKAGES.read_text().split())}"
@@ -299,7 +312,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    with S3Server("test" + secrets.token_hex(8), secrets.token_hex(20)) as server:
+    with S3Server(*new_keys()) as server:
         for variable, value in (
             server.env(server.access_key, server.secret_key) | {"AWS_ENDPOINT_URL": server.endpoint_url}
         ).items():

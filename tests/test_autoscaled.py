@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from pipelines.cluster.capacity import AT_LIMIT
 from tests.fake_cluster import ROOT, FakeCluster
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NO_TYPE = "no node type of this cluster"
@@ -146,8 +146,8 @@ def test_without_an_autoscaler_auto_asks_for_a_number(v2: bool) -> None:
 def test_an_idle_node_goes_and_auto_brings_another() -> None:
     with FakeCluster(idle_timeout_minutes=0.05) as cluster:
         assert ask(cluster.address, "said = resolved()[0]") == 1.0
-        until(lambda: [node.type for node in cluster.nodes()].count("gpu") == 1)
-        until(lambda: len(cluster.nodes()) == 1)
+        until(lambda: [node.type for node in cluster.nodes()].count("gpu") == 1, seconds=60)
+        until(lambda: len(cluster.nodes()) == 1, seconds=60)
         assert ask(cluster.address, "actor, = want(1); said = ray.get(actor.ready.remote()), resolved()[0]") == [
             True,
             1.0,
@@ -156,12 +156,5 @@ def test_an_idle_node_goes_and_auto_brings_another() -> None:
 
 def pending(cluster: FakeCluster) -> int:
     """Requests that wait, once the raylets have reported."""
-    until(lambda: not cluster.status().cluster_resource_state.pending_resource_requests)
+    until(lambda: not cluster.status().cluster_resource_state.pending_resource_requests, seconds=60)
     return len(cluster.status().cluster_resource_state.pending_resource_requests)
-
-
-def until(over: Any, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not over() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert over()

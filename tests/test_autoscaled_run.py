@@ -7,9 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from pipelines.run.layout import RunFolder
 from pipelines.run.precision import DTYPE_KEY
 from tests.fake_cluster import ROOT, FakeCluster
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RUN = """
@@ -74,14 +73,6 @@ def ended(driver: "subprocess.Popen[str]", job: Job, seconds: float = 300) -> di
     return {"code": driver.returncode, **json.loads(out.splitlines()[-1])} if out else {"code": driver.returncode}
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 200) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    return found
-
-
 def gpu_nodes(cluster: FakeCluster) -> int:
     return Counter(node.type for node in cluster.nodes())["gpu"]
 
@@ -116,7 +107,7 @@ def test_at_the_limit_of_nodes_it_waits_and_says_so(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         driver = job.start(cluster)
-        wait_for(lambda: "the cluster is at its limit of nodes" in job.said() or driver.poll() is not None)
+        until(lambda: "the cluster is at its limit of nodes" in job.said() or driver.poll() is not None, seconds=200)
         assert driver.poll() is None, job.said()
         holder.kill()
         found = ended(driver, job)
@@ -136,7 +127,7 @@ def test_nodes_of_actors_for_which_nothing_is_left_are_given_back_before_the_tai
             most = max(most, now)
             return most >= 2 and now == 1
 
-        wait_for(lambda: given_back() or driver.poll() is not None)
+        until(lambda: given_back() or driver.poll() is not None, seconds=200)
         assert driver.poll() is None, job.said()  # the long shard is still rendered
         found = ended(driver, job)
     assert most >= 2

@@ -1,8 +1,6 @@
 """The clock: every block counted once, whoever reads; and a row's share of the device's time."""
 
-import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,15 +10,6 @@ from actors.rows import SamplerConfig
 from actors.sampler import DDIMSampler
 from tests.checkpoints import make_checkpoint
 from tests.engine import CPU, StandIn, denoiser, flight, row, run
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Threads take turns every 10 us."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture

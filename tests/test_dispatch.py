@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageOptions
 from tests import sleeping_workers
 from tests.plans import planned_row, write_plan
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -83,14 +83,6 @@ def in_background() -> Iterator[Callable[..., list[Any]]]:
     yield start
     for thread in threads:
         thread.join(300)
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def test_a_pool_that_is_done_ends_its_actors_and_the_other_goes_on(ray_cluster, sleeping, tmp_path):
@@ -157,9 +149,9 @@ def test_a_pool_that_waits_says_for_what(ray_cluster, sleeping, tmp_path, in_bac
     run = plan(RunFolder(str(tmp_path / "run")), [2])
     said: list[str | None] = []
     came = in_background(run, config(PoolSpec(num_cpus=2)), lambda progress: said.append(progress.waiting))
-    wait_for(lambda: any(said))
+    until(lambda: any(said), seconds=120)
     ray.kill(holder)
-    wait_for(lambda: came)
+    until(lambda: came, seconds=120)
     assert came[0].rows == 4
     assert "waiting for an actor of pool default (2 CPU): a free place on the nodes there are" in said
 
@@ -170,10 +162,10 @@ def test_a_worker_that_is_killed_counts_and_its_shards_are_rendered_again(
     run = plan(RunFolder(str(tmp_path / "run")), [60, 60])
     before = {process.pid for process in processes()}
     came = in_background(run, config(PoolSpec(num_cpus=0.1), call_s=0.05))
-    wait_for(lambda: len(run.attempts()) == 2)
+    until(lambda: len(run.attempts()) == 2, seconds=120)
     (worker,) = [process for process in processes() if process.pid not in before]
     worker.kill()
-    wait_for(lambda: came)
+    until(lambda: came, seconds=120)
     assert came[0].rows == 8
     assert run.deaths() == {"0001-000000": (1,), "0001-000001": (1,)}
     assert set(run.attempts().values()) == {2}
@@ -188,11 +180,11 @@ def test_a_cut_connection_voids_nothing(ray_cluster, sleeping, tmp_path, monkeyp
     monkeypatch.setattr(pools, "_variables", lambda *_: {"SLEEPING_NOTES": str(notes)})
     run = plan(RunFolder(str(tmp_path / "run")), [100, 100])
     came = in_background(run, config(PoolSpec(num_cpus=0.1), call_s=0.1))
-    wait_for(lambda: len(run.attempts()) == 2)
+    until(lambda: len(run.attempts()) == 2, seconds=120)
     (actor,) = actors(ray_cluster, "ALIVE")
     assert cut_connections(actor["Address"]["Port"])
-    wait_for(lambda: (notes / "serve").read_text().count("\n") >= 2)
-    wait_for(lambda: came)
+    until(lambda: (notes / "serve").read_text().count("\n") >= 2, seconds=120)
+    until(lambda: came, seconds=120)
     assert isinstance(came[0], RenderResult), came
     assert came[0].rows == 8
     assert (notes / "all").read_text().count("\n") == 1
@@ -292,15 +284,15 @@ def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
     settings = config(PoolSpec(num_cpus=0.1), call_s=0.8, layout="none")
     said: list[str | None] = []
     came = in_background(run, settings, lambda progress: said.append(progress.waiting))
-    wait_for(lambda: run.attempts())
+    until(lambda: run.attempts(), seconds=120)
     before = {process.pid for process in processes("LedgerActor")}
     s3.kill()
     for process in processes("LedgerActor"):
         process.kill()
-    wait_for(lambda: {process.pid for process in processes("LedgerActor")} - before)
-    wait_for(lambda: any("the ledger cannot read the run folder" in (text or "") for text in said))
+    until(lambda: {process.pid for process in processes("LedgerActor")} - before, seconds=120)
+    until(lambda: any("the ledger cannot read the run folder" in (text or "") for text in said), seconds=120)
     s3.restart()
-    wait_for(lambda: came)
+    until(lambda: came, seconds=120)
     assert isinstance(came[0], RenderResult), came
     assert len(run.done_shards()) == 2
     assert run.deaths() == {}
@@ -330,7 +322,7 @@ def test_three_drivers_that_are_killed_isolate_no_shard(tmp_path):
     for life in range(1, 4):
         command = [sys.executable, "-c", DRIVER, run.url, "0.5"]
         driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda life=life: sum(run.attempts().values()) == 2 * life)
+        until(lambda life=life: sum(run.attempts().values()) == 2 * life, seconds=120)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     assert run.deaths() == {}

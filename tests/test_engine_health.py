@@ -1,6 +1,5 @@
 """Whose fault an error is, the row's or the engine's; and that no future is left waiting, in any order of events."""
 
-import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future, wait
@@ -556,15 +555,6 @@ def test_half_a_decoder_call_that_was_settled_is_not_settled_again(sampler):
 
 
 # Figures
-
-
-@pytest.fixture
-def switching():
-    """Threads take turns every 10 us."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def read_while(act, read, check) -> None:

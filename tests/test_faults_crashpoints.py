@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -22,6 +21,7 @@ from pipelines.integrity.findings import ORPHANS
 from pipelines.integrity.verify import verify
 from pipelines.plan.shards import Place, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
+from pipelines.prompts.generations import schema_of
 from pipelines.render.messages import Lease
 from pipelines.render.messages import LeasedShard as Leased
 from pipelines.render.worker import WorkerJob
@@ -32,6 +32,7 @@ from pipelines.storage.folder import StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
 from tests.plans import CARRIED, PLAN_SCHEMA, lane_steps, planned_row, write_plan
 from tests.sleeping_workers import Drawing
+from tests.waiting import until
 
 pytestmark = pytest.mark.s3
 ROWS = 6
@@ -117,7 +118,7 @@ def work(run: RunFolder, layout: str = "files") -> None:
     names = ("part", "row_group", "rows", "good_rows", "lane_steps")
     shard = Leased(SHARD, *(entry[name] for name in names), ("default",))
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schema = run.read_plan(1)["manifest_schema"]
+    schema = schema_of(run.read_plan(1))
     job = WorkerJob(run, ModelSource("", revision="0.001"), settings, "default", layout, "png", schema)
     worker = Drawing(job, None)
     worker._render(Lease(shard, run.attempts().get(SHARD, 0)))
@@ -162,8 +163,7 @@ def die_at(proxy: FaultProxy, point: Point, life: Callable[..., None], run: RunF
     dying: list[int] = []
 
     def kill() -> None:
-        while not dying:
-            time.sleep(0.01)
+        until(lambda: dying)
         os.kill(dying[0], signal.SIGKILL)
 
     proxy.rules.append(Rule(point.fault, point.kind, point.text, skip=point.skip, then=kill))
@@ -235,17 +235,14 @@ def test_a_zombie_commits_after_its_shard_was_leased_to_another(
     stopped: list[int] = []
 
     def stop() -> None:
-        while not stopped:
-            time.sleep(0.01)
+        until(lambda: stopped)
         os.kill(stopped[0], signal.SIGSTOP)
 
     proxy.rules.append(Rule("reset", *at, then=stop))
     zombie = start(work, planned)
     assert zombie.pid
     stopped.append(zombie.pid)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not proxy.injected and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: proxy.injected, seconds=TIMEOUT_S)
     assert ended(start(work, planned)) == 0
     before = planned.read_manifest(SHARD)
     os.kill(zombie.pid, signal.SIGCONT)

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
-from s3_server import S3Server
 
 from pipelines.render.ledger import Ledger
 from pipelines.render.pool import PoolSpec, planned_shards
@@ -13,6 +12,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageOptions
 from tests.fault_proxy import FaultProxy
 from tests.plans import planned_row, write_plan
+from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SHARDS, ROWS, LEFT = 1004, 2, 3  # rows of a shard cost no request: images are never looked at

@@ -8,22 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import S3Server
 
 from pipelines.files.readers import InputError
 from pipelines.pipeline_error import one_line
-from pipelines.prompts.inspection import Inspection, PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.storage.folder import Folder, StorageError, StorageOptions, store_of
-from tests.inputs import inspected, rows_of
+from tests.inputs import inspect_here, rows_of
+from tests.s3_server import S3Server
 
-DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
 TABLE = b"prompt\nx\n"
 ODD = ["two\nlines", "\udcff", "\x1b[31mred", "\u202egpj", "a\rb", "\x7f", "\u2028"]
-
-
-def inspect_here(path: Path | str, **changes: Any) -> Inspection:
-    return inspected(PromptSource(str(path), **({"defaults": DEFAULTS} | changes)))
 
 
 def put(path: Path, data: bytes = TABLE) -> Path:

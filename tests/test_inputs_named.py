@@ -23,18 +23,10 @@ from jobs.steps.checking import asked_for, certain_words
 from pipelines.files.chosen import would_hold
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import InputError, TextRules
-from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.prompts.rows import RowDefaults
+from pipelines.prompts.inspection import pinned_notes
 from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
-from tests.inputs import inspected, rows_of
-
-DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
-
-
-def inspect_here(path: Path | str, **changes: Any) -> Inspection:
-    """`inspect` without Ray."""
-    return inspected(PromptSource(str(path), **({"defaults": DEFAULTS} | changes)))
+from tests.inputs import inspect_here, rows_of
 
 
 def prompts(path: Path | str, **changes: Any) -> list[str]:

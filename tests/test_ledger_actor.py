@@ -1,7 +1,6 @@
 """The ledger's process, without Ray's: what it asks the run folder, and what it answers before it has read it."""
 
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.run.proof import NotSharedError
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
+from tests.waiting import until
 
 FIRST, SECOND, THIRD = "0001-000000", "0001-000001", "0001-000002"
 ME = Slot(Worker("a", "1", "default"), 0)
@@ -96,13 +96,6 @@ def held(run: RunFolder, trouble: Exception | None = None) -> Held:
     return Held(run, (PoolSpec(),), (1,))
 
 
-def until(true: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("again", [False, True])
 def test_before_it_is_loaded_everybody_waits_and_what_they_say_is_kept(run, started, again):
     render_shard(run, FIRST)
@@ -113,7 +106,7 @@ def test_before_it_is_loaded_everybody_waits_and_what_they_say_is_kept(run, star
     actor.stop()
     assert actor.snapshot().finished == (not again)  # an earlier ledger may have leased something
     asked.run.may_read.set()
-    until(lambda: actor.snapshot().loaded)
+    until(lambda: actor.snapshot().loaded, seconds=30)
     state = actor.snapshot()
     assert (state.shards, state.shards_done, state.rows_done, state.ok) == (3, 2, 4, 2)
     assert (state.adopting, state.finished) == (again, not again)
@@ -138,22 +131,22 @@ def test_what_can_never_be_read_ends_the_run_and_else_it_is_asked_again(run, sta
     asked = held(run, trouble)
     asked.run.may_read.set()
     actor = started(asked, again)
-    until(lambda: actor.snapshot().fatal or actor.snapshot().errors)
+    until(lambda: actor.snapshot().fatal or actor.snapshot().errors, seconds=30)
     state = actor.snapshot()
     assert (state.fatal is not None, state.finished) == (refused, refused)
     assert str(trouble) in (state.fatal or state.errors[0])
     if not refused:
         asked.run.trouble = None
-        until(lambda: actor.snapshot().loaded)
+        until(lambda: actor.snapshot().loaded, seconds=30)
         assert actor.snapshot().shards == 3
 
 
 def test_a_death_that_counts_is_written_down(run, started):
     actor = started(task(run, 1), False)
-    until(lambda: actor.snapshot().loaded)
+    until(lambda: actor.snapshot().loaded, seconds=30)
     lost = Slot(Worker("a", "1", "pool0", "n1"), 0)
     shard = actor.lease(lost).shard.id
     run.begin_attempt(shard)
     actor.bury("a", ["n1"])
-    until(run.deaths)
+    until(run.deaths, seconds=30)
     assert run.deaths() == {shard: (1,)}

@@ -23,14 +23,11 @@ from pipelines.integrity.verify import verify
 from pipelines.integrity.widen import widen_manifests
 from pipelines.prompts.columns import merged_type
 from pipelines.prompts.generations import EMPTY, WIDE, ColumnFacts, newest_schema, one_schema
-from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.render.manifest_rows import failed_row, manifest_table, widened
 from pipelines.run.drivers import driving
-from pipelines.run.layout import MANIFEST_FIELDS, Attempt, RunFolder, parquet_bytes, schema_to_json
-from tests.inputs import inspected, rows_of
+from pipelines.run.layout import MANIFEST_FIELDS, Attempt, RunFolder, manifest_schema, parquet_bytes, schema_to_json
+from tests.inputs import inspect_here, rows_of
 
-DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
 Rows = list[dict[str, Any]]
 
 
@@ -66,7 +63,7 @@ READERS = [by_pyarrow, by_pandas, by_polars, by_duckdb, by_datasets]
 def planned(source: Path, earlier: list[dict[str, Any]], run: RunFolder) -> None:
     """One more generation, of rows that are not yet planned: what `plan` and a worker write, without pictures."""
     known = {row["id"] for table in run.manifests() for row in table.to_pylist()}
-    found = inspected(PromptSource(str(source), defaults=DEFAULTS))
+    found = inspect_here(source)
     rows = [row for row in rows_of(found) if row["id"] not in known]
     carried, facts = found.carried_schema, ColumnFacts()
     columns = {field.name: pa.array([row[field.name] for row in rows], field.type) for field in carried}
@@ -310,3 +307,17 @@ def test_widening_keeps_every_value() -> None:
     narrow = pa.table({"id": ["a", "b"], "x": [1, None]})
     wide = pa.schema([("id", pa.string()), ("x", pa.string()), ("y", pa.float64())])
     assert widened(narrow, wide).to_pylist() == [{"id": "a", "x": "1", "y": None}, {"id": "b", "x": None, "y": None}]
+
+
+def by_an_earlier_version(**carried: pa.DataType) -> dict[str, Any]:
+    """A plan that names its own columns alone, and not which of them are empty."""
+    return {"manifest_schema": schema_to_json(manifest_schema(pa.schema(list(carried.items()))))}
+
+
+def test_plans_of_an_earlier_version_lose_no_column() -> None:
+    plans = [by_an_earlier_version(a=pa.string(), x=pa.string()), by_an_earlier_version(b=pa.int64(), x=pa.int64())]
+    schema = newest_schema(plans)
+    assert {name: schema.field(name).type for name in "abx"} == {"a": pa.string(), "b": pa.int64(), "x": pa.string()}
+    facts = ColumnFacts()
+    facts.add(pa.table({"a": ["again"]}), ["a"])
+    assert one_schema(plans, pa.schema([("a", pa.string())]), facts).equals(schema)

@@ -25,13 +25,13 @@ from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_ste
 from pipelines.plan.writer import INDEX_SCHEMA
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import CANONICAL_FIELDS, RowDefaults, derived_seed, id_key
+from pipelines.prompts.rows import CANONICAL_FIELDS, derived_seed, id_key
 from pipelines.run.layout import MANIFEST_FIELDS, RunFolder, schema_from_json
 from pipelines.storage.folder import StorageOptions
+from tests.inputs import DEFAULTS
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 ALL = (PoolBudgets("default"),)
-DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
 
 
 @dataclass(frozen=True)

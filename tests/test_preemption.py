@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.checkpoints import ModelSource
 from tests.checkpoints import make_checkpoint
 from tests.plans import planned_row, write_plan
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -43,13 +43,6 @@ def renderers() -> set[psutil.Process]:
     return found
 
 
-def wait_for(what) -> None:
-    deadline = time.monotonic() + 200
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def check_every_row_once(run: RunFolder, rows: int) -> None:
     assert {finding.kind for checked in verify(run, 1) for finding in checked.findings} <= ORPHANS
     ids = sorted(row["id"] for table in run.manifests() for row in table.to_pylist())
@@ -67,7 +60,7 @@ def test_sigterm_in_the_middle_of_two_shards(ray_cluster, sleeping, tmp_path):
     before, results = renderers(), []
     rendering = threading.Thread(target=lambda: results.append(render(run, config)))
     rendering.start()
-    wait_for(lambda: len(list(run.walk("images"))) > 2)
+    until(lambda: len(list(run.walk("images"))) > 2, seconds=200)
     (worker,) = renderers() - before
     worker.send_signal(signal.SIGTERM)
     worker.wait(200)

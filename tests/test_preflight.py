@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-from s3_server import S3Server, server_or_skip
 
 from jobs.__main__ import main
 from jobs.job_file.positions import ConfigError
@@ -31,6 +30,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.run.proof import probe_object
 from tests.fake_cluster import _free_ports
 from tests.plans import planned_row, write_plan
+from tests.s3_server import S3Server, server_or_skip
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

@@ -17,21 +17,14 @@ from pipelines.prompts import duplicates as occurrences
 from pipelines.prompts.columns import json_type, resolve
 from pipelines.prompts.dataset import inspect, raise_aborted, rows
 from pipelines.prompts.duplicates import count_occurrences
-from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import MAX_SEED, RowDefaults, derived_seed, id_key
+from pipelines.prompts.rows import MAX_SEED, derived_seed, id_key
 from pipelines.prompts.slices import cut_pieces, task_lists
 from pipelines.storage.folder import Folder, StorageOptions
-from tests.inputs import inspected, rows_of
-
-DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
-
-
-def source(path: Path | str, **changes: Any) -> PromptSource:
-    return PromptSource(str(path), **({"defaults": DEFAULTS} | changes))
+from tests.inputs import inspect_here, rows_of, source
 
 
 def planned(path: Path | str, **changes: Any) -> list[dict[str, Any]]:
-    return rows_of(inspected(source(path, **changes)))
+    return rows_of(inspect_here(path, **changes))
 
 
 def write(path: Path, content: str | bytes | dict[str, Any] | pa.Table | list) -> Path:
@@ -140,7 +133,7 @@ def test_prompt_column_by_its_usual_names(tmp_path: Path, name: str) -> None:
 
 def test_explicit_columns_win_and_the_others_are_carried(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "prompt,text,my_seed,seed,status\nA,B,5,6,new\n")
-    found = inspected(source(file, columns={"prompt": "text", "seed": "my_seed"}))
+    found = inspect_here(file, columns={"prompt": "text", "seed": "my_seed"})
     (row,) = rows_of(found)
     assert (row["prompt"], row["seed"], row["input_prompt"], row["input_seed"]) == ("B", 5, "A", "6")
     assert row["input_status"] == "new"
@@ -152,7 +145,7 @@ def test_carried_columns_keep_their_types(tmp_path: Path) -> None:
     table = pa.table(
         {"prompt": ["a"], "n": pa.array([1], pa.int16()), "tags": [["x", "y"]], "when": pa.array([0], pa.date32())}
     )
-    found = inspected(source(write(tmp_path / "a.parquet", table)))
+    found = inspect_here(write(tmp_path / "a.parquet", table))
     assert found.carried_schema == table.schema.remove(0)
     assert rows_of(found)[0]["tags"] == ["x", "y"]
 
@@ -165,7 +158,7 @@ def test_csv_carries_strings_untouched(tmp_path: Path) -> None:
 def test_jsonl_columns_are_unified_or_kept_as_json(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [{"prompt": "a", "n": 1, "mix": 1, "deep": {"k": [1]}}, {"prompt": "b", "tags": ["x"]}])
     write(tmp_path / "b.jsonl", [{"prompt": "c", "n": 2.5, "mix": "s", "none": None, "negative_prompt": ""}])
-    found = inspected(source(tmp_path))
+    found = inspect_here(tmp_path)
     types = {column.name: str(column.type) for column in found.carried_schema}
     assert types == {"n": "double", "mix": "string", "deep": "string", "tags": "list<item: string>", "none": "string"}
     one, two, three = rows_of(found)
@@ -185,7 +178,7 @@ def test_two_files_with_another_type_of_one_column_are_refused(tmp_path: Path) -
     write(tmp_path / "a.parquet", {"prompt": ["a"], "n": [1]})
     write(tmp_path / "b.parquet", {"prompt": ["a"], "n": ["x"]})
     with pytest.raises(InputError, match=r"'n' holds int64 in .*a\.parquet but string in .*b\.parquet"):
-        inspected(source(tmp_path))
+        inspect_here(tmp_path)
 
 
 def test_two_spellings_of_one_name() -> None:
@@ -220,7 +213,7 @@ def test_two_spellings_of_one_name() -> None:
 )  # fmt: skip
 def test_bad_rows_stay_rows_with_their_reason(tmp_path: Path, fields: dict, kind: str, says: str) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "good"}, {"prompt": "bad", "seed": 7} | fields])
-    found = inspected(source(file))
+    found = inspect_here(file)
     good, bad = rows_of(found)
     assert (good["error_type"], good["error_message"]) == ("", "")
     assert bad["error_type"] == kind
@@ -326,7 +319,7 @@ def test_limit_is_the_first_prompts_with_the_same_ids_and_seeds(tmp_path: Path) 
     write(tmp_path / "b.jsonl", [{"prompt": "cat"}, {"prompt": ""}, {"prompt": "x", "seed": -1}])
     everything = planned(tmp_path)
     for limit in range(1, 12):
-        found = inspected(source(tmp_path, limit=limit))
+        found = inspect_here(tmp_path, limit=limit)
         assert rows_of(found) == everything[:limit]
         assert found.bad_rows == max(0, limit - 9)
 
@@ -366,22 +359,22 @@ def test_limit_is_the_first_prompts_with_the_same_ids_and_seeds(tmp_path: Path) 
 def test_bad_files_are_refused_with_place_and_remedy(tmp_path: Path, name: str, content: Any, says: str) -> None:
     file = write(tmp_path / name, content)
     with pytest.raises(InputError, match=says) as caught:
-        inspected(source(file))
+        inspect_here(file)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_missing_input_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "no.csv", tmp_path / "no", f"{tmp_path}/*.csv"):
         with pytest.raises(InputError, match=r"no such file or folder|no \.parquet.* file matches"):
-            inspected(source(path))
+            inspect_here(path)
     with pytest.raises(InputError, match="the folder holds no"):
-        inspected(source(tmp_path))
+        inspect_here(tmp_path)
 
 
 def test_second_prompt_key_late_in_a_jsonl_file(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "a"}] * 5000 + [{"text": "b", "prompt": "c"}])
     with pytest.raises(InputError, match="2 columns may be the prompt: prompt, text"):
-        inspected(source(file))
+        inspect_here(file)
 
 
 def test_torn_row_group_is_refused(tmp_path: Path) -> None:
@@ -390,12 +383,12 @@ def test_torn_row_group_is_refused(tmp_path: Path) -> None:
     data[100:20_000] = bytes(19_900)
     file.write_bytes(data)
     with pytest.raises(InputError, match="not a complete parquet file"):
-        inspected(source(file))
+        inspect_here(file)
 
 
 def test_file_that_changed_between_the_passes(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "prompt\ncat\n")
-    found = inspected(source(file))
+    found = inspect_here(file)
     write(file, "prompt\ncat\ndog\n")
     with pytest.raises(InputError, match="changed while it was being planned"):
         rows_of(found)
@@ -412,7 +405,7 @@ def test_rows_on_ray_are_those_without_it(ray_cluster: Any, tmp_path: Path) -> N
     write(tmp_path / "c.csv", "prompt,n2\nlast,\n")
     found = inspect(source(tmp_path, images_per_prompt=2))
     assert (found.rows, found.num_planned, found.bad_rows) == (12_010, 24_020, 0)
-    expected = rows_of(inspected(source(tmp_path, images_per_prompt=2)))
+    expected = rows_of(inspect_here(tmp_path, images_per_prompt=2))
     got = raise_aborted(
         pa.concat_tables(rows(found, block_bytes=1 << 18).iter_batches(batch_size=None, batch_format="pyarrow"))
     )

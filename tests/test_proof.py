@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, server_or_skip
 
 from pipelines.run.drivers import EpochId, claim
 from pipelines.run.layout import RunFolder
 from pipelines.run.proof import NotSharedError, Proof, describe, probe_object, prove
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
+from tests.s3_server import S3Server, server_or_skip
 
 DRIVER = "the driver uses"
 KEYS = (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])  # the server's only user's

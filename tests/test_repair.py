@@ -1,6 +1,7 @@
 """Repair: what is damaged is rendered again and nothing else, one whole PUT a shard, by the latest driver alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from actors.rows import SamplerConfig
 from pipelines.integrity.repair import Repairs, delete_orphans
 from pipelines.integrity.verify import verify
+from pipelines.prompts.generations import newest_schema
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.repairing import RepairedShard, SupersededError, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
@@ -49,11 +51,19 @@ def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> l
     return [with_place(row, packed) for row in rows]
 
 
+def repaired(run: RunFolder, repairs: Repairs, shard: str, *given: Any, **more: Any) -> RepairedShard | None:
+    """What is ordered for a shard, as its worker reads it."""
+    if (order := repairs.order(shard, *given, **more)) is None:
+        return None
+    place = next(row for row in run.shard_index(1).to_pylist() if row["shard"] == shard)
+    return order.mending(run, place["part"], place["row_group"], newest_schema([run.read_plan(1)]))
+
+
 def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, RepairedShard]:
     """As a driver does it: verify, mend, replace, delete what is left over."""
     repairs, done = Repairs(run), {}
     for checked in verify(run, 1):
-        if checked.shard and (mending := repairs.mending(checked.shard, checked.findings)):
+        if checked.shard and (mending := repaired(run, repairs, checked.shard, checked.findings)):
             replace_manifest(run, epoch.term, checked.shard, mending.manifest(rendered(run, mending, layout)))
             done[checked.shard] = mending
     delete_orphans(run, epoch.term, [finding for checked in verify(run, 1) for finding in checked.findings])
@@ -72,8 +82,8 @@ def change(run: RunFolder, edit) -> None:
 
 def test_a_clean_run_needs_nothing(run: RunFolder) -> None:
     repairs = Repairs(run)
-    assert all(repairs.mending(c.shard, c.findings) is None for c in verify(run, 1) if c.shard)
-    assert repairs.mending(SHARD, retry_failed=True) is None  # a row bad at plan time stays bad
+    assert all(repairs.order(c.shard, c.findings) is None for c in verify(run, 1) if c.shard)
+    assert repairs.order(SHARD, retry_failed=True) is None  # a row bad at plan time stays bad
 
 
 @pytest.mark.parametrize("damage", ["delete", "flip", "cut"])
@@ -140,7 +150,7 @@ def test_rows_twice_strange_and_missing(run: RunFolder, epoch: Epoch) -> None:
 
 def test_a_row_twice_needs_no_picture(run: RunFolder) -> None:
     change(run, lambda old: [*old, old[0]])
-    mending = Repairs(run).mending(SHARD, found(run)[SHARD])
+    mending = repaired(run, Repairs(run), SHARD, found(run)[SHARD])
     assert mending is not None
     assert mending.again == ()
     assert mending.manifest([]).num_rows == 5
@@ -167,7 +177,7 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
     failed = {"status": "failed", "error_type": "OutOfMemory", "error_message": "no", "uri": None, "sha256": None}
     change(run, lambda old: [row | failed if row["id"] == ill["id"] else row for row in old])
     run.delete([ill["uri"]])
-    mending = Repairs(run).mending(SHARD, retry_failed=True)
+    mending = repaired(run, Repairs(run), SHARD, retry_failed=True)
     assert mending is not None
     assert [row["id"] for row in mending.again] == [ill["id"]]
     replace_manifest(run, epoch.term, SHARD, mending.manifest(rendered(run, mending)))
@@ -177,12 +187,12 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
 
 def test_a_shard_that_is_not_done_is_not_repaired(run: RunFolder) -> None:
     run.delete([manifest_key(SHARD)])
-    assert Repairs(run).mending(SHARD, found(run)[SHARD]) is None
+    assert Repairs(run).order(SHARD, found(run)[SHARD]) is None
 
 
 def test_a_manifest_is_never_replaced_by_less_than_the_shard(run: RunFolder) -> None:
     run.delete([next(row["uri"] for row in rows(run).values() if row["uri"])])
-    mending = Repairs(run).mending(SHARD, found(run)[SHARD])
+    mending = repaired(run, Repairs(run), SHARD, found(run)[SHARD])
     assert mending is not None
     with pytest.raises(ValueError, match="0 of 1 rows"):
         mending.manifest([])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -172,8 +173,6 @@ def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
     run.write("images/s/1-x/a.png", b"plain")
     run.write("data/s-1-x.tar", b"....packed....")
     sink = io.BytesIO()
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"id": ["a", "b"], "image": [b"first", b"second"]}), sink)
     run.write("data/s-1-x.parquet", sink.getvalue())
     read = [
@@ -223,8 +222,6 @@ def test_whatever_is_wrong_with_a_picture_is_a_placeholder(tmp_path: Path, row: 
     run.write("data/s-1-x.tar", b"....")
     run.write("images/s/1-x/huge.png", png(0, (8, 8))[:16] + (60000).to_bytes(4) * 2 + png(0, (8, 8))[24:])
     sink = io.BytesIO()
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"id": ["b"], "other": [1]}), sink)
     run.write("data/s-1-x.parquet", sink.getvalue())
     whole = {"id": "a", "prompt": "a", "num_steps": 5, "offset": None, "bytes": None} | row

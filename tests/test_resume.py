@@ -7,10 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +16,7 @@ from PIL import Image
 from jobs.__main__ import main
 from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
@@ -95,13 +93,6 @@ def check_pictures(folder: RunFolder, rows: list[dict]) -> None:
         Image.open(io.BytesIO(data)).verify()
 
 
-def wait_for(what: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 300
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def is_gone(process: psutil.Process) -> bool:
     try:
         return process.status() == psutil.STATUS_ZOMBIE
@@ -113,11 +104,11 @@ def test_kill_9_of_the_driver_and_the_same_command_again(job, run):
     path = job([f"a fox number {i}" for i in range(96)], steps=60)
     killed = driver(path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder = RunFolder(str(path.parent / "run"))
-    wait_for(lambda: folder.done_shards() or killed.poll() is not None)
+    until(lambda: folder.done_shards() or killed.poll() is not None)
     its_ray = psutil.Process(killed.pid).children(recursive=True)
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    wait_for(lambda: all(map(is_gone, its_ray)))  # its workers notice, and end
+    until(lambda: all(map(is_gone, its_ray)))  # its workers notice, and end
     before = {name: folder.stat(f"manifest/{name}") for name in folder.names("manifest")}
     shards = folder.shard_index(1)["shard"].to_pylist()
     assert 0 < len(before) < len(shards)
@@ -163,7 +154,7 @@ def test_a_signal_finishes_what_is_in_work(job, number, code):
     path = job([f"a fox number {i}" for i in range(256)], steps=60)
     signalled = driver(path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     folder = RunFolder(str(path.parent / "run"))
-    wait_for(lambda: folder.attempts() or signalled.poll() is not None)
+    until(lambda: folder.attempts() or signalled.poll() is not None)
     signalled.send_signal(number)
     out, err = signalled.communicate(timeout=240)
     assert signalled.returncode == code, err[-3000:]

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from botocore import exceptions as boto
-from s3_server import S3Server
 
 from jobs.job_file.positions import ConfigError
 from jobs.steps.find_run import find_run
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from pipelines.storage.put_options import content_type, not_applied, wrong_put_options
 from pipelines.storage.s3_answers import answer_of
+from tests.s3_server import S3Server
 
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>"
 

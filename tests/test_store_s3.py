@@ -17,12 +17,12 @@ from unittest.mock import patch
 import pyarrow as pa
 import pytest
 from botocore import exceptions as boto
-from s3_server import S3Server
 
 import pipelines.storage.folder
 from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from pipelines.storage.s3 import S3Backend
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
 SHARD = "0001-000042"

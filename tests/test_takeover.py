@@ -1,7 +1,6 @@
 """What a new driver does with shards that the old one still commits: none of them is rendered twice to the end."""
 
 import threading
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.checkpoints import ModelSource
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
+from tests.waiting import until
 
 
 @pytest.mark.ray
@@ -26,10 +26,7 @@ def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, sleeping, t
     results = []
     new = threading.Thread(target=lambda: results.append(render(run, config)))
     new.start()
-    deadline = time.monotonic() + 200
-    while not run.names(f"images/{working}"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: run.names(f"images/{working}"), seconds=200)
     for shard in (working, waiting):
         assert render_shard(run, shard)  # the old driver's worker, which knows nothing of the new one
     theirs = {shard: run.stat(f"manifest/{shard}.parquet") for shard in (working, waiting)}

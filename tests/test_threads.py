@@ -5,6 +5,7 @@ left out once: a scheduler that did not notice would prove nothing.
 """
 
 import itertools
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -212,8 +213,6 @@ def failure(turns: Turns, left_out: bool) -> None:
 
 
 def attempt(rows: int = 0) -> Work:
-    import threading
-
     sink: Any = SimpleNamespace(shard=SHARD, attempt=Attempt(SHARD, 1, "0" * 8))
     planned = [planned_row(i) for i in range(rows)]
     return Work(planned, sink, SamplerConfig(""), Span(), _lock=threading.Lock(), _counting=threading.Lock())

@@ -28,7 +28,7 @@ from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
 from pipelines.run.layout import RunFolder, manifest_schema
 from tests.finished import picture
-from tests.plans import planned_row
+from tests.plans import brightness, planned_row
 
 Images = list[np.ndarray]
 KEPT: list[np.ndarray] = []
@@ -143,11 +143,8 @@ def test_what_a_scorer_does_to_pictures_changes_no_stored_byte(
 
 @pytest.mark.parametrize("vandal", VANDALS)
 def test_the_next_scorer_sees_the_picture_that_was_rendered(vandal: Callable[..., Any]) -> None:
-    def mean(images: Images, prompts: list[str]) -> list[float]:
-        return [float(image.mean()) + len(prompt) for image, prompt in zip(images, prompts, strict=True)]
-
     images = [np.full((16, 16, 3), value, np.uint8) for value in (10, 200)]
-    scores, _ = quality_of(vandal, mean).score(images, ["a", "bcd"])
+    scores, _ = quality_of(vandal, brightness).score(images, ["a", "bcd"])
     assert scores["s1"].tolist() == [11.0, 203.0]
     assert [int(image.max()) for image in images] == [10, 200]
 

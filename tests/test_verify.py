@@ -1,6 +1,8 @@
 """Verification: what is whole is clean, and every kind of damage done by hand is found and named."""
 
+import inspect
 import io
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.integrity.images as images_module
+import pipelines.integrity.verify as verify_module
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import delete_orphans
 from pipelines.integrity.verify import verify
+from pipelines.prompts.generations import schema_of
 from pipelines.render.sink import LAYOUTS, encode_image
 from pipelines.run.drivers import claim
-from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes, schema_to_json
 from pipelines.storage.folder import StorageOptions
 from tests.finished import finished_run, picture, render_shard, store
 from tests.plans import planned_row, write_plan
@@ -521,12 +526,39 @@ def test_keys_with_empty_parts_and_markers_of_folders_in_a_store(s3) -> None:
     assert findings(run, 0.01) == []
 
 
+@pytest.mark.s3
+def test_what_is_left_of_an_attempt_goes_with_keys_that_are_no_paths(s3) -> None:
+    run = finished_run(RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(s3.endpoint_url)))
+    client, bucket = s3._client(), run.url.split("/")[2]
+    left = [
+        f"images/{SHARD}/9-abcdef01/a.png",
+        f"images/{SHARD}/9-abcdef01//b.png",
+        "images/9999-000000/1-abcdef01/c.png",
+    ]
+    left += ["images/9999-000000//d.png", "images/9999-000000/./e.png"]
+    for key in left:
+        client.put_object(Bucket=bucket, Key=f"run/{key}", Body=b"x")
+    seen = findings(run, 0.01)
+    assert {finding.kind for finding in seen} <= ORPHANS
+    delete_orphans(run, claim(run).term, seen)
+    assert findings(run, 0.01) == []
+    assert not set(left) & {key for key, _ in run.walk("images")}
+
+
+def test_manifests_of_a_run_that_an_earlier_version_planned_are_as_they_should_be(tmp_path: Path) -> None:
+    """Its plan lacks a column that manifests have now; and a later plan of this version has one more."""
+    run = finished_run(RunFolder(str(tmp_path / "run")))
+    plan = run.read_plan(1)
+    schema = schema_of(plan)
+    older = schema.remove(schema.get_field_index("score_error"))
+    run.write("plan/0001/plan.json", json.dumps(plan | {"manifest_schema": schema_to_json(older)}).encode())
+    later = plan | {"manifest_schema": schema_to_json(schema.append(pa.field("shelf", pa.string())))}
+    run.write("plan/0002/shards.parquet", parquet_bytes([run.shard_index(1).slice(0, 0)]))
+    run.write("plan/0002/plan.json", json.dumps(later).encode())
+    assert findings(run, 0.01) == []
+
+
 def test_every_kind_is_explained() -> None:
-    import inspect
-
-    from pipelines.integrity import images as verify_images
-    from pipelines.integrity import verify as module
-
-    text = inspect.getsource(module) + inspect.getsource(verify_images)
+    text = inspect.getsource(verify_module) + inspect.getsource(images_module)
     assert all(f'"{kind}"' in text for kind in KINDS)
     assert set(KINDS) >= ORPHANS

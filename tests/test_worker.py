@@ -17,6 +17,7 @@ import pipelines.render.worker
 from actors.rows import SamplerConfig
 from pipelines.integrity.repair import Repairs
 from pipelines.integrity.verify import verify
+from pipelines.prompts.generations import schema_of
 from pipelines.render.attempt import Dropped
 from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
 from pipelines.render.repairing import SupersededError
@@ -29,6 +30,7 @@ from pipelines.storage.folder import StorageError
 from tests.checkpoints import make_checkpoint
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
+from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # ends a heartbeat
 ROOT = Path(__file__).parent.parent
@@ -50,7 +52,7 @@ def run(tmp_path):
 
 def worker(run, model, term=None):
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schema = run.read_plan(1)["manifest_schema"]
+    schema = schema_of(run.read_plan(1))
     return RenderWorker(
         WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schema, term=term), None
     )
@@ -81,9 +83,8 @@ def in_work(run, model):
 
     thread = threading.Thread(target=serve)
     thread.start()
-    while not ((work := busy._works.get(SHARD)) and work.images):
-        time.sleep(0.01)
-    return busy, work, thread, came
+    until(lambda: SHARD in busy._works and busy._works[SHARD].images)
+    return busy, busy._works[SHARD], thread, came
 
 
 def test_a_shard_that_another_committed_meanwhile_is_not_rendered_to_the_end(tmp_path, model):
@@ -181,9 +182,7 @@ def beating(run, ledger, beats):
     each.ledger, each._worker = ledger, Worker("a", "1", "default")
     thread = threading.Thread(target=each._beat, name="heartbeat", daemon=True)
     thread.start()
-    deadline = time.monotonic() + 60
-    while len(ledger.beats) < beats and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(ledger.beats) >= beats or not thread.is_alive(), seconds=60)
     return each, thread
 
 
@@ -205,13 +204,10 @@ def test_a_heart_goes_on_beating_where_the_engine_cannot_be_asked(run, quick_hea
             raise RuntimeError("CUDA error: unspecified launch failure")
 
     each._sampler = Lost()
-    deadline = time.monotonic() + 60
-    while len(asked) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(asked) >= 5, seconds=60)
     each._sampler = None
     before = len(ledger.beats)
-    while len(ledger.beats) < before + 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(ledger.beats) >= before + 3, seconds=60)
     assert thread.is_alive()
     assert len(ledger.beats) >= before + 3
     ledger.is_over = True

@@ -216,7 +216,7 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
         return ()
     more = f" and {len(twice) - SHOWN:,} more" if len(twice) > SHOWN else ""
     said = f"{folder.url}: files are there under two names, and read twice: {', '.join(twice[:SHOWN])}{more}"
-    return (one_line(said),)
+    return (said,)
 
 
 def around(folder: Folder) -> str | None:

@@ -75,11 +75,10 @@ class _Watch:
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """The lines as the reader wants them; a first line `sep=;`, which Excel reads, is none."""
         lines, raw, backslash = iter(lines), self.raw, self.dialect.quotes == "backslash"
-        for line in lines:
-            said = _EXCEL.fullmatch(line)
-            lines = chain(["\n" if said and said[1] == self.dialect.delimiter else line], lines)
-            break
-        for line in lines:
+        first = next(lines, "")  # no line is "": it has its end
+        if (said := _EXCEL.fullmatch(first)) and said[1] == self.dialect.delimiter:
+            first = "\n"
+        for line in chain([first] if first else [], lines):
             if '"' in line and len(raw) < MOST_LINES:
                 raw.append(line)
                 if ' "' in line or '\\"' in line:

@@ -64,7 +64,8 @@ def find_files(path: str, storage: StorageOptions, text: TextRules | None = None
     if errors:
         more = f" ({len(errors) - 1} more files cannot be read)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}")
-    return FoundFiles(tuple(outcome for outcome in opened if isinstance(outcome, TableFile)), notes)
+    tables = tuple(outcome for outcome in opened if isinstance(outcome, TableFile))
+    return FoundFiles(tables, tuple(map(one_line, notes)))
 
 
 def _listed(path: str, storage: StorageOptions) -> tuple[list[TableFile], tuple[str, ...]]:
@@ -145,7 +146,7 @@ def hub_address(path: str) -> str:
         )
     name, file = found[1], found[3]
     revision = (found[2] or "main").replace("/", "%2F")
-    return f"{os.environ.get('HF_ENDPOINT') or HUB}/datasets/{name}/resolve/{revision}/{file}"
+    return f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/datasets/{name}/resolve/{revision}/{file}"
 
 
 def _globbed(pattern: str, path: str, storage: StorageOptions) -> tuple[list[TableFile], tuple[str, ...]]:
@@ -197,7 +198,7 @@ def _note_on_partitions(path: str) -> tuple[str, ...]:
     if not named:
         return ()
     said = f"{path}: {', '.join(named)} in the path is no column: name the folder above it to have it as one"
-    return (one_line(said),)
+    return (said,)
 
 
 def format_of(key: str) -> str | None:

@@ -3,7 +3,6 @@
 Names only. Who looks is `pipelines.integrity.verify` and `pipelines.integrity.images`.
 """
 
-import re
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
@@ -26,14 +25,6 @@ KINDS: dict[str, str] = {
     "plan_orphan": "parts and generations of a plan that was never finished",
 }
 ORPHANS = frozenset({"attempt_orphan", "object_orphan", "plan_orphan"})  # they take space and harm nothing
-FOLDERS = ("plan", "images", "data", "attempts", "epochs", "manifest")  # of a run
-# What file managers and archivers put into any folder that they touch; all other hidden names are left alone.
-_DROPPING = re.compile(r"\.DS_Store|\._.*|\.nfs\w+|\.directory|__MACOSX|thumbs\.db|desktop\.ini|Icon\r", re.IGNORECASE)
-
-
-def is_dropping(key: str) -> bool:
-    """Whether an object was left behind by a desktop: it is of no use to a run, wherever it lies."""
-    return any(_DROPPING.fullmatch(part) for part in key.split("/"))
 
 
 @dataclass(frozen=True)

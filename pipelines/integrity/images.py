@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipelines.integrity.findings import Finding
 from pipelines.run.layout import UNREADABLE, RunFolder
+from pipelines.storage.folder import is_odd
 
 BATCH_ROWS = 32  # of a Parquet data file, at a time
 HEADER = tarfile.BLOCKSIZE
@@ -96,7 +97,7 @@ class ShardImages:
 
     def _is_ours(self, uri: str) -> bool:
         key, _, name = uri.partition("#")
-        if any(part in ("", ".", "..") for part in key.split("/")):
+        if is_odd(key):
             return False
         alone = key.startswith(f"images/{self.shard}/") and key.count("/") == 3 and not name
         return alone or bool(name and key.startswith(f"data/{self.shard}-") and key.count("/") == 1)

@@ -1,18 +1,14 @@
-"""What a damaged shard needs, and the one overwrite there is: its manifest, replaced whole, one revision on.
+"""What a damaged shard needs: which rows stay and which are rendered again. And orphans, deleted.
 
-Pure over a run folder: which rows stay and which are rendered again. Rendering them, under a new attempt's keys, is a
-worker's. Only the driver of the latest epoch may replace or delete. An Order is what travels to the worker, small; the
-worker makes the Mending of it, from the folder.
+Pure over a run folder. Rendering rows again, and the one overwrite of a manifest, is `pipelines.render.repairing`'s.
+Only the driver of the latest epoch may delete.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from pipelines.integrity.findings import Finding
-from pipelines.prompts.generations import newest_schema
-from pipelines.render.repairing import RepairedShard, RepairOrder, demand_driver, first_of_each, written_rows
+from pipelines.render.repairing import RepairOrder, demand_driver, first_of_each, written_rows
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import UNREADABLE, RunFolder, shard_of
 from pipelines.storage.folder import is_odd
@@ -35,18 +31,12 @@ class Repairs:
         self.run = run
         self._places: dict[str, tuple[str, int]] = {}
         self._grouped: set[str] = set()  # shards of rollouts: the rows of one noise are scored together
-        plans = {generation: run.read_plan(generation) for generation in run.generations()}
-        self._schema = newest_schema(list(plans.values())) if plans else pa.schema([])
-        for generation, plan in plans.items():
+        for generation in run.generations():
+            plan = run.read_plan(generation)
             for entry in run.shard_index(generation).select(["shard", "part", "row_group"]).to_pylist():
                 self._places[entry["shard"]] = (entry["part"], entry["row_group"])
                 if plan.get("fingerprint", {}).get("rollout"):
                     self._grouped.add(entry["shard"])
-
-    def mending(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> RepairedShard | None:
-        """What `order` says, with its rows."""
-        order = self.order(shard, findings, retry_failed)
-        return order.mending(self.run, *self._places[shard], self._schema) if order else None
 
     def order(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> RepairOrder | None:
         """None where the manifest is as it should be, or there is none: a shard that is not done is resumed.
@@ -102,7 +92,7 @@ def delete_orphans(run: RunFolder, term: EpochId, findings: Iterable[Finding]) -
         named = set() if is_odd(finding.key) else _named(run, finding.shard or shard_of(finding.key))
         if named is not None:
             keys = [key for key in objects_of(run, finding.key) if key not in named]
-            run.delete_listed(keys) if is_odd(finding.key) else run.delete(keys)
+            run.delete_listed(keys)
             deleted += len(keys)
     return deleted
 

@@ -4,6 +4,7 @@ Reads only, a shard at a time, and holds 16 bytes a planned row. What may be fou
 how an image is looked at in `pipelines.integrity.images`. What is done about it is not decided here.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.integrity.findings import FOLDERS, Finding, is_dropping
+from pipelines.integrity.findings import Finding
 from pipelines.integrity.image_listing import ImageListing
 from pipelines.integrity.images import ShardImages
 from pipelines.plan.writer import replaced_ids
-from pipelines.prompts.generations import with_our_fields
+from pipelines.prompts.generations import newest_schema, schema_of
 from pipelines.prompts.rows import KEY_BYTES, id_key
-from pipelines.run.layout import READERS, UNREADABLE, RunFolder, done_of, manifest_key, schema_from_json, shard_of
+from pipelines.run.layout import FOLDERS, READERS, UNREADABLE, RunFolder, done_of, manifest_key, shard_of
 from pipelines.storage.folder import is_odd
 
 S = TypeVar("S")
@@ -35,6 +36,8 @@ SAME = {  # column of the plan: of the manifest
     "width": "width",
     "height": "height",
 }
+# What file managers and archivers put into any folder that they touch; all other hidden names are left alone.
+_DROPPING = re.compile(r"\.DS_Store|\._.*|\.nfs\w+|\.directory|__MACOSX|thumbs\.db|desktop\.ini|Icon\r", re.IGNORECASE)
 PLANNED = ("id", *SAME)
 STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "format")
 
@@ -61,7 +64,7 @@ class Checked:
 @dataclass(frozen=True)
 class _Generation:
     number: int
-    schema: pa.Schema  # of its manifests
+    plan: Mapping[str, Any]
     stored: bool  # whether its layout stores images
     index: tuple[dict[str, Any], ...]  # shard, part, row_group, rows
 
@@ -114,19 +117,28 @@ class _Verification:
         self.damage: list[Finding] = []
         self.generations = [found for number in run.generations() if (found := self._generation(number))]
         self.shards = {entry["shard"] for generation in self.generations for entry in generation.index}
+        self.schemas = list(self._schemas())
         self.keys: list[np.ndarray] = []  # of the ids, (R,) S16 each
 
     def _generation(self, number: int) -> _Generation | None:
         try:
             plan = self.run.read_plan(number)
             index = self.run.shard_index(number).select(["shard", "part", "row_group", "rows"]).to_pylist()
-            schema = schema_from_json(plan["manifest_schema"])
+            schema_of(plan)
         except (*UNREADABLE, KeyError) as error:
             message = f"its plan.json or shards.parquet cannot be read: {_reason(error)}"
             self.damage.append(Finding("plan_damaged", f"plan/{number:04d}", message))
             return None
         stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
-        return _Generation(number, schema, stored, tuple(index))
+        return _Generation(number, plan, stored, tuple(index))
+
+    def _schemas(self) -> Iterator[tuple[int, pa.Schema]]:
+        """(generation, schema) that manifests may have: the plan's own, and what workers make of all plans so far."""
+        plans = []
+        for generation in self.generations:
+            plans.append(generation.plan)
+            yield generation.number, schema_of(generation.plan)
+            yield generation.number, newest_schema(plans)
 
     def around(self) -> Iterator[Finding]:
         """What lies in the folder and belongs to no planned shard."""
@@ -160,9 +172,10 @@ class _Verification:
     def strays(self, listing: ImageListing) -> Iterator[Finding]:
         """What lies below images/ and is no planned shard's; nothing where it is not known what is planned."""
         listing.finish()
-        for place in sorted(listing.strays - {f"images/{shard}" for shard in self.shards} if not self.damage else ()):
+        planned = {f"images/{shard}" for shard in self.shards}
+        for place in () if self.damage else sorted(listing.strays - planned):
             yield Finding("attempt_orphan", place, "no planned shard is called so", rows=0)
-        for place in sorted(listing.strays & {f"images/{shard}" for shard in self.shards}):
+        for place in sorted(listing.strays & planned):
             if self.run.stat(place) is not None:
                 yield Finding("object_orphan", place, "a file where a folder of the run should be", rows=0)
 
@@ -267,8 +280,7 @@ class _Verification:
 
     def _is_of_run(self, schema: pa.Schema, number: int) -> bool:
         """Whether a manifest has the columns of its generation, or of a later one, which it may have been given."""
-        later = [generation.schema for generation in self.generations if generation.number >= number]
-        return any(schema.equals(each) for each in (*later, with_our_fields(later[-1])))
+        return any(schema.equals(each) for at, each in self.schemas if at >= number)
 
     def _orphans(self, shard: str, stored: Mapping[str, int], named: set[str]) -> Iterator[Finding]:
         """Attempts that no manifest names, each once, and what lies astray in those that one does."""
@@ -321,6 +333,11 @@ def compare(planned: Iterable[Mapping[str, Any]], found: list[dict[str, Any]], s
         changed += ["status"] if row["status"] not in STATUSES else []
         if changed:
             yield Finding("row_changed", key, f"not as planned: {', '.join(changed)}", shard, row["id"])
+
+
+def is_dropping(key: str) -> bool:
+    """Whether an object was left behind by a desktop: it is of no use to a run, wherever it lies."""
+    return any(_DROPPING.fullmatch(part) for part in key.split("/"))
 
 
 def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

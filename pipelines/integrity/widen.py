@@ -15,7 +15,7 @@ def widen_manifests(run: RunFolder, term: EpochId) -> int:
     None is read where all plans have one schema. Rows stay as they are, their revision too; what is damaged stays.
     """
     plans = {number: run.read_plan(number) for number in run.generations()}
-    newest = newest_schema(list(plans.values()))
+    newest = newest_schema(plans.values())
     old = {f"{number:04d}" for number, plan in plans.items() if not schema_of(plan).equals(newest)}
     shards = [shard for shard in sorted(run.done_shards()) if shard.partition("-")[0] in old] if old else []
 

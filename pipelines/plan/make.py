@@ -25,12 +25,11 @@ from pipelines.plan.earlier import Earlier, earlier_rows
 from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
 from pipelines.plan.writer import PlanWriter, commit
-from pipelines.prompts.columns import RESERVED
 from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
 from pipelines.prompts.generations import ColumnFacts, one_schema
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
 from pipelines.prompts.rows import CANONICAL_FIELDS, id_key
-from pipelines.run.layout import RunFolder, schema_to_json
+from pipelines.run.layout import MANIFEST_NAMES, RunFolder, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
 
 if TYPE_CHECKING:
@@ -135,7 +134,8 @@ def make_plan(
         raise InputError(earlier.changes.refusal(run.url))
     pins = () if config.rollout else inspection.pinned_steps
     notes = (*inspection.notes, *pinned_notes(pins, menu), *earlier.changes.notes())
-    generation = max(run.generations(), default=0) + 1
+    planned = run.generations()
+    generation = max(planned, default=0) + 1
     bad_keys = earlier.known.bad_keys
     writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
     carried, facts = inspection.carried_schema, ColumnFacts()
@@ -145,7 +145,7 @@ def make_plan(
     writer.flush()
     if not writer.parts:
         return PlanSummary(None, 0, 0, 0, time.monotonic() - started, notes)
-    schema = one_schema([run.read_plan(number) for number in run.generations()], carried, facts)
+    schema = one_schema([run.read_plan(number) for number in planned], carried, facts)
     plan = {
         "version": VERSION,
         "generation": generation,
@@ -163,7 +163,7 @@ def make_plan(
         "changed_rows": earlier.changes.changed,  # whose old pictures stay
         "notes": list(notes),
         "manifest_schema": schema_to_json(schema),
-        **facts.document(set(schema.names) - RESERVED),
+        **facts.document(set(schema.names) - MANIFEST_NAMES),
         "created_at": datetime.now(UTC).isoformat(),
     }
     plan = commit(writer, json.loads(json.dumps(plan)))

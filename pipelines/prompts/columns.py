@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipelines.files.csv_rows import SEPARATORS, separated_by
 from pipelines.files.readers import InputError, TableFile
-from pipelines.run.layout import MANIFEST_FIELDS
+from pipelines.prompts.rows import EXACT, NUMBERS
+from pipelines.run.layout import MANIFEST_NAMES
 
 GIVEN = (
     "prompt",
@@ -29,9 +30,8 @@ GIVEN = (
 )
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
 PLAN_COLUMNS = ("num_inference_steps", "content_hash", "budget_scores", "replaces")  # in the plan, not in the manifest
-RESERVED = frozenset([column.name for column in MANIFEST_FIELDS]) | set(GIVEN) | set(PLAN_COLUMNS)
+RESERVED = MANIFEST_NAMES | set(GIVEN) | set(PLAN_COLUMNS)
 _TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
-EXACT = 2**53  # the last whole number up to which a float is exact
 _SHORT = {
     "negative": "negative_prompt",
     "neg_prompt": "negative_prompt",
@@ -41,7 +41,6 @@ _SHORT = {
     "steps": "num_inference_steps",
     "num_steps": "num_inference_steps",
 }
-_NUMBERS = frozenset({"seed", "guidance_scale", "width", "height", "num_inference_steps"})
 
 
 def check_explicit(explicit: Mapping[str, str]) -> None:
@@ -114,7 +113,7 @@ def check_types(file: TableFile, meaning: Mapping[str, str]) -> None:
     for theirs, ours in meaning.items():
         kind = file.schema.field(theirs).type if file.schema is not None else pa.string()
         if not _fits(kind, ours):
-            wanted = "text" if ours in _TEXT_COLUMNS else "numbers" if ours in _NUMBERS else "text or whole numbers"
+            wanted = "text" if ours in _TEXT_COLUMNS else "numbers" if ours in NUMBERS else "text or whole numbers"
             raise InputError(
                 f"{file.place}: column {theirs!r} holds {kind}, but {ours} must be {wanted}. "
                 "Convert it, or name another column in input.columns"
@@ -124,12 +123,15 @@ def check_types(file: TableFile, meaning: Mapping[str, str]) -> None:
 def _fits(kind: pa.DataType, ours: str) -> bool:
     if pa.types.is_dictionary(kind):
         return _fits(kind.value_type, ours)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if text or pa.types.is_null(kind):
+    if _is_text(kind) or pa.types.is_null(kind):
         return True
     if pa.types.is_integer(kind):
         return ours not in _TEXT_COLUMNS
-    return ours in _NUMBERS and pa.types.is_floating(kind)
+    return ours in NUMBERS and pa.types.is_floating(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class CarriedTypes:
             while ours.casefold() in taken or (ours != theirs and ours.casefold() in given):
                 ours = f"input_{ours}"
             if ours != theirs:
-                own = f"the manifest has a {theirs.lower()!r} of its own"
-                reason = own if theirs.lower() in RESERVED else "another column differs from it by case alone"
+                own = f"the manifest has a {theirs.casefold()!r} of its own"
+                reason = own if theirs.casefold() in RESERVED else "another column differs from it by case alone"
                 notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
             taken.add(ours.casefold())
             carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
@@ -258,7 +260,7 @@ def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
 def _sound(column: pa.Array) -> pa.Array:
     """The column with text that is UTF-8, once it is known that its values survive a turn through Python."""
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if _is_text(kind):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:  # Parquet's writer did not check its text

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.files.readers import InputError
-from pipelines.prompts.columns import EXACT, merged_type
-from pipelines.run.layout import MANIFEST_FIELDS, manifest_schema, schema_from_json
+from pipelines.prompts.columns import merged_type
+from pipelines.prompts.rows import EXACT
+from pipelines.run.layout import MANIFEST_NAMES, manifest_schema, schema_from_json
 
 EMPTY, WIDE = "empty_columns", "wide_columns"  # in plan.json: carried ones without a value, with integers past 2^53
-_OURS = frozenset(column.name for column in MANIFEST_FIELDS)
 
 
 class ColumnFacts:
@@ -51,7 +51,7 @@ def schema_of(plan: Mapping[str, Any]) -> pa.Schema:
 
 def carried_of(plan: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """The carried columns among them."""
-    return {column.name: column.type for column in schema_of(plan) if column.name not in _OURS}
+    return {column.name: column.type for column in schema_of(plan) if column.name not in MANIFEST_NAMES}
 
 
 def one_schema(earlier: Sequence[Mapping[str, Any]], carried: pa.Schema, facts: ColumnFacts) -> pa.Schema:
@@ -61,7 +61,7 @@ def one_schema(earlier: Sequence[Mapping[str, Any]], carried: pa.Schema, facts: 
     would stand side by side.
     """
     new = facts.document(carried.names)
-    types = carried_of(earlier[-1]) if earlier else {}
+    types = _carried_so_far(earlier)
     valued = {name for plan in earlier for name in carried_of(plan).keys() - set(plan.get(EMPTY, ()))}
     wide = {name for plan in earlier for name in plan.get(WIDE, ())} | set(new[WIDE])
     _refuse_other_spelling(types, carried.names)
@@ -83,11 +83,16 @@ def _refuse_other_spelling(known: Iterable[str], names: Iterable[str]) -> None:
             )
 
 
-def newest_schema(plans: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """Of all manifests of a run, by its plans, rising."""
-    return with_our_fields(schema_of(plans[-1]))
+def newest_schema(plans: Iterable[Mapping[str, Any]]) -> pa.Schema:
+    """Of all manifests of a run, by its plans, rising. The contract's columns are those of now, whatever a plan had."""
+    return manifest_schema(pa.schema(list(_carried_so_far(plans).items())))
 
 
-def with_our_fields(schema: pa.Schema) -> pa.Schema:
-    """A manifest schema with the contract's columns as they are now; earlier versions had others."""
-    return manifest_schema(pa.schema([column for column in schema if column.name not in _OURS]))
+def _carried_so_far(plans: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The carried columns of all plans. A plan names those of the plans before it, if no earlier version made it."""
+    types: dict[str, pa.DataType] = {}
+    for plan in plans:
+        for name, kind in carried_of(plan).items():
+            whole = EMPTY in plan or name not in types
+            types[name] = kind if whole else merged_type(types[name], kind) or pa.string()
+    return types

@@ -4,9 +4,9 @@ The driver holds 17 bytes a prompt and what is said of equal ones; nothing else 
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.files.readers import InputError, TableFile, TextRules
 from pipelines.files.tables import FoundFiles, find_files
+from pipelines.pipeline_error import one_line
 from pipelines.prompts.columns import GIVEN, Carried, CarriedTypes, check_explicit, check_types, misspelt, resolve
 from pipelines.prompts.duplicates import Occurrences, count_occurrences
 from pipelines.prompts.remarks import Remark, told
@@ -120,6 +121,7 @@ def assemble(
     _check_columns_seen(source, files, scanned)
     used, carried, notes = _columns(source, files, pieces, scanned)
     chunks = [chunk for of_piece in scanned for chunk in of_piece]
+    said = (*files.notes, *notes, *_seeds_that_count_up(source, chunks), *told(_remarks(pieces, scanned)))
     return Inspection(
         source=source,
         files=tuple(files),
@@ -129,7 +131,7 @@ def assemble(
         bad_samples=_bad_samples(pieces, scanned),
         used=used,
         carried=carried,
-        notes=(*files.notes, *notes, *_seeds_that_count_up(source, chunks), *told(_remarks(pieces, scanned))),
+        notes=tuple(map(one_line, said)),
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
         occurrences=_occurrences(source, pieces, scanned),
     )
@@ -227,29 +229,31 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _bad_samples(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> tuple[str, ...]:
-    samples: list[str] = []
-    for piece, chunks in zip(pieces, scanned, strict=True):
-        first = 0
-        for chunk in chunks:
-            shown = zip(chunk.bad_rows, chunk.faults, strict=False)
-            samples += [f"{piece.place(first + row)}: {fault.message}" for row, fault in shown]
-            first += chunk.rows
-        if len(samples) >= MAX_SHOWN:
-            break
-    return tuple(samples[:MAX_SHOWN])
+    samples = (
+        one_line(f"{piece.place(first + row)}: {fault.message}")
+        for piece, first, chunk in _placed(pieces, scanned)
+        for row, fault in zip(chunk.bad_rows, chunk.faults, strict=False)
+    )
+    return tuple(islice(samples, MAX_SHOWN))
 
 
 def _remarks(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> dict[tuple[str, str], tuple[int, str]]:
     """(column, kind) -> rows, at most where the input is cut by a limit, and the place of the first."""
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for piece, chunks in zip(pieces, scanned, strict=True):
-        before = 0
-        for chunk in chunks:
-            for key, remark in chunk.remarks.items():
-                rows, place = found.get(key, (0, piece.place(before + remark.first)))
-                found[key] = rows + remark.rows, place
-            before += chunk.rows
+    for piece, first, chunk in _placed(pieces, scanned):
+        for key, remark in chunk.remarks.items():
+            rows, place = found.get(key, (0, piece.place(first + remark.first)))
+            found[key] = rows + remark.rows, place
     return found
+
+
+def _placed(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> Iterator[tuple[FileSlice, int, Chunk]]:
+    """Each chunk with its piece, and the row of the piece at which it begins."""
+    for piece, chunks in zip(pieces, scanned, strict=True):
+        first = 0
+        for chunk in chunks:
+            yield piece, first, chunk
+            first += chunk.rows
 
 
 def _occurrences(

@@ -301,10 +301,10 @@ def number_fault(name: str, value: Any, rules: Rules) -> RowFault | None:
 
 def _why_no_seed(value: Any) -> str:
     """What a seed that cannot be used most likely was, and what to write instead."""
-    if isinstance(value, str) and _DECIMAL.fullmatch(value) and abs(float(value)) < EXACT:
-        return "as it is written it may have been another number. Write plain digits"
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
         value = float(value)
+        if abs(value) < EXACT:
+            return "as it is written it may have been another number. Write plain digits"
     if isinstance(value, float) and value.is_integer():
         return "as a float it is no longer the number that was drawn. Write seeds as whole numbers"
     if value == -1:

@@ -23,7 +23,7 @@ from pipelines.render.messages import Snapshot
 from pipelines.render.pool import Pool, RenderConfig, RenderError, auto_dtype, device_of
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.drivers import EpochId
-from pipelines.run.layout import RunFolder, schema_to_json
+from pipelines.run.layout import RunFolder
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -105,12 +105,12 @@ def render(
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    schema = schema_to_json(newest_schema([run.read_plan(generation) for generation in generations]))
+    schema = newest_schema(map(run.read_plan, generations))
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
     every = [Pool(spec, run, config, schema, ledger, term) for spec in pools]
     try:
-        with _StopWatcher(ledger, run, undone - orders.keys()):
+        with _OutsideWatcher(ledger, run, undone - orders.keys()):
             result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))
     finally:
         for pool in every:
@@ -142,7 +142,7 @@ def _start_ledger(task: RenderTask) -> Any:
     return ray.remote(LedgerActor).options(**options).remote(task)
 
 
-class _StopWatcher:
+class _OutsideWatcher:
     """Tells the ledger, while the body runs, what it cannot see: shards that other drivers commit, nodes that go."""
 
     def __init__(self, ledger: Any, run: RunFolder, undone: Collection[str]):

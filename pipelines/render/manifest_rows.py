@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.prompts.columns import EXACT
+from pipelines.prompts.rows import EXACT
 from pipelines.render.quality import Scored
 from pipelines.render.sink import FORMATS, Stored, encoder_name
 from pipelines.run.layout import Attempt

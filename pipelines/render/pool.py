@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from actors.rows import SamplerConfig
@@ -154,7 +155,7 @@ class Pool:
         spec: PoolSpec,
         run: RunFolder,
         config: RenderConfig,
-        schema: str,
+        schema: pa.Schema,
         ledger: Any,
         term: EpochId | None = None,
     ):

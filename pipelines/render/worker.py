@@ -43,7 +43,7 @@ from pipelines.render.repairing import replace_manifest
 from pipelines.render.sink import Sink
 from pipelines.render.watchdog import Submit, Watchdog
 from pipelines.run.drivers import EpochId
-from pipelines.run.layout import RunFolder, manifest_key, schema_from_json
+from pipelines.run.layout import RunFolder, manifest_key
 from pipelines.run.precision import keep_dtype, settled_dtype
 from pipelines.run.proof import prove_in_time
 from pipelines.storage.checkpoints import ModelSource
@@ -60,7 +60,7 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """All that a worker of one pool needs. schema: of all manifests, as plan.json has one.
+    """All that a worker of one pool needs. schema: of all manifests.
 
     row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
     `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
@@ -72,7 +72,7 @@ class WorkerJob:
     pool: str
     layout: str
     image_format: str
-    schema: str
+    schema: pa.Schema
     scorers: tuple[ScorerSource, ...] = ()
     row_timeout_s: float | None = None
     term: EpochId | None = None
@@ -105,7 +105,7 @@ class RenderWorker:
         self._heed_sigterm()
 
     def serve(self, ledger: Any) -> UnfitWorker | None:
-        """Leases, renders and commits until nothing is left for this worker. Unfit: why it cannot.
+        """Leases, renders and commits until nothing is left for this worker. An UnfitWorker says why it cannot.
 
         A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
         constructor was given a handle may not be started again.
@@ -283,8 +283,7 @@ class RenderWorker:
     def _render(self, lease: Lease) -> dict[str, Any]:
         """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
         run, shard, order = self.job.run, lease.shard, lease.order
-        schema = schema_from_json(self.job.schema)
-        mending = order.mending(run, shard.part, shard.row_group, schema) if order else None
+        mending = order.mending(run, shard.part, shard.row_group, self.job.schema) if order else None
         rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
         bad = {row["id"] for row in rows if row["error_type"]}
         if lease.failures and self._is_done(lease):  # committed by who did not live to say so
@@ -292,7 +291,7 @@ class RenderWorker:
         work = self._begin(shard, rows)
         try:
             finished = self._finished(lease, work)
-            table = mending.manifest(finished) if mending else manifest_table(finished, schema)
+            table = mending.manifest(finished) if mending else manifest_table(finished, self.job.schema)
             if work.commit(partial(self._commit, lease, table)):
                 return outcome_counts(table, order, bad)
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)

@@ -24,10 +24,9 @@ from pipelines.pipeline_error import PipelineError
 from pipelines.storage.folder import Folder
 from pipelines.storage.range_file import RangeFile
 
-UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises of bytes that are no Parquet
-
-
 JOB = "job.yaml"
+FOLDERS = ("plan", "images", "data", "attempts", "epochs", "manifest")
+UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises of bytes that are no Parquet
 READERS = 8
 RELEASED, DIED = ".released", ".died"  # endings of what is said of an attempt once it is over
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,80}", re.ASCII)
@@ -76,6 +75,7 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
 )
+MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
 
 
 def manifest_schema(carried: pa.Schema) -> pa.Schema:
@@ -83,8 +83,7 @@ def manifest_schema(carried: pa.Schema) -> pa.Schema:
 
     ValueError names the carried columns that collide with the contract's.
     """
-    ours = {column.name for column in MANIFEST_FIELDS}
-    taken = sorted(ours & set(carried.names))
+    taken = sorted(MANIFEST_NAMES & set(carried.names))
     if taken:
         raise ValueError(f"carried columns collide with the manifest's own: {', '.join(taken)}")
     return pa.schema([*MANIFEST_FIELDS, *carried])
@@ -184,10 +183,10 @@ class RunFolder(Folder):
         data = self.read(key)
         try:
             return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise self._damaged(key, error) from error
 
-    def _damaged(self, key: str, error: Exception) -> "DamagedRun":
+    def _damaged(self, key: str, error: Exception) -> DamagedRun:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         remedy = f"`python -m jobs verify {self.url}` names what is damaged, `repair` renders what it can again"
         return DamagedRun(f"{self.url_of(key)} cannot be read: {reason:.200}; {remedy}")
@@ -204,7 +203,7 @@ class RunFolder(Folder):
         """The manifest of a done shard. DamagedRun where it cannot be read."""
         return self._table(manifest_key(shard))
 
-    def manifests(self, damaged: "list[DamagedRun] | None" = None) -> Iterator[pa.Table]:
+    def manifests(self, damaged: list[DamagedRun] | None = None) -> Iterator[pa.Table]:
         """The manifests of all done shards, by rising shard, a few read ahead.
 
         damaged: takes what cannot be read, which is else raised.
@@ -294,6 +293,12 @@ def manifest_key(shard: str) -> str:
     return f"manifest/{shard}.parquet"
 
 
+def shard_of(key: str) -> str:
+    """The shard of `images/<shard>/...` and of `data/<shard>-<attempt>.<ext>`."""
+    folder, _, rest = key.partition("/")
+    return rest.partition("/")[0] if folder == "images" else rest.partition(".")[0].rsplit("-", 2)[0]
+
+
 def done_of(names: Iterable[str]) -> set[str]:
     """The shards whose manifests are among the keys below manifest/; hidden files are nobody's manifests."""
     plain = (name for name in names if "/" not in name and not name.startswith("."))
@@ -326,9 +331,3 @@ def _number(name: str) -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
-
-
-def shard_of(key: str) -> str:
-    """The shard of `images/<shard>/...` and of `data/<shard>-<attempt>.<ext>`."""
-    folder, _, rest = key.partition("/")
-    return rest.partition("/")[0] if folder == "images" else rest.partition(".")[0].rsplit("-", 2)[0]

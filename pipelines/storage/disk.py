@@ -92,7 +92,8 @@ class LocalBackend:
         """One directory a page; the token is the stack of those still to be read."""
         *pending, at = (prefix,) if token is None else token
         files = []
-        for entry in sorted(_entries(self._path(at)), key=lambda entry: entry.name, reverse=True):
+        entries = sorted(_entries(self._path(at)), key=lambda entry: entry.name, reverse=True)  # the last is read first
+        for entry in entries:
             key = f"{at}/{entry.name}" if at else entry.name
             if entry.is_dir(follow_symlinks=False):
                 pending.append(key)

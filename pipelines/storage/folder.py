@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -144,7 +145,10 @@ class Folder:
         return sorted(found)
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """(key, size in bytes) of every object below a folder, in no promised order, page by page."""
+        """(key, size in bytes) of every object below a folder, page by page.
+
+        What lies in its folders comes by their rising names.
+        """
         for page in self._pages(prefix, lambda token, backend: backend.walk_page(_checked(prefix), token)):
             yield from page
 
@@ -154,19 +158,13 @@ class Folder:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; a key that is not there is no error."""
-        batch: list[str] = []
-        for key in keys:
-            batch.append(_checked(key))
-            if len(batch) == 1000:
-                self._delete(batch)
-                batch = []
-        if batch:
-            self._delete(batch)
+        self.delete_listed([_checked(key) for key in keys])
 
     def delete_listed(self, keys: Iterable[str]) -> None:
-        """The same for keys as a listing gave them: in an object store there may be some with empty parts."""
-        for key in keys:
-            self._call("delete", "", lambda backend, key=key: backend.delete([key]))  # type: ignore[misc]
+        """The same for keys as a listing gave them: in an object store some may be no plain paths."""
+        keys = iter(keys)
+        while batch := list(islice(keys, 1000)):
+            self._delete(batch)
 
     def probe(self, write: bool = True) -> Probe:
         """Find out in a few seconds whether the folder can be used; StorageError says why not and what to do.
@@ -210,7 +208,8 @@ class Folder:
         return self._backend().reach()
 
     def _delete(self, keys: list[str]) -> None:
-        self._call("delete", keys[0], lambda backend: backend.delete(keys))
+        named = "" if is_odd(keys[0]) else keys[0]
+        self._call("delete", named, lambda backend: backend.delete(keys))
 
     def _pages(self, prefix: str, page: Callable[[Any, Backend], tuple[list, Any]]) -> Iterator[list]:
         token: Any = None
@@ -277,9 +276,14 @@ def store_of(url: str) -> str:
     return found[0] if found else url
 
 
+def is_odd(key: str) -> bool:
+    """Whether it is no plain relative path, as only others' tools put them into an object store."""
+    return any(part in ("", ".", "..") or "\0" in part for part in key.split("/"))
+
+
 def _checked(key: str) -> str:
     """The key itself; ValueError where it is not a plain relative path."""
-    if key and any(part in ("", ".", "..") or "\0" in part for part in key.split("/")):
+    if key and is_odd(key):
         raise ValueError(f"{key!r} is no key: it must be a relative path without empty parts, '.' or '..'")
     return key
 
@@ -301,8 +305,3 @@ def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
         return FsspecBackend(url)
     except UnusableError as error:
         raise StorageError(str(error)) from error
-
-
-def is_odd(key: str) -> bool:
-    """Whether it has empty parts, as only others' tools put them into an object store."""
-    return "" in key.split("/")

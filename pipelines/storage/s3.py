@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,11 +19,9 @@ from botocore.session import Session
 from fsspec.asyn import sync
 
 from pipelines.storage.backends import NO_CREDENTIALS, UNREACHABLE, Reach, StorageFault, Timeouts
+from pipelines.storage.folder import StorageOptions
 from pipelines.storage.put_options import content_type, not_applied
 from pipelines.storage.s3_answers import answer_of, meaning
-
-if TYPE_CHECKING:
-    from pipelines.storage.folder import StorageOptions
 
 WHOLE_PUT = 5 * 2**29  # s3fs sends up to twice its chunk size, here S3's own limit of 5 GiB, in one PUT
 POOL = 32  # connections a process
@@ -41,7 +39,7 @@ class S3Backend:
         RecursionError,  # of botocore, which follows redirects for ever
     )
 
-    def __init__(self, url: str, options: "StorageOptions", timeouts: Timeouts) -> None:
+    def __init__(self, url: str, options: StorageOptions, timeouts: Timeouts) -> None:
         self.endpoint_url, self.endpoint_from = _endpoint(options.endpoint_url)
         self.conditional = True
         self.put_options, self.anonymous = dict(options.put_options), options.anonymous
