@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 import ray
 
 from actors.selector import SelectorConfig
-from pipelines.plan.make import PlanConfig, PlanSummary, PoolBudgets, make_plan
+from pipelines.cluster.pools import PoolSpec
+from pipelines.plan.make import PlanConfig, PlanSummary, make_plan
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 
 WORDS = (
     "red",
@@ -132,8 +134,8 @@ def plan_once(folder: Path, selector: SelectorConfig, actors: int) -> PlanSummar
     """One plan of the folder's prompts beside them."""
     defaults = RowDefaults(7.5, 512, 512, frozenset(range(1, 1000)))
     source = PromptSource(str(folder / "prompts"), defaults=defaults)
-    config = PlanConfig(source, selector, (PoolBudgets("default"),), selector_actors=actors)
-    return make_plan(RunFolder(str(folder / "run")), config)
+    config = PlanConfig(source, selector, (PoolSpec("default"),), selector_actors=actors)
+    return make_plan(Plan(RunFolder(str(folder / "run"))), config)
 
 
 def main() -> None:

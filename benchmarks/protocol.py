@@ -25,13 +25,16 @@ from actors.rows import Picture, Row, SamplerConfig
 from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, cpu_ratio, machine, markdown, ratio, report
 from benchmarks.sinks import places
-from pipelines.prompts.generations import schema_of
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.attempt import engine_row
 from pipelines.render.messages import Lease
-from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.pool import planned_shards
 from pipelines.render.sink import Sink, encode_image
 from pipelines.render.worker import RenderWorker, WorkerJob
-from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import manifest_schema, planned_rows
+from pipelines.run.schema import planned_row as typed_row
 from pipelines.storage.checkpoints import ModelSource
 from tests.plans import planned_row, write_plan
 
@@ -52,7 +55,7 @@ def with_protocol(run: RunFolder, given: argparse.Namespace, image: np.ndarray) 
 
 def _stored(sink: Sink, image: np.ndarray, shard: str, number: int) -> dict[str, Any]:
     row = {"id": f"r{number}", "prompt": "a fox in the snow", "shard": shard, "seed": number, "status": "ok"}
-    stored = sink.put(row, image)
+    stored = sink.put(typed_row(row), image)
     return row | {"uri": stored.uri, "bytes": stored.num_bytes, "sha256": stored.sha256}
 
 
@@ -75,14 +78,14 @@ class Rendering:
         text = "a red circle above a small blue star"
         size = {"prompt": text, "width": 32, "height": 32, "num_steps": given.steps}
         write_plan(run, [planned_row(i, **size) for i in range(2 * given.images * given.repeats)], given.images)
-        shards = planned_shards(run, (PoolSpec(),))
+        shards = planned_shards(read_plan(run), (PoolSpec(),))
         self.leases = (Lease(shard, 0) for shard in shards)
-        source, schema = ModelSource(os.path.abspath(given.model)), schema_of(run.read_plan(1))
+        source, schema = ModelSource(os.path.abspath(given.model)), read_plan(run).manifest_schema
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
         job = WorkerJob(run, source, settings, "default", given.layout, "png", schema)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
         self.sampler = self.quiet._sampler = self.worker._loaded()
-        self.rows = [engine_row(row) for row in run.read_shard(shards[0].part, 0).to_pylist()]
+        self.rows = [engine_row(row) for row in planned_rows(run.read_shard(shards[0].part, 0))]
         self.sampler.submit(self.rows[0]).result()  # what is made at the first call is made now
 
     def with_protocol(self) -> None:

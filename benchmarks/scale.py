@@ -30,15 +30,17 @@ from actors.selector import SelectorConfig
 from benchmarks.fake_engine import CALL_ENV, FakeWorker
 from benchmarks.measure import ROOT, arguments, machine, markdown, report
 from benchmarks.plan import MIB, Peaks, write_prompts
-from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan
+from pipelines.cluster.pools import PoolSpec
+from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults
 from pipelines.render import pool as pools
 from pipelines.render.driver import render
 from pipelines.render.ledger import Ledger
 from pipelines.render.messages import Heartbeat, Lease, LeasedShard, Slot, Worker
-from pipelines.render.pool import PoolSpec, RenderConfig, planned_shards
+from pipelines.render.pool import RenderConfig, planned_shards
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 
 MENU = (3, 4, 5, 6, 8)
@@ -89,13 +91,13 @@ def plan(folder: Path, rows: int, shards: int) -> tuple[RunFolder, float, float,
     config = PlanConfig(
         source,
         SelectorConfig("words", MENU),
-        (PoolBudgets("default"),),
+        (PoolSpec("default"),),
         shard_rows=each,
         shard_lane_steps=2 * MENU[-1] * each,
     )
     run, peaks, started = RunFolder(str(folder / "run")), Peaks(), time.monotonic()
     before = peaks.now()
-    summary = make_plan(run, config)
+    summary = make_plan(read_plan(run), config)
     peaks.stop()
     return run, time.monotonic() - started, (peaks.driver - before) / MIB, summary.shards
 
@@ -107,7 +109,7 @@ def rendered(run: RunFolder, actors: int, layout: str) -> tuple[Any, Peaks, floa
     )
     peaks = Peaks()
     before = peaks.now()
-    result = render(run, config)
+    result = render(read_plan(run), config)
     peaks.stop()
     return result, peaks, before / MIB
 
@@ -125,7 +127,7 @@ def measure(rows: int, actors: int, given: argparse.Namespace) -> Line:
         assert sum(table.num_rows for table in run.manifests()) == rows
         started = time.monotonic()
         specs = (PoolSpec(actors=actors),)
-        assert {shard.id for shard in planned_shards(run, specs)} == run.done_shards()
+        assert {shard.id for shard in planned_shards(read_plan(run), specs)} == run.done_shards()
         resume_s = time.monotonic() - started
     slept = result.unet_calls * seconds_asleep(given.call_s)
     overhead = 1000 * (result.actor_seconds - slept) / shards

@@ -21,6 +21,7 @@ from benchmarks.encode import photo_like
 from benchmarks.measure import alternate, arguments, machine, markdown, report
 from pipelines.render.sink import LAYOUTS, Sink
 from pipelines.run.layout import Attempt, RunFolder
+from pipelines.run.schema import planned_row
 from pipelines.storage.folder import StorageOptions
 from tests.s3_server import S3Server
 
@@ -37,7 +38,7 @@ def write_shard(run: RunFolder, layout: str, given: argparse.Namespace, image: n
 
 
 def _put(sink: Sink, image: np.ndarray, number: int) -> int:
-    return sink.put({"id": f"r{number}", "prompt": "a fox"}, image).num_bytes or 0
+    return sink.put(planned_row({"id": f"r{number}", "prompt": "a fox"}), image).num_bytes or 0
 
 
 @contextmanager

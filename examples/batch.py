@@ -6,13 +6,15 @@ import ray
 
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
+from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.verify import verify
-from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan
+from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults
 from pipelines.render.driver import render
-from pipelines.render.pool import PoolSpec, RenderConfig
+from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 
 MODEL = "training/scenes/model"
@@ -26,8 +28,8 @@ def main(folder: str = "runs/batch") -> RunFolder:
     defaults = RowDefaults(guidance_scale=1.5, width=32, height=32, allowed_steps=frozenset(range(1, 51)))
     prompts = PromptSource(f"{folder}.parquet", defaults=defaults)
     steps = SelectorConfig("words", choices=(4, 8))
-    make_plan(run, PlanConfig(prompts, steps, pools=(PoolBudgets("default"),)))
-    render(run, RenderConfig(ModelSource(MODEL), SamplerConfig(MODEL), pools=(PoolSpec("default"),)))
+    make_plan(read_plan(run), PlanConfig(prompts, steps, pools=(PoolSpec("default"),)))
+    render(read_plan(run), RenderConfig(ModelSource(MODEL), SamplerConfig(MODEL), pools=(PoolSpec("default"),)))
     assert not [finding for checked in verify(run) for finding in checked.findings]
     return run
 

@@ -26,6 +26,6 @@ def verb(console: Console, manifest: bool) -> int:
 
 def manifest_columns() -> dict[str, Any]:
     """Name and Arrow type of every column, in order; the input's own columns follow them."""
-    from pipelines.run.layout import MANIFEST_FIELDS
+    from pipelines.run.schema import MANIFEST_FIELDS
 
     return {"columns": [{"name": field.name, "type": str(field.type)} for field in MANIFEST_FIELDS]}

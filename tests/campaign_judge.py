@@ -16,6 +16,7 @@ from pipelines.integrity.findings import ORPHANS
 from pipelines.render.attempt import engine_row
 from pipelines.render.sink import encode_image
 from pipelines.run.layout import RunFolder
+from pipelines.run.schema import planned_row
 from tests.campaign_kinds import OLD
 from tests.clusters import ROOT
 
@@ -111,7 +112,7 @@ def of_other_classes(model: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str
 def _rendered(model: Path, lanes: int, decode: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     sampler = DDIMSampler(SamplerConfig(str(model), dtype="float32", device="cpu", lanes=lanes, num_threads=1))
     sampler._decode_halvings = (DECODE // decode).bit_length() - 1
-    futures = {row["id"]: sampler.submit(engine_row(row)) for row in rows}
+    futures = {row["id"]: sampler.submit(engine_row(planned_row(row))) for row in rows}
     sampler.close()
     images = {id: encode_image(future.result().image, "png") for id, future in futures.items()}
     return {id: hashlib.sha256(data).hexdigest() for id, data in images.items()}

@@ -8,23 +8,24 @@ import pyarrow as pa
 from actors.rows import Picture, SamplerConfig
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.sink import Sink
-from pipelines.run.layout import Attempt, RunFolder, schema_from_json
+from pipelines.run.layout import Attempt, RunFolder
+from pipelines.run.schema import PlannedRow, planned_rows, schema_from_json
 from tests.plans import planned_row, write_plan
 
 RENDER_CLASS = "abcd/cpu-avx512-1t/float32/16x16-4lanes-8decode/ddim/torch-2"
 
 
-def picture(row: dict[str, Any]) -> Picture:
+def picture(row: PlannedRow) -> Picture:
     """A function of the row's seed, as every picture is."""
-    noise = np.random.default_rng(row["seed"]).integers(0, 256, (row["height"], row["width"], 3), dtype=np.uint8)
-    return Picture(noise, 2 * row["num_steps"], 0.01, RENDER_CLASS, truncated=False)
+    noise = np.random.default_rng(row.seed).integers(0, 256, (row.height, row.width, 3), dtype=np.uint8)
+    return Picture(noise, 2 * (row.num_steps or 0), 0.01, RENDER_CLASS, truncated=False)
 
 
 def store(run: RunFolder, shard: str, layout: str = "files") -> tuple[Attempt, pa.Table, Sink]:
     """The protocol up to the commit: an attempt, its images, and the manifest that is still to be committed."""
     (entry,) = [row for row in run.shard_index(int(shard[:4])).to_pylist() if row["shard"] == shard]
     attempt = run.begin_attempt(shard)
-    rows = run.read_shard(entry["part"], entry["row_group"]).to_pylist()
+    rows = planned_rows(run.read_shard(entry["part"], entry["row_group"]))
     sink = Sink(run, shard, attempt, layout, "png")
     results = [_result(sink, row) for row in rows]
     packed = sink.close()
@@ -32,9 +33,9 @@ def store(run: RunFolder, shard: str, layout: str = "files") -> tuple[Attempt, p
     return attempt, pa.Table.from_pylist([with_place(row, packed) for row in results], schema=schema), sink
 
 
-def _result(sink: Sink, row: dict[str, Any]) -> dict[str, Any]:
-    if row["error_type"]:
-        return failed_row(row, sink.shard, sink.attempt, row["error_type"], row["error_message"])
+def _result(sink: Sink, row: PlannedRow) -> dict[str, Any]:
+    if row.error_type:
+        return failed_row(row, sink.shard, sink.attempt, row.error_type, row.error_message)
     made = picture(row)
     key = render_key(row, RENDER_CLASS, SamplerConfig(""))
     return ok_row(row, sink.shard, sink.attempt, made, sink.put(row, made.image), key, "png")

@@ -25,15 +25,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.prompts.generations import schema_of
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.attempt import Inline, settled
 from pipelines.render.ledger import LEASE_TIMEOUT_S, Ledger, _State
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, Slot, Worker
-from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.pool import planned_shards
 from pipelines.render.sink import encode_image
 from pipelines.render.worker import RenderWorker, WorkerJob
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.backends import StorageFault
 from pipelines.storage.checkpoints import ModelSource
 from tests.plans import planned_row, write_plan
@@ -268,9 +269,9 @@ class Bench:
         self._wire.handler = lambda op, *args: result(perform(self.plan, op, *args))
         write_plan(self.run, [planned_row(i, num_steps=4 - i) for i in range(4)], 2)
         self.pools = (PoolSpec(actors=3),)
-        self.shards = planned_shards(self.run, self.pools)
+        self.shards = planned_shards(read_plan(self.run), self.pools)
         self.rows = {s.id: set(self.run.read_shard(s.part, s.row_group)["id"].to_pylist()) for s in self.shards}
-        schema = schema_of(self.run.read_plan(1))
+        schema = read_plan(self.run).manifest_schema
         self.job = WorkerJob(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schema)
         self.empty = self._store_of({})
 

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.run.layout import RunFolder, manifest_schema, parquet_bytes, schema_to_json
+from pipelines.run import schema
+from pipelines.run.layout import RunFolder, parquet_bytes
+from pipelines.run.schema import PlannedRow, manifest_schema, schema_to_json
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -52,6 +54,11 @@ def planned_row(i: int, **values: Any) -> dict[str, Any]:
         "note": f"note {i}",
     }
     return defaults | values
+
+
+def typed_row(i: int, **values: Any) -> PlannedRow:
+    """The same, as a worker has it."""
+    return schema.planned_row(planned_row(i, **values))
 
 
 def lane_steps(row: dict[str, Any]) -> int:

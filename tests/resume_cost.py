@@ -17,7 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.run.layout import RunFolder, schema_from_json
+from pipelines.run.layout import RunFolder
+from pipelines.run.schema import schema_from_json
 from pipelines.storage.folder import StorageOptions
 from tests.campaign import own_server
 from tests.checkpoints import make_checkpoint

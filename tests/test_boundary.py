@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.__main__ import main
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming, message_of
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import read_job
+from jobs.job_file.scorers import check_scorers
 from jobs.terminal.console import Console
 from jobs.terminal.errors import tell
 from pipelines.boundary import raised_by
@@ -264,7 +264,7 @@ def test_a_bug_is_one_line_with_a_log_and_a_traceback_only_by_debug(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     Path("job.yaml").write_text(JOB)
-    monkeypatch.setattr(settings, "run_folder", break_the_output)
+    monkeypatch.setattr("jobs.steps.checking.run_folder", break_the_output)
     assert main(["calibrate", "job.yaml", "--json"]) == 1
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
@@ -320,7 +320,7 @@ def test_a_scorer_whose_module_is_broken_is_one_line(
     monkeypatch.syspath_prepend(str(tmp_path))
     job = read_job(f"{JOB}quality: [{{scorer: '{name}:judge'}}]\n", "j.yaml")
     with pytest.raises(ConfigError) as caught:
-        settings.check_scorers(job)
+        check_scorers(job)
     (fault,) = caught.value.faults
     assert fault.where == "j.yaml:3:11"
     assert words.format(name=name) in fault.message

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 from actors.rows import SamplerConfig
 from pipelines.render import pool as pools
 from pipelines.storage.checkpoints import ModelSource
-from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.render.pool import RenderConfig, RenderError
 from pipelines.render.driver import render
 from pipelines.run.layout import RunFolder
 from tests.breaking_workers import BreakingDevice

@@ -11,8 +11,10 @@ from actors.sampler import DDIMSampler
 from jobs.__main__ import main
 from jobs.job_file import settings
 from jobs.job_file.read import load_job
-from jobs.steps.planning import estimates, plan_text, planned
+from jobs.job_file.storage import run_folder
+from jobs.steps.planning import estimates, plan_text
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 from tests.checkpoints import make_checkpoint
 from tests.engine import loaded, row
 
@@ -83,10 +85,10 @@ def test_the_verb_writes_what_render_reads(checkpoint, tmp_path, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["seconds_per_score"] > 0
     loaded_job = load_job(str(job))
-    (kept,) = settings.calibrations(settings.run_folder(loaded_job)).items()
+    (kept,) = settings.read_calibrations(run_folder(loaded_job)).items()
     assert kept[0] == shown["place"]
     assert kept[1]["lanes"] == shown["lanes"] in {trial["lanes"] for trial in shown["trials"]}
-    sampler_config = settings.render_config(loaded_job, settings.checkpoint(loaded_job)).sampler
+    sampler_config = settings.resolve(loaded_job).render.sampler
     assert sampler_config.calibrated == ((shown["place"], shown["lanes"]),)
     sampler = DDIMSampler(SamplerConfig(str(checkpoint), num_threads=1, calibrated=sampler_config.calibrated))
     picture = sampler.submit(row()).result()
@@ -95,17 +97,16 @@ def test_the_verb_writes_what_render_reads(checkpoint, tmp_path, capsys):
 
 
 def test_a_plan_says_what_it_will_take_where_it_was_calibrated(tmp_path):
-    run = RunFolder(str(tmp_path / "run"))
-    assert estimates(run, 10, 100) == []
+    assert estimates({}, 10, 100) == []
     h100 = {"lanes": 32, "seconds_per_lane_step": 0.02, "seconds_per_decode": 0.1, "seconds_per_prompt": 0.01}
     a10 = h100 | {"seconds_per_lane_step": 0.2, "seconds_per_score": 0.05}
-    run.write(settings.CALIBRATION, json.dumps({"h100": h100, "a10": a10}).encode())
-    assert estimates(run, 0, 0) == []
-    fast, slow = estimates(run, 10, 100)
+    measured = {"h100": h100, "a10": a10}
+    assert estimates(measured, 0, 0) == []
+    fast, slow = estimates(measured, 10, 100)
     assert (fast["place"], slow["place"]) == ("h100", "a10")
     assert fast["actor_seconds"] == pytest.approx(100 * 0.02 + 10 * 0.11)
     assert slow["actor_seconds"] == pytest.approx(100 * 0.2 + 10 * 0.16)
     assert slow["actor_seconds_per_1000"] == pytest.approx(2160)
-    words = plan_text("run", planned(run) | {"estimates": [fast, slow]})
+    words = plan_text("run", Plan(RunFolder(str(tmp_path / "run"))).totals() | {"estimates": [fast, slow]})
     assert "about 0:03 of one actor, 5:10 for 1,000 images, on h100" in words
     assert "about 0:22 of one actor, 36:00 for 1,000 images, on a10" in words

@@ -15,14 +15,15 @@ from ray import cloudpickle
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
 from jobs.steps.checking import certain_exit, read_earlier, refuse_inside_input
+from pipelines.cluster.pools import PoolSpec
 from pipelines.files.readers import InputError
 from pipelines.plan.earlier import Changes, KnownRows, _newest, earlier_rows, known_rows
-from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan
-from pipelines.plan.writer import replaced_ids
+from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_given
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from tests.test_plan import FakeConfig, WordSelector
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -43,7 +44,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def config(path: Path, **changes: Any) -> PlanConfig:
     source = PromptSource(str(path), defaults=DEFAULTS, **changes.pop("source", {}))
-    given = {"selector": FakeConfig(), "pools": (PoolBudgets("p"),), "selector_class": WordSelector}
+    given = {"selector": FakeConfig(), "pools": (PoolSpec("p"),), "selector_class": WordSelector}
     return PlanConfig(source, **(given | changes))
 
 
@@ -120,14 +121,14 @@ def test_a_changed_row_is_refused_with_its_id(
 ) -> None:
     made = config(write(tmp_path / "a.jsonl", ROWS))
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, made)
+    make_plan(read_plan(run), made)
     before = sorted(run.walk())
     write(tmp_path / "a.jsonl", [*changed(number, **fields), {"id": "new", "prompt": "new"}])
     wanted = (
         rf"1 row changed \('{ROWS[number]['id']}'\) since they were planned in .*/run, .*new output.path.*changed: keep"
     )
     with pytest.raises(InputError, match=wanted):
-        make_plan(run, made)
+        make_plan(read_plan(run), made)
     assert sorted(run.walk()) == before
 
 
@@ -136,11 +137,11 @@ def test_changed_rows_can_keep_their_pictures(ray_cluster: Any, tmp_path: Path) 
     file = write(tmp_path / "a.jsonl", [{"id": f"r{n}", "prompt": f"p {n}"} for n in range(40)])
     made = config(file, source={"images_per_prompt": 2})
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, made)
+    make_plan(read_plan(run), made)
     write(file, [{"id": f"r{n}", "prompt": f"q {n}" if n < 12 else f"p {n}"} for n in range(41)])
     with pytest.raises(InputError, match=r"24 rows changed \('r0-0', 'r0-1', 'r1-0', 'r1-1', 'r2-0', \.\.\.\)"):
-        make_plan(run, made)
-    kept = make_plan(run, replace(made, keep_changed=True))
+        make_plan(read_plan(run), made)
+    kept = make_plan(read_plan(run), replace(made, keep_changed=True))
     assert (kept.generation, kept.rows) == (2, 2)
     plan = run.read_plan(2)
     assert (plan["changed_rows"], plan["replaced_rows"]) == (24, 0)
@@ -149,40 +150,40 @@ def test_changed_rows_can_keep_their_pictures(ray_cluster: Any, tmp_path: Path) 
     assert "their old pictures stay" in plan["notes"][0]
     assert planned(run, 1)["r0-0"]["prompt"] == "p 0"
     with pytest.raises(InputError, match="24 rows changed"):  # the same files, without keep
-        make_plan(run, made)
+        make_plan(read_plan(run), made)
 
 
 @pytest.mark.ray
 def test_what_does_not_decide_the_picture_may_change(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     write(file, [row | {"category": "x", "sku": 1} for row in reversed(ROWS)])
-    again = make_plan(run, config(file))
+    again = make_plan(read_plan(run), config(file))
     assert (again.generation, again.notes) == (None, ())
     write(file, changed(0, seed="1"))
-    assert make_plan(run, config(file)).generation is None
+    assert make_plan(read_plan(run), config(file)).generation is None
 
 
 @pytest.mark.ray
 def test_a_mended_row_is_planned_again_once(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    assert make_plan(run, config(file)).failed_rows == 2
+    assert make_plan(read_plan(run), config(file)).failed_rows == 2
     write(file, changed(1, prompt="a fox"))
-    second = make_plan(run, config(file))
+    second = make_plan(read_plan(run), config(file))
     assert (second.generation, second.rows, second.failed_rows) == (2, 1, 0)
     assert "1 row that could not be rendered is mended: planned again" in second.notes
     assert (planned(run, 2)["b"]["prompt"], planned(run, 2)["b"]["replaces"]) == ("a fox", True)
     assert run.read_plan(2)["replaced_rows"] == 1
-    assert make_plan(run, config(file)).generation is None
+    assert make_plan(read_plan(run), config(file)).generation is None
     write(file, [*changed(1, prompt="a fox")[:3], ROWS[3] | {"seed": 4}, {"id": "e", "prompt": "new"}])
-    assert make_plan(run, config(file)).rows == 2
-    assert replaced_ids(run) == {"b": 2, "d": 3}
+    assert make_plan(read_plan(run), config(file)).rows == 2
+    assert read_plan(run).replaced_ids == {"b": 2, "d": 3}
     assert [planned(run, 3)[name]["replaces"] for name in ("d", "e")] == [True, False]
     write(file, [*changed(1, prompt="a wolf")[:3], ROWS[3] | {"seed": 4}, {"id": "e", "prompt": "new"}])
     with pytest.raises(InputError, match=r"1 row changed \('b'\)"):  # now it has a picture
-        make_plan(run, config(file))
+        make_plan(read_plan(run), config(file))
 
 
 @pytest.mark.ray
@@ -190,10 +191,10 @@ def test_a_mended_row_is_planned_again_once(ray_cluster: Any, tmp_path: Path) ->
 def test_a_bad_row_that_is_still_bad_stays_as_it_is(ray_cluster: Any, tmp_path: Path, fields: dict[str, Any]) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     write(file, changed(1, prompt="mended?") if "prompt" not in fields else ROWS)
     write(file, changed(1, **({"prompt": "x"} | fields)))
-    again = make_plan(run, config(file))
+    again = make_plan(read_plan(run), config(file))
     assert (again.generation, again.notes) == (None, ())
 
 
@@ -202,14 +203,14 @@ def test_rows_without_ids_are_mended_by_their_content(ray_cluster: Any, tmp_path
     """Steps are no part of a derived id, so that a pin can be mended; an edited prompt is a new row, which is told."""
     file = write(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b", "num_inference_steps": "abc"}])
     run = RunFolder(str(tmp_path / "run"))
-    assert make_plan(run, config(file)).failed_rows == 1
+    assert make_plan(read_plan(run), config(file)).failed_rows == 1
     write(file, [{"prompt": "a"}, {"prompt": "b", "num_inference_steps": 7}])
-    assert (make_plan(run, config(file)).rows, run.read_plan(2)["replaced_rows"]) == (1, 1)
+    assert (make_plan(read_plan(run), config(file)).rows, run.read_plan(2)["replaced_rows"]) == (1, 1)
     write(file, [{"prompt": "a!"}, {"prompt": "b", "num_inference_steps": 7}])
-    third = make_plan(run, config(file))
+    third = make_plan(read_plan(run), config(file))
     assert third.rows == 1
     assert any("1 row of earlier plans is no longer in the input" in note for note in third.notes)
-    assert make_plan(run, config(file, source={"limit": 1})).notes == ()
+    assert make_plan(read_plan(run), config(file, source={"limit": 1})).notes == ()
 
 
 @pytest.mark.ray
@@ -218,22 +219,22 @@ def test_a_row_that_no_pool_served_waits_for_one_that_does(ray_cluster: Any, tmp
         tmp_path / "a.jsonl", [{"id": "a", "prompt": "a"}, {"id": "b", "prompt": "b", "num_inference_steps": 7}]
     )
     run = RunFolder(str(tmp_path / "run"))
-    narrow = config(file, pools=(PoolBudgets("p", (5, 10, 20)),))
-    assert make_plan(run, narrow).failed_rows == 1
-    assert make_plan(run, narrow).generation is None
-    wide = make_plan(run, config(file))
-    assert (wide.rows, wide.failed_rows, replaced_ids(run)) == (1, 0, {"b": 2})
+    narrow = config(file, pools=(PoolSpec("p", (5, 10, 20)),))
+    assert make_plan(read_plan(run), narrow).failed_rows == 1
+    assert make_plan(read_plan(run), narrow).generation is None
+    wide = make_plan(read_plan(run), config(file))
+    assert (wide.rows, wide.failed_rows, read_plan(run).replaced_ids) == (1, 0, {"b": 2})
 
 
 @pytest.mark.ray
 def test_a_limit_compares_what_it_reads(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     write(file, changed(2, prompt="a wolf"))
-    assert make_plan(run, config(file, source={"limit": 2})).notes == ()
+    assert make_plan(read_plan(run), config(file, source={"limit": 2})).notes == ()
     with pytest.raises(InputError, match=r"\('c'\)"):
-        make_plan(run, config(file))
+        make_plan(read_plan(run), config(file))
 
 
 @pytest.mark.ray
@@ -241,13 +242,13 @@ def test_changed_rows_of_a_rollout(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
     made = config(file, rollout=True)
-    assert make_plan(run, made).rows == 4 * 3
+    assert make_plan(read_plan(run), made).rows == 4 * 3
     write(file, changed(1, prompt="a fox"))
-    assert (make_plan(run, made).rows, run.read_plan(2)["replaced_rows"]) == (3, 3)
-    assert replaced_ids(run) == dict.fromkeys(("b-steps5", "b-steps10", "b-steps20"), 2)
+    assert (make_plan(read_plan(run), made).rows, run.read_plan(2)["replaced_rows"]) == (3, 3)
+    assert read_plan(run).replaced_ids == dict.fromkeys(("b-steps5", "b-steps10", "b-steps20"), 2)
     write(file, [*changed(0, prompt="a wolf")[:1], *changed(1, prompt="a fox")[1:]])
     with pytest.raises(InputError, match=r"1 row changed \('a'\)"):
-        make_plan(run, made)
+        make_plan(read_plan(run), made)
 
 
 def as_earlier_versions_wrote(run: RunFolder) -> None:
@@ -270,14 +271,14 @@ def as_earlier_versions_wrote(run: RunFolder) -> None:
 def test_plans_of_earlier_versions_are_told_of_and_go_on(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     as_earlier_versions_wrote(run)
-    assert make_plan(run, config(file)).notes == ()  # the files are the same
+    assert make_plan(read_plan(run), config(file)).notes == ()  # the files are the same
     write(file, [*changed(0, prompt="a red cat")[:1], ROWS[1] | {"prompt": "mended"}, *ROWS[2:]])
-    again = make_plan(run, config(file))
-    assert (again.rows, replaced_ids(run)) == (1, {"b": 2})
+    again = make_plan(read_plan(run), config(file))
+    assert (again.rows, read_plan(run).replaced_ids) == (1, {"b": 2})
     assert "2 rows were planned by an earlier version, which kept no hash of them" in "\n".join(again.notes)
-    assert len(known_rows(run)) == 4
+    assert len(known_rows(read_plan(run))) == 4
 
 
 @pytest.mark.ray
@@ -289,7 +290,7 @@ def test_another_place_under_one_relative_path_is_told(
         (tmp_path / day).mkdir()
         write(tmp_path / day / "p.jsonl", [{"id": day, "prompt": "x"}])
         monkeypatch.chdir(tmp_path / day)
-        made = make_plan(run, config(Path("p.jsonl")))
+        made = make_plan(read_plan(run), config(Path("p.jsonl")))
     assert (
         f"this run was planned from {tmp_path}/monday/p.jsonl, and is planned from another place now" in made.notes[0]
     )
@@ -302,10 +303,10 @@ def test_no_second_look_where_the_files_are_the_same(
 ) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     found = inspect(config(file).source)
     monkeypatch.setattr("pipelines.plan.earlier.rows", lambda *given, **more: pytest.fail("a pass over the input"))
-    assert earlier_rows(run, found).changes == Changes()
+    assert earlier_rows(read_plan(run), found).changes == Changes()
 
 
 # ---- in the job
@@ -315,13 +316,13 @@ def test_no_second_look_where_the_files_are_the_same(
 def test_the_job_file_decides_what_becomes_of_changed_rows(ray_cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ROWS)
     run = RunFolder(str(tmp_path / "run"))
-    make_plan(run, config(file))
+    make_plan(read_plan(run), config(file))
     write(file, changed(0, prompt="a wolf"))
     found = inspect(config(file).source)
     text = f"input: {{path: {file}}}\noutput: {{path: {run.url}}}\n"
     with pytest.raises(ConfigError, match=r"^job\.yaml:1:15: 1 row changed \('a'\)"):
-        read_earlier(read_job(text, "job.yaml"), run, found)
-    assert read_earlier(read_job(text, "job.yaml", ["input.changed=keep"]), run, found).changes.changed == 1
+        read_earlier(read_job(text, "job.yaml"), read_plan(run), found)
+    assert read_earlier(read_job(text, "job.yaml", ["input.changed=keep"]), read_plan(run), found).changes.changed == 1
     with pytest.raises(ConfigError, match="did you mean keep"):
         read_job(text, "job.yaml", ["input.changed=keeep"])
     assert certain_exit(read_job(text, "job.yaml"), found, 0) == 3
@@ -339,9 +340,9 @@ def test_a_run_among_its_prompts_is_refused_at_first_and_goes_on_later(ray_clust
     with pytest.raises(ConfigError, match=r"^job\.yaml:2:16: output\.path .* lies inside input\.path"):
         refuse_inside_input(job, run)
     run.write_job("an earlier version's")
-    make_plan(run, config(home))
+    make_plan(read_plan(run), config(home))
     refuse_inside_input(job, run)
     write(home / "b.jsonl", [{"id": "e", "prompt": "new"}])
-    again = make_plan(run, config(home))
+    again = make_plan(read_plan(run), config(home))
     assert again.rows == 1
     assert again.notes == (f"{home}: not read: 1 run folder of earlier jobs (renders/)",)

@@ -37,6 +37,7 @@ from jobs.__main__ import main
 from jobs.job_file import settings
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import Job, read_job
+from jobs.job_file.scorers import check_scorers
 from pipelines.storage.checkpoints import fetch_model
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests import mutated_checkpoints as mutations
@@ -480,9 +481,9 @@ def faults_of(call: Any) -> list[str]:
 
 
 def test_a_job_is_refused_where_its_key_stands(sd1: Path) -> None:
-    assert settings.checkpoint(job_of(str(sd1))).family == "sd"
+    assert settings.read_checkpoint(job_of(str(sd1))).family == "sd"
     (sd1 / TEXT).write_bytes(mutations.LFS)
-    [fault] = faults_of(lambda: settings.checkpoint(job_of(str(sd1))))
+    [fault] = faults_of(lambda: settings.read_checkpoint(job_of(str(sd1))))
     assert fault.startswith("job.yaml:1:")
     assert "git lfs pull" in fault
 
@@ -491,9 +492,9 @@ def test_karras_is_refused_for_2m_alone(sd1: Path) -> None:
     set_in(sd1 / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler", use_karras_sigmas=True)
     index_class(sd1, "scheduler", "diffusers", "EulerDiscreteScheduler")
     job = job_of(str(sd1))
-    settings.checkpoint(job)
+    settings.read_checkpoint(job)
     text = f"model: {{path: '{sd1}'}}\ninput: {{path: x.csv}}\nsampling: {{solver: dpmpp_2m}}\n"
-    [fault] = faults_of(lambda: settings.checkpoint(read_job(text, "job.yaml")))
+    [fault] = faults_of(lambda: settings.read_checkpoint(read_job(text, "job.yaml")))
     assert "use_karras_sigmas: True" in fault
     assert "take ddim" in fault
 
@@ -502,23 +503,23 @@ def test_karras_is_refused_for_2m_alone(sd1: Path) -> None:
     "path", ["models/dream.safetensors", "/nowhere/dream.ckpt", "memory://single/dream.safetensors"]
 )
 def test_a_single_file_is_said_to_be_one(path: str) -> None:
-    [fault] = faults_of(lambda: settings.checkpoint(job_of(path)))
+    [fault] = faults_of(lambda: settings.read_checkpoint(job_of(path)))
     assert "is one file" in fault
     assert "from_single_file" in fault
 
 
 def test_scorers_are_refused_before_anything_is_loaded(sd1: Path, clip: Path, tmp_path: Path) -> None:
     good = f"[{{scorer: clip, path: '{clip}'}}, {{scorer: clip, name: other, path: '{clip}', weight: 0}}]"
-    settings.check_scorers(job_of(str(sd1), good))
+    check_scorers(job_of(str(sd1), good))
     twice = f"[{{scorer: clip, path: '{clip}'}}, {{scorer: clip, path: '{clip}'}}]"
-    [fault] = faults_of(lambda: settings.check_scorers(job_of(str(sd1), twice)))
+    [fault] = faults_of(lambda: check_scorers(job_of(str(sd1), twice)))
     assert "two scorers are named clip" in fault
     renamed(clip, "model.safetensors", "module.")
-    [fault] = faults_of(lambda: settings.check_scorers(job_of(str(sd1), f"[{{scorer: clip, path: '{clip}'}}]")))
+    [fault] = faults_of(lambda: check_scorers(job_of(str(sd1), f"[{{scorer: clip, path: '{clip}'}}]")))
     assert "quality.0" in fault
     assert "DataParallel" in fault
     none = f"[{{scorer: clip, path: '{clip}', weight: 0}}, {{scorer: clip, path: '{tmp_path}/no', name: b, weight: 0}}]"
-    assert len(faults_of(lambda: settings.check_scorers(job_of(str(sd1), none)))) == 3
+    assert len(faults_of(lambda: check_scorers(job_of(str(sd1), none)))) == 3
 
 
 def test_calibrate_says_it_in_one_line(sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

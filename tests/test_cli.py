@@ -14,7 +14,9 @@ from jobs.job_file import settings
 from jobs.job_file.keys import JobConfig
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import Job, load_job, read_job
+from jobs.job_file.storage import run_folder, storage_options
 from jobs.steps import checking
+from pipelines.run.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 LEARNING = ("train", "evaluate", "pilot")
@@ -175,9 +177,9 @@ def test_the_shipped_policy_is_for_the_embedded_model_alone(capsys: pytest.Captu
 @has_model
 def test_a_changed_picture_key_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     job = load_job("job.yaml")
-    run, info = settings.run_folder(job), settings.checkpoint(job)
+    run, info = run_folder(job), settings.read_checkpoint(job)
     run.commit_plan(1, {"fingerprint": settings.fingerprint(job, info), "price": None})
-    settings.refuse_changed(job, run, settings.fingerprint(job, info))
+    settings.refuse_changed(job, read_plan(run), settings.fingerprint(job, info))
     code, err = failing(capsys, "run", "job.yaml", "-s", "sampling.guidance_scale=2", "-s", "pools.0.actors=3")
     assert code == 2
     (line,) = err.splitlines()
@@ -189,17 +191,17 @@ def test_a_changed_picture_key_is_refused_by_name(capsys: pytest.CaptureFixture[
 @has_model
 def test_other_weights_under_the_same_path_are_refused() -> None:
     job = load_job("job.yaml")
-    run, info = settings.run_folder(job), settings.checkpoint(job)
+    run, info = run_folder(job), settings.read_checkpoint(job)
     run.commit_plan(1, {"fingerprint": settings.fingerprint(job, info) | {"model.weights": "others"}})
     with pytest.raises(ConfigError, match=r"model\.weights was 'others'"):
-        settings.refuse_changed(job, run, settings.fingerprint(job, info))
+        settings.refuse_changed(job, read_plan(run), settings.fingerprint(job, info))
 
 
 @has_model
 def test_a_budget_without_a_time_grid_is_named() -> None:
     text = "input: {path: p}\nsteps: {selector: words, choices: [5, 61]}\nsampling: {timestep_spacing: trailing}"
     job = read_job(text, "j.yaml")
-    info = settings.checkpoint(job)
+    info = settings.read_checkpoint(job)
     with pytest.raises(ConfigError, match=r"^j\.yaml:2:\d+: steps\.choices: .* no grid of 61 steps"):
         settings.prompt_source(job, info)
 
@@ -221,7 +223,7 @@ storage: {endpoint_url: "http://all:1", region: eu, put_options: {ServerSideEncr
 @has_model
 def test_the_rooms_get_what_the_job_file_says() -> None:
     job = full_job()
-    info = settings.checkpoint(job)
+    info = settings.read_checkpoint(job)
     source = settings.prompt_source(job, info)
     assert (source.path, dict(source.columns), source.images_per_prompt, source.limit) == (
         "p.csv",
@@ -232,13 +234,13 @@ def test_the_rooms_get_what_the_job_file_says() -> None:
     assert source.storage.endpoint_url == "http://in:1"
     defaults = source.defaults
     assert (defaults.guidance_scale, defaults.width, defaults.height) == (3, 64, info.height)
-    output = settings.storage_options(job, "output")
+    output = storage_options(job, "output")
     assert (output.endpoint_url, output.region, dict(output.put_options)) == (
         "http://all:1",
         "eu",
         {"ServerSideEncryption": "AES256"},
     )
-    config = settings.render_config(job, info)
+    config = settings.resolve(job).render
     assert (config.layout, config.image_format, config.model.path) == ("webdataset", "webp", settings.EMBEDDED_MODEL)
     assert (config.sampler.solver, config.sampler.guidance_interval) == ("dpmpp_2m", (0.2, 0.8))
     one, other = config.pools

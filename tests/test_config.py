@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from jobs.job_file import settings
 from jobs.job_file.contradictions import idle
 from jobs.job_file.keys import KINDS, JobConfig, Section, changed_picture_keys, leaf_kinds
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import load_job, read_job
+from jobs.job_file.scorers import scorer_sources
 from tests.plans import brightness
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -365,7 +365,7 @@ quality:
 
 
 def scorers(scorer: str) -> tuple:
-    return settings.scorer_sources(read_job(QUALITY_JOB.replace("SCORER", scorer), "job.yaml"))
+    return scorer_sources(read_job(QUALITY_JOB.replace("SCORER", scorer), "job.yaml"))
 
 
 def test_scorers_get_what_the_job_file_says() -> None:

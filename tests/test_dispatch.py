@@ -15,10 +15,12 @@ import pytest
 
 import pipelines.render.driver
 from actors.rows import SamplerConfig
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render import pool as pools
 from pipelines.render.driver import Progress, RenderResult, render
-from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.render.pool import RenderConfig, RenderError
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageOptions
 from tests import sleeping_workers
@@ -72,7 +74,7 @@ def in_background() -> Iterator[Callable[..., list[Any]]]:
 
         def call() -> None:
             try:
-                came.append(render(run, settings, on_progress))
+                came.append(render(read_plan(run), settings, on_progress))
             except RenderError as error:
                 came.append(error)
 
@@ -94,7 +96,7 @@ def test_a_pool_that_is_done_ends_its_actors_and_the_other_goes_on(ray_cluster, 
         if 8 <= progress.done < 16:  # the short ones are committed
             seen.append((len(actors(ray_cluster, "ALIVE")), progress.workers))
 
-    result = render(run, config(*both, call_s=0.05), note)
+    result = render(read_plan(run), config(*both, call_s=0.05), note)
     assert (result.rows, result.interrupted) == (16, False)
     assert len(run.done_shards()) == 4
     assert seen[-1] == (1, 1)
@@ -111,7 +113,7 @@ def test_actors_for_which_nothing_is_left_end_before_the_tail(ray_cluster, sleep
         if progress.done >= 24:
             seen.append(len(actors(ray_cluster, "ALIVE")))
 
-    render(run, config(PoolSpec(actors=8, num_cpus=0.1), call_s=0.1), note)
+    render(read_plan(run), config(PoolSpec(actors=8, num_cpus=0.1), call_s=0.1), note)
     assert seen[-1] <= 2
     assert seen == sorted(seen, reverse=True)  # none is made again
     assert len(run.done_shards()) == 8
@@ -121,7 +123,7 @@ def test_no_more_actors_are_made_than_there_are_shards(ray_cluster, sleeping, tm
     run = plan(RunFolder(str(tmp_path / "run")), [20, 20])
     most: list[int] = []
     render(
-        run,
+        read_plan(run),
         config(PoolSpec(actors=50, num_cpus=0.1), call_s=0.05),
         lambda _: most.append(len(actors(ray_cluster, "ALIVE", "PENDING_CREATION"))),
     )
@@ -133,7 +135,7 @@ def test_handles_that_find_no_place_are_ended_once_fewer_shards_are_free(ray_clu
     run = plan(RunFolder(str(tmp_path / "run")), [10] * 6)
     pending: list[int] = []
     settings = config(PoolSpec(actors=6, num_cpus=3), call_s=0.05)  # one fits
-    render(run, settings, lambda _: pending.append(len(actors(ray_cluster, "PENDING_CREATION"))))
+    render(read_plan(run), settings, lambda _: pending.append(len(actors(ray_cluster, "PENDING_CREATION"))))
     tail = pending[pending.index(5) :]  # from when one has its place
     assert tail == sorted(tail, reverse=True)
     assert len(set(tail)) > 3
@@ -211,7 +213,7 @@ def test_actors_that_ray_ends_before_they_begin_end_the_run(ray_cluster, sleepin
     sleeping(sleeping_workers.RaisingInit)
     run = plan(RunFolder(str(tmp_path / "run")), [2, 2])
     with pytest.raises(RenderError, match=r"ends the actors of pool default before they render: .*no such environment"):
-        render(run, config())
+        render(read_plan(run), config())
     assert run.attempts() == {}
 
 
@@ -219,7 +221,7 @@ def test_a_pool_of_broken_engines_ends_the_run_with_its_reason(ray_cluster, slee
     sleeping(sleeping_workers.NeverFit)
     run = plan(RunFolder(str(tmp_path / "run")), [2, 2])
     with pytest.raises(RenderError, match=r"can render 2 shards: pool default: EngineBroken.*uncorrectable ECC"):
-        render(run, config(PoolSpec(actors=2, num_cpus=0.1)))
+        render(read_plan(run), config(PoolSpec(actors=2, num_cpus=0.1)))
     assert (run.attempts(), run.done_shards()) == ({}, set())
 
 
@@ -228,7 +230,7 @@ def test_a_run_that_does_not_move_ends_with_its_reason(ray_cluster, sleeping, tm
     sleeping(sleeping_workers.Stuck)
     run = plan(RunFolder(str(tmp_path / "run")), [2])
     with pytest.raises(RenderError, match=r"no progress in 10 s: \d shards in work at \d workers, 0 workers died"):
-        render(run, config(PoolSpec(num_cpus=0.1), no_progress_s=10.0))
+        render(read_plan(run), config(PoolSpec(num_cpus=0.1), no_progress_s=10.0))
     assert run.done_shards() == set()
 
 
@@ -238,10 +240,10 @@ def test_a_run_whose_rows_fail_by_far_stops_early(ray_cluster, sleeping, tmp_pat
     run = plan(RunFolder(str(tmp_path / "run")), [2] * 12, rows_a_shard=20)
     settings = config(max_failed=0.01 if stop_early else None)
     if not stop_early:
-        assert render(run, settings).rows == 240
+        assert render(read_plan(run), settings).rows == 240
         return
     with pytest.raises(RenderError, match=r"30 of 60 rows failed.*30 times ValueError: the picture holds inf or nan"):
-        render(run, settings)
+        render(read_plan(run), settings)
     assert 3 <= len(run.done_shards()) < 12  # what was in work is committed
     assert run.attempts().keys() == run.done_shards()
 
@@ -256,7 +258,7 @@ def test_a_shard_that_the_ledger_calls_done_and_that_has_no_manifest_is_no_good_
             run.delete([f"manifest/{gone[0]}.parquet"])
 
     with pytest.raises(RenderError, match="1 of 3 planned shards have no manifest"):
-        render(run, config(PoolSpec(num_cpus=0.1), call_s=0.05), lose)
+        render(read_plan(run), config(PoolSpec(num_cpus=0.1), call_s=0.05), lose)
     assert gone
 
 
@@ -266,7 +268,7 @@ def test_a_ledger_that_sees_another_plan_is_no_good_end(ray_cluster, sleeping, t
     honest = pipelines.render.driver._start_ledger
     monkeypatch.setattr(pipelines.render.driver, "_start_ledger", lambda task: honest(_of(task, elsewhere)))
     with pytest.raises(RenderError, match="the ledger does not see this driver's plan"):
-        render(run, config())
+        render(read_plan(run), config())
 
 
 def _of(task: Any, run: RunFolder) -> Any:
@@ -307,7 +309,6 @@ from pipelines.render.driver import render
 from pipelines.run.layout import RunFolder
 from benchmarks.fake_engine import FakeWorker
 from tests.test_dispatch import config
-from pipelines.render.pool import PoolSpec
 
 pools.RenderWorker = FakeWorker
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=90 << 20)

@@ -12,16 +12,18 @@ from actors.rows import SamplerConfig
 from jobs.__main__ import main
 from jobs.job_file import settings
 from jobs.job_file.read import load_job
+from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.findings import ORPHANS
 from pipelines.integrity.verify import verify
 from pipelines.render.driver import render
 from pipelines.render.ledger import Ledger
 from pipelines.render.messages import DONE, WAIT, LeasedShard, Slot, Worker
-from pipelines.render.pool import PoolSpec, RenderConfig, planned_shards
+from pipelines.render.pool import RenderConfig, planned_shards
 from pipelines.render.sink import LAYOUTS
 from pipelines.render.worker import ModelSource
 from pipelines.run.drivers import claim
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from tests.checkpoints import make_checkpoint
 from tests.finished import store
 from tests.plans import planned_row, write_plan
@@ -59,7 +61,7 @@ def test_without_a_fence_two_drivers_end_with_every_row_once(tmp_path: Path, lay
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i) for i in range(60)], 5)
     pools = (PoolSpec(),)
-    ledgers = [Ledger(planned_shards(run, pools)) for _ in range(2)]
+    ledgers = [Ledger(planned_shards(read_plan(run), pools)) for _ in range(2)]
     threads = [
         threading.Thread(
             target=work,
@@ -74,7 +76,7 @@ def test_without_a_fence_two_drivers_end_with_every_row_once(tmp_path: Path, lay
     if any(ledger.snapshot().fatal for ledger in ledgers):  # three deaths on one shard: it is resumed
         work(
             run,
-            Ledger(planned_shards(run, pools), run.done_shards()),
+            Ledger(planned_shards(read_plan(run), pools), run.done_shards()),
             Slot(Worker("b", "1", "default"), 0),
             layout,
             random.Random(),
@@ -111,7 +113,7 @@ def test_the_second_driver_is_refused_before_anything_starts(
     run = RunFolder("out")
     if verb == "render":
         job = load_job("job.yaml")
-        run.commit_plan(1, {"fingerprint": settings.fingerprint(job, settings.checkpoint(job)), "price": None})
+        run.commit_plan(1, {"fingerprint": settings.fingerprint(job, settings.read_checkpoint(job)), "price": None})
     first = claim(run)
     assert main([verb, "job.yaml"]) == 2
     captured = capsys.readouterr()
@@ -134,7 +136,7 @@ def test_two_renders_at_once_on_a_real_ray(ray_cluster, sleeping, tmp_path: Path
     write_plan(run, [planned_row(i, num_steps=8) for i in range(60)], 6)
     config = RenderConfig(ModelSource("", revision="0.1"), SamplerConfig("", device="cpu"))
     results = []
-    drivers = [threading.Thread(target=lambda: results.append(render(run, config))) for _ in range(2)]
+    drivers = [threading.Thread(target=lambda: results.append(render(read_plan(run), config))) for _ in range(2)]
     for driver in drivers:
         driver.start()
     for driver in drivers:

@@ -26,6 +26,7 @@ from pipelines.integrity.verify import verify
 from pipelines.render.attempt import engine_row
 from pipelines.render.sink import encode_image
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.run.schema import planned_row as typed
 from pipelines.storage.folder import StorageOptions
 from tests.breaking_engine import FOLDER_ENV, HOOK, Tokens, break_engine
 from tests.campaign import Campaigns, campaigns
@@ -251,11 +252,11 @@ def test_rows_that_ran_short_of_memory_have_the_bytes_of_rows_rendered_so_from_t
     rows = [planned_row(i, negative_prompt=None, num_steps=2 + i % 2) for i in range(24)]
     model = make_checkpoint("sd1", tmp_path / "model")
     sampler = DDIMSampler(SamplerConfig(str(model), dtype="float32", device="cpu", lanes=8, num_threads=1))
-    for future in (first := [sampler.submit(engine_row(row)) for row in rows[:8]]):
+    for future in (first := [sampler.submit(engine_row(typed(row))) for row in rows[:8]]):
         future.result()
     tokens.give("close_unet", 1)
     tokens.give("close_decode", 1)
-    futures = first + [sampler.submit(engine_row(row)) for row in rows[8:]]
+    futures = first + [sampler.submit(engine_row(typed(row))) for row in rows[8:]]
     sampler.close()
     assert tokens.done() == {"out of memory: close_unet": 1, "out of memory: close_decode": 1}
     pictures = [future.result() for future in futures]

@@ -21,12 +21,13 @@ from pipelines.integrity.findings import ORPHANS
 from pipelines.integrity.verify import verify
 from pipelines.plan.shards import Place, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
-from pipelines.prompts.generations import schema_of
 from pipelines.render.messages import Lease
 from pipelines.render.messages import LeasedShard as Leased
 from pipelines.render.worker import WorkerJob
 from pipelines.run.drivers import claim, driving
-from pipelines.run.layout import RunFolder, manifest_schema, schema_to_json
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import manifest_schema, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
@@ -118,7 +119,7 @@ def work(run: RunFolder, layout: str = "files") -> None:
     names = ("part", "row_group", "rows", "good_rows", "lane_steps")
     shard = Leased(SHARD, *(entry[name] for name in names), ("default",))
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schema = schema_of(run.read_plan(1))
+    schema = read_plan(run).manifest_schema
     job = WorkerJob(run, ModelSource("", revision="0.001"), settings, "default", layout, "png", schema)
     worker = Drawing(job, None)
     worker._render(Lease(shard, run.attempts().get(SHARD, 0)))

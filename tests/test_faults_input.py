@@ -38,7 +38,8 @@ from pipelines.prompts.inspection import PromptSource, assemble, open_files
 from pipelines.prompts.rows import RowDefaults
 from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
 from pipelines.render.sink import Sink, encode_image
-from pipelines.run.layout import RunFolder, manifest_schema, parquet_bytes
+from pipelines.run.layout import RunFolder, parquet_bytes
+from pipelines.run.schema import manifest_schema, planned_row
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests.hostile import (
     CONTENT,
@@ -401,7 +402,7 @@ def test_no_id_leaves_its_attempts_folder(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     sink = Sink(run, "0001-000000", attempt, "files", "png")
     for id in ids[: len(IDS) + 100]:  # the names of the others are looked at below
-        sink.put({"id": id}, image)
+        sink.put(planned_row({"id": id}), image)
     home = tmp_path / "run" / "images" / "0001-000000" / attempt.name
     written = [path for path in tmp_path.rglob("*") if path.is_file() and "attempts" not in path.parts]
     assert {path.parent for path in written} == {home}
@@ -416,7 +417,7 @@ def test_no_id_leaves_its_data_file(tmp_path: Path, layout: str) -> None:
     run = RunFolder(str(tmp_path / "run"))
     sink = Sink(run, "0001-000000", run.begin_attempt("0001-000000"), layout, "png")
     for id in filter(None, dict.fromkeys(IDS)):
-        sink.put({"id": id, "prompt": "x"}, np.zeros((8, 8, 3), np.uint8))
+        sink.put(planned_row({"id": id, "prompt": "x"}), np.zeros((8, 8, 3), np.uint8))
     for key, _ in sink.close().values():
         place, _, member = key.partition("#")
         assert place == sink.keys[0]

@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger import Ledger
-from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.pool import planned_shards
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.folder import StorageOptions
 from tests.fault_proxy import FaultProxy
 from tests.plans import planned_row, write_plan
@@ -32,7 +34,7 @@ def test_finished_shards_are_a_few_listings(s3: S3Server) -> None:
         list(pool.map(finish, names[LEFT:]))
     with FaultProxy(s3.s3_port) as proxy:
         run = RunFolder(calm.url, StorageOptions(proxy.endpoint_url))
-        ledger = Ledger(planned_shards(run, (PoolSpec(),)), run.done_shards(), run.attempts())
+        ledger = Ledger(planned_shards(read_plan(run), (PoolSpec(),)), run.done_shards(), run.attempts())
         assert ledger.snapshot().shards_done == SHARDS - LEFT
         pages = -(-(SHARDS - LEFT) // PAGE)
         assert proxy.counts == Counter(

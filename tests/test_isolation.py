@@ -14,7 +14,7 @@ from pipelines.render.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isola
 from pipelines.run.layout import Attempt
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
-from tests.plans import planned_row
+from tests.plans import typed_row
 
 FATAL = "sitecustomize.py"
 KILLER = """
@@ -172,8 +172,7 @@ class Stored:
 
 
 def planned(count):
-    names = {"error_type": "", "error_message": ""}
-    return [planned_row(i, negative_prompt=None, **names) for i in range(count)]
+    return [typed_row(i) for i in range(count)]
 
 
 @pytest.mark.parametrize("fault", [OSError(12, "Cannot allocate memory"), OSError(24, "Too many open files")])

@@ -40,7 +40,7 @@ def rolled_out(path: str, scorers: tuple[str, ...] = ("clip",), selector: str = 
     """As far as a plan goes: nothing is rendered yet."""
     run = RunFolder(path)
     quality = [{"scorer": name, "name": None} for name in scorers]
-    run.commit_plan(1, {"selector": selector, "fingerprint": {"quality": quality, "rollout": True}})
+    run.commit_plan(1, {"selector": selector, "fingerprint": {"quality": quality, "rollout": selector == "rollout"}})
     return run
 
 
@@ -98,7 +98,7 @@ def test_variants_that_cannot_be_rendered(variants: str, key: str, words: str) -
     spacing = "sampling: {timestep_spacing: trailing}\n"
     found = read_job(f"{text}{spacing}evaluate: {{variants: {variants}}}\n", "j.yaml")
     with pytest.raises(ConfigError, match=words) as caught:
-        check_variants(found, settings.checkpoint(found))
+        check_variants(found, settings.read_checkpoint(found))
     assert caught.value.faults[0].message.startswith(key)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 import pipelines.render.ledger_actor
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Slot, Worker
-from pipelines.render.pool import PoolSpec
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.run.proof import NotSharedError
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
@@ -30,7 +31,7 @@ def run(tmp_path) -> RunFolder:
 
 def task(run: RunFolder, *actors: int, **values: Any) -> RenderTask:
     pools = tuple(PoolSpec(f"pool{number}", actors=each) for number, each in enumerate(actors or (1,)))
-    return RenderTask(run, pools, (1,), **values)
+    return RenderTask(read_plan(run), pools, **values)
 
 
 def order(shard: str, revision: int = 1, attempts: int = 1) -> RepairOrder:
@@ -93,7 +94,7 @@ class Held(RenderTask):
 
 def held(run: RunFolder, trouble: Exception | None = None) -> Held:
     run.may_read, run.trouble = threading.Event(), trouble
-    return Held(run, (PoolSpec(),), (1,))
+    return Held(read_plan(run), (PoolSpec(),))
 
 
 @pytest.mark.parametrize("again", [False, True])

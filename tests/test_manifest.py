@@ -7,8 +7,9 @@ import pytest
 from actors.rows import Picture, SamplerConfig
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.sink import Stored, encoder_name
-from pipelines.run.layout import Attempt, manifest_schema
-from tests.plans import CARRIED, planned_row
+from pipelines.run.layout import Attempt
+from pipelines.run.schema import manifest_schema
+from tests.plans import CARRIED, typed_row
 
 ATTEMPT = Attempt("0002-000007", 3, "0badcafe")
 RENDER_CLASS = "abcd/cpu-avx512-1t/float32/16x16-4lanes-8decode/ddim/torch-2"
@@ -16,7 +17,7 @@ SAMPLER = SamplerConfig("")
 
 
 def full_row(**values):
-    return {"negative_prompt": None, "category": None} | planned_row(1) | values
+    return typed_row(1, **values)
 
 
 def ok():

@@ -21,11 +21,12 @@ import pytest
 from pipelines.files.readers import InputError
 from pipelines.integrity.verify import verify
 from pipelines.integrity.widen import widen_manifests
-from pipelines.prompts.columns import merged_type
-from pipelines.prompts.generations import EMPTY, WIDE, ColumnFacts, newest_schema, one_schema
+from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.render.manifest_rows import failed_row, manifest_table, widened
 from pipelines.run.drivers import driving
-from pipelines.run.layout import MANIFEST_FIELDS, Attempt, RunFolder, manifest_schema, parquet_bytes, schema_to_json
+from pipelines.run.layout import Attempt, RunFolder, parquet_bytes
+from pipelines.run.plan import EMPTY, WIDE, Generation, Plan, read_plan
+from pipelines.run.schema import MANIFEST_FIELDS, manifest_schema, merged_type, planned_row, schema_to_json
 from tests.inputs import inspect_here, rows_of
 
 Rows = list[dict[str, Any]]
@@ -60,8 +61,9 @@ def by_datasets(folder: Path) -> Rows:
 READERS = [by_pyarrow, by_pandas, by_polars, by_duckdb, by_datasets]
 
 
-def planned(source: Path, earlier: list[dict[str, Any]], run: RunFolder) -> None:
+def planned(source: Path, run: RunFolder) -> None:
     """One more generation, of rows that are not yet planned: what `plan` and a worker write, without pictures."""
+    earlier = read_plan(run)
     known = {row["id"] for table in run.manifests() for row in table.to_pylist()}
     found = inspect_here(source)
     rows = [row for row in rows_of(found) if row["id"] not in known]
@@ -71,29 +73,28 @@ def planned(source: Path, earlier: list[dict[str, Any]], run: RunFolder) -> None
     schema = one_schema(earlier, carried, facts)
     ours = {field.name for field in MANIFEST_FIELDS}
     plan = {"manifest_schema": schema_to_json(schema), **facts.document(set(schema.names) - ours)}
-    number = len(earlier) + 1
-    earlier.append(plan)
+    number = earlier.next_number
     shard = f"{number:04d}-000000"
     index = [{"shard": shard, "part": "", "row_group": 0, "rows": len(rows)}]
     run.write(f"plan/{number:04d}/shards.parquet", parquet_bytes([pa.Table.from_pylist(index)]))
     run.commit_plan(number, plan)
     with driving(run) as epoch:
-        widen_manifests(run, epoch.term)
+        widen_manifests(read_plan(run), epoch.term)
     attempt = Attempt(shard, 1, "0badcafe")
-    done = [failed_row(row, shard, attempt, "ValueError", "no") for row in rows]
-    assert run.commit_manifest(shard, manifest_table(done, newest_schema(earlier)))
+    done = [failed_row(planned_row(row), shard, attempt, "ValueError", "no") for row in rows]
+    assert run.commit_manifest(shard, manifest_table(done, read_plan(run).manifest_schema))
 
 
 def grown(folder: Path, *generations: dict[str, list[Any]] | list[dict[str, Any]]) -> RunFolder:
     """A run of a folder of lists that gets one more file for each generation: columns as Parquet, rows as JSONL."""
-    run, plans, source = RunFolder(str(folder / "run")), list[dict[str, Any]](), folder / "in"
+    run, source = RunFolder(str(folder / "run")), folder / "in"
     source.mkdir()
     for number, content in enumerate(generations):
         if isinstance(content, dict):
             pq.write_table(pa.table(content), source / f"{number}.parquet")
         else:
             (source / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-        planned(source, plans, run)
+        planned(source, run)
     return run
 
 
@@ -153,15 +154,14 @@ def test_verify_knows_the_manifests_of_a_run_that_grew(name: str, tmp_path: Path
 
 def test_an_empty_manifest_and_a_damaged_one_stand_in_nobodys_way(tmp_path: Path) -> None:
     run = grown(tmp_path, [row("a", x=1)])
-    plans = [run.read_plan(1)]
-    run.commit_manifest("0001-000001", manifest_table([], newest_schema(plans)))
+    run.commit_manifest("0001-000001", manifest_table([], read_plan(run).manifest_schema))
     run.write("manifest/0001-000002.parquet", b"torn")
     (tmp_path / "in" / "1.jsonl").write_text(json.dumps(row("b", x="much")))
     run.delete(["manifest/0001-000002.parquet"])
-    planned(tmp_path / "in", plans, run)
+    planned(tmp_path / "in", run)
     run.write("manifest/0001-000002.parquet", b"torn")
     with driving(run) as epoch:
-        assert widen_manifests(run, epoch.term) == 0
+        assert widen_manifests(read_plan(run), epoch.term) == 0
     assert run.read("manifest/0001-000002.parquet") == b"torn"
     run.delete(["manifest/0001-000002.parquet"])
     assert [each["x"] for each in by_pyarrow(tmp_path / "run" / "manifest")] == ["1", "much"]
@@ -171,7 +171,7 @@ def test_nothing_is_read_or_written_where_all_generations_are_alike(tmp_path: Pa
     run = grown(tmp_path, [row("a", x=1)], [row("b", x=2)])
     before = {key: run.read(key) for key, _ in run.walk("manifest")}
     with driving(run) as epoch:
-        assert widen_manifests(run, epoch.term) == 0
+        assert widen_manifests(read_plan(run), epoch.term) == 0
     assert {key: run.read(key) for key, _ in run.walk("manifest")} == before
 
 
@@ -184,7 +184,7 @@ def test_a_run_of_an_earlier_version_gets_the_columns_of_this_one(tmp_path: Path
     table = pa.table({"id": ["a"], "scores": pa.array([[("clip", 0.5)]], scores), "x": [7]}, old)
     run.commit_manifest("0001-000000", table)
     with driving(run) as epoch:
-        assert widen_manifests(run, epoch.term) == 1
+        assert widen_manifests(read_plan(run), epoch.term) == 1
     (found,) = by_pyarrow(tmp_path / "run" / "manifest")
     assert (found["scores"], found["x"], found["prompt"]) == ([{"scorer": "clip", "score": 0.5}], 7, None)
 
@@ -197,7 +197,7 @@ def test_a_second_spelling_of_a_column_is_refused(known: str, new: str, tmp_path
     facts = ColumnFacts()
     plan = {"manifest_schema": schema_to_json(pa.schema([(known, pa.string())])), EMPTY: []}
     with pytest.raises(InputError, match=f"column '{new}' differs from '{known}'"):
-        one_schema([plan], pa.schema([(new, pa.string())]), facts)
+        one_schema(plan_of(plan), pa.schema([(new, pa.string())]), facts)
 
 
 EXOTIC = {
@@ -289,7 +289,7 @@ def test_a_list_that_was_replaced_by_one_of_other_types(
     facts = ColumnFacts()
     values = {pa.float64(): [0.5], pa.string(): ["soon"], pa.int64(): [7]}[new]
     facts.add(pa.table({"x": pa.array(values, new)}), ["x"])
-    assert one_schema([plan], pa.schema([("x", new)]), facts).field("x").type == expected
+    assert one_schema(plan_of(plan), pa.schema([("x", new)]), facts).field("x").type == expected
 
 
 def test_a_float_is_no_place_for_integers_past_it() -> None:
@@ -309,15 +309,21 @@ def test_widening_keeps_every_value() -> None:
     assert widened(narrow, wide).to_pylist() == [{"id": "a", "x": "1", "y": None}, {"id": "b", "x": None, "y": None}]
 
 
+def plan_of(*documents: dict[str, Any]) -> Plan:
+    return Plan(RunFolder(""), tuple(Generation(number, each) for number, each in enumerate(documents, 1)))
+
+
 def by_an_earlier_version(**carried: pa.DataType) -> dict[str, Any]:
     """A plan that names its own columns alone, and not which of them are empty."""
     return {"manifest_schema": schema_to_json(manifest_schema(pa.schema(list(carried.items()))))}
 
 
 def test_plans_of_an_earlier_version_lose_no_column() -> None:
-    plans = [by_an_earlier_version(a=pa.string(), x=pa.string()), by_an_earlier_version(b=pa.int64(), x=pa.int64())]
-    schema = newest_schema(plans)
+    plan = plan_of(
+        by_an_earlier_version(a=pa.string(), x=pa.string()), by_an_earlier_version(b=pa.int64(), x=pa.int64())
+    )
+    schema = plan.manifest_schema
     assert {name: schema.field(name).type for name in "abx"} == {"a": pa.string(), "b": pa.int64(), "x": pa.string()}
     facts = ColumnFacts()
     facts.add(pa.table({"a": ["again"]}), ["a"])
-    assert one_schema(plans, pa.schema([("a", pa.string())]), facts).equals(schema)
+    assert one_schema(plan, pa.schema([("a", pa.string())]), facts).equals(schema)

@@ -11,7 +11,9 @@ from jobs.job_file.keys import changed_picture_keys
 from jobs.job_file.places import ROOT, elsewhere, place, placed, placed_fingerprint
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import load_job, read_job
+from jobs.job_file.storage import run_folder
 from pipelines.plan.earlier import Changes
+from pipelines.run.plan import read_plan
 
 JOB = """
 input: {path: p.csv}
@@ -135,18 +137,18 @@ def test_the_text_of_input_path_alone_refuses_nothing(folder: Path) -> None:
     """Its rows are held against the plan; every other picture key is."""
     (folder / "monday" / "p.csv").write_text("prompt\nx\n")
     job = read_job("input: {path: p.csv}\noutput: {path: out}", "job.yaml")
-    run = settings.run_folder(job)
+    run = run_folder(job)
     run.commit_plan(1, {"fingerprint": placed_fingerprint(job.config.fingerprint()), "price": None})
     moved = read_job(f"input: {{path: {folder}/q.csv}}\noutput: {{path: out}}", "job.yaml")
-    settings.refuse_changed(moved, run, placed_fingerprint(moved.config.fingerprint()))
+    settings.refuse_changed(moved, read_plan(run), placed_fingerprint(moved.config.fingerprint()))
     other = read_job("input: {path: p.csv, images_per_prompt: 2}\noutput: {path: out}", "job.yaml")
     with pytest.raises(ConfigError, match=r"input\.images_per_prompt was 1"):
-        settings.refuse_changed(other, run, placed_fingerprint(other.config.fingerprint()))
+        settings.refuse_changed(other, read_plan(run), placed_fingerprint(other.config.fingerprint()))
     assert json.loads(run.read("plan/0001/plan.json"))["price"] is None
 
 
 def test_a_run_folder_is_one_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = settings.run_folder(read_job("input: {path: p.csv}\noutput: {path: out}", "job.yaml"))
+    run = run_folder(read_job("input: {path: p.csv}\noutput: {path: out}", "job.yaml"))
     run.write("a", b"1")
     monkeypatch.chdir(folder / "tuesday")
     assert run.read("a") == b"1"

@@ -16,22 +16,24 @@ import pytest
 from ray import cloudpickle
 
 from actors.selector import SelectorConfig
+from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.files.readers import InputError
 from pipelines.plan import writer as plan_writer
-from pipelines.plan.budgets import SCORE_FIELDS, Scoring, score
+from pipelines.plan.budgets import Scoring, score
 from pipelines.plan.earlier import known_rows
-from pipelines.plan.make import PlanConfig, PlanSummary, PoolBudgets, check_pools, make_plan, pools_of
+from pipelines.plan.make import PlanConfig, PlanSummary, check_pools, make_plan
 from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_steps
-from pipelines.plan.writer import INDEX_SCHEMA
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import CANONICAL_FIELDS, derived_seed, id_key
-from pipelines.run.layout import MANIFEST_FIELDS, RunFolder, schema_from_json
+from pipelines.prompts.rows import derived_seed, id_key
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import CANONICAL_FIELDS, INDEX_SCHEMA, MANIFEST_FIELDS, SCORE_FIELDS, schema_from_json
 from pipelines.storage.folder import StorageOptions
 from tests.inputs import DEFAULTS
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-ALL = (PoolBudgets("default"),)
+ALL = (PoolSpec("default"),)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def random_rows(random: random.Random) -> list[dict[str, Any]]:
 
 POOLS = [
     ALL,
-    (PoolBudgets("short", (5, 10)), PoolBudgets("long", (20, 50))),
-    (PoolBudgets("short", (5, 10)), PoolBudgets("middle", (10, 20)), PoolBudgets("any")),
+    (PoolSpec("short", (5, 10)), PoolSpec("long", (20, 50))),
+    (PoolSpec("short", (5, 10)), PoolSpec("middle", (10, 20)), PoolSpec("any")),
 ]
 
 
@@ -128,7 +130,7 @@ def test_cut_holds_every_row_once_within_cost_size_and_pools(seed: int) -> None:
     pools = POOLS[seed % 3]
     rules = CutRules(
         target=draw.choice([50, 200, 1000]),
-        pools_of=lambda count: pools_of(count, pools),
+        pools_of=lambda count: serving(pools, count),
         max_rows=draw.choice([3, 10, 1000]),
         max_waiting=draw.choice([20, 10**6]),
     )
@@ -145,15 +147,15 @@ def test_cut_holds_every_row_once_within_cost_size_and_pools(seed: int) -> None:
         assert (shard.good_rows, shard.lane_steps) == (len(good), sum(costs))
         assert shard.longest == max(costs, default=0)
         assert shard.budgets == tuple(sorted({row["num_steps"] for row in good}))
-        assert len({(row["width"], row["height"], pools_of(row["num_steps"], pools)) for row in good}) <= 1
+        assert len({(row["width"], row["height"], serving(pools, row["num_steps"])) for row in good}) <= 1
         if good:
-            assert shard.place == (good[0]["width"], good[0]["height"], pools_of(good[0]["num_steps"], pools))
+            assert shard.place == (good[0]["width"], good[0]["height"], serving(pools, good[0]["num_steps"]))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_cut_does_not_depend_on_how_rows_come_in_tables(seed: int) -> None:
     table = planned_table(random_rows(random.Random(seed)))
-    rules = CutRules(300, lambda count: pools_of(count, POOLS[1]), max_rows=20, max_waiting=50)
+    rules = CutRules(300, lambda count: serving(POOLS[1], count), max_rows=20, max_waiting=50)
     whole = [shard.rows for shard in cut(table, rules)]
     assert [shard.rows for shard in cut(table, rules, 1)] == whole
     assert [shard.rows for shard in cut(table, rules, 13)] == whole
@@ -191,12 +193,12 @@ def test_cost_is_the_callers() -> None:
 
 def test_pools_and_menu_must_meet() -> None:
     check_pools((5, 10), ALL)
-    check_pools((5, 10), (PoolBudgets("a", (5,)), PoolBudgets("b", (10, 99))))
+    check_pools((5, 10), (PoolSpec("a", (5,)), PoolSpec("b", (10, 99))))
     with pytest.raises(InputError, match=r"no pool serves 20, 50 steps: add them to a pool's budgets"):
-        check_pools((5, 20, 50), (PoolBudgets("a", (5,)),))
+        check_pools((5, 20, 50), (PoolSpec("a", (5,)),))
     with pytest.raises(InputError, match=r"pool b, c serves none of the budgets 5, 10"):
-        check_pools((5, 10), (*ALL, PoolBudgets("b", (7,)), PoolBudgets("c", ())))
-    check_pools((5, 10), (*ALL, PoolBudgets("b", (7,))), pinned=frozenset({7}))
+        check_pools((5, 10), (*ALL, PoolSpec("b", (7,)), PoolSpec("c", ())))
+    check_pools((5, 10), (*ALL, PoolSpec("b", (7,))), pinned=frozenset({7}))
 
 
 # ---- scores
@@ -268,7 +270,7 @@ def test_plan_is_complete_and_the_same_again(ray_cluster: Any, tmp_path: Path) -
     calls: list[tuple[int, int]] = []
     runs = [RunFolder(str(tmp_path / name)) for name in ("one", "two")]
     made = config(tmp_path / "in", shard_lane_steps=2000, source={"images_per_prompt": 2})
-    summaries = [make_plan(run, made, lambda done, total: calls.append((done, total))) for run in runs]
+    summaries = [make_plan(read_plan(run), made, lambda done, total: calls.append((done, total))) for run in runs]
     rows = planned_rows(runs[0], 1)
     assert len({row["id"] for row in rows}) == len(rows) == 6004
     assert calls[-1] == (6004, 6004)
@@ -301,14 +303,14 @@ def test_limited_plan_then_the_full_one(ray_cluster: Any, tmp_path: Path) -> Non
     full = config(tmp_path / "a.parquet")
     limited = replace(full, source=replace(full.source, limit=10))
     once, run = RunFolder(str(tmp_path / "once")), RunFolder(str(tmp_path / "grown"))
-    make_plan(once, full)
-    assert make_plan(run, limited).rows == 10
+    make_plan(read_plan(once), full)
+    assert make_plan(read_plan(run), limited).rows == 10
     assert run.read_plan(1)["input_limit"] == 10
-    assert make_plan(run, limited).generation is None
-    second = make_plan(run, full)
+    assert make_plan(read_plan(run), limited).generation is None
+    second = make_plan(read_plan(run), full)
     assert (second.generation, second.rows) == (2, 50)
-    assert make_plan(run, full) == replace(
-        second, generation=None, rows=0, shards=0, plan={}, seconds=pytest.approx(0, abs=99)
+    assert make_plan(read_plan(run), full) == replace(
+        second, generation=None, rows=0, shards=0, plan=second.plan, seconds=pytest.approx(0, abs=99)
     )
     first, rest = planned_rows(run, 1), planned_rows(run, 2)
     assert {row["n"] for row in first} == set(range(10))
@@ -317,7 +319,9 @@ def test_limited_plan_then_the_full_one(ray_cluster: Any, tmp_path: Path) -> Non
     assert {row["id"]: row["seed"] for row in first + rest} == seeds
     assert len(seeds) == len(set(seeds.values())) == 60
     assert all(seed == derived_seed(row_id) for row_id, seed in seeds.items())
-    assert np.array_equal(known_rows(run).keys, np.sort(np.array([id_key(row_id) for row_id in seeds], "S16")))
+    assert np.array_equal(
+        known_rows(read_plan(run)).keys, np.sort(np.array([id_key(row_id) for row_id in seeds], "S16"))
+    )
 
 
 @pytest.mark.ray
@@ -325,9 +329,9 @@ def test_new_files_grow_the_plan(ray_cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     run = RunFolder(str(tmp_path / "run"))
     (tmp_path / "in" / "b.csv").write_text("prompt\ncat\ndog\n")
-    assert make_plan(run, config(tmp_path / "in")).rows == 2
+    assert make_plan(read_plan(run), config(tmp_path / "in")).rows == 2
     (tmp_path / "in" / "a.csv").write_text("prompt\ncat\nbird\n")
-    assert make_plan(run, config(tmp_path / "in")).rows == 2
+    assert make_plan(read_plan(run), config(tmp_path / "in")).rows == 2
     assert sorted(row["prompt"] for row in planned_rows(run, 2)) == ["bird", "cat"]
 
 
@@ -335,10 +339,10 @@ def test_new_files_grow_the_plan(ray_cluster: Any, tmp_path: Path) -> None:
 def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> None:
     pq.write_table(prompts(5000), tmp_path / "a.parquet", row_group_size=1000)
     run = RunFolder(str(tmp_path / "run"))
-    pools = (PoolBudgets("short", (10,)), PoolBudgets("long", (20,)))
+    pools = (PoolSpec("short", (10,)), PoolSpec("long", (20,)))
     selector = FakeConfig("policy", min=10, choices=(10, 20, 20))
     made = config(tmp_path / "a.parquet", selector=selector, pools=pools, selector_actors=2, shard_lane_steps=3000)
-    plan = make_plan(run, made).plan
+    plan = make_plan(read_plan(run), made).plan.newest.document
     assert (plan["policy_version"], plan["price"], plan["choices"]) == ("fake-1", 0.3, [10, 20, 20])
     rows = planned_rows(run, 1)
     assert sorted(row["n"] for row in rows) == list(range(5000))
@@ -346,7 +350,7 @@ def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> Non
     index = run.shard_index(1).to_pylist()
     assert {(*entry["pools"], *entry["budgets"]) for entry in index} == {("short", 10), ("long", 20)}
     again = RunFolder(str(tmp_path / "again"))
-    make_plan(again, made)
+    make_plan(read_plan(again), made)
     assert planned_rows(again, 1) == rows
 
 
@@ -361,7 +365,9 @@ def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> Non
 def test_real_selectors(ray_cluster: Any, tmp_path: Path, selector: SelectorConfig, steps: list, menu: list) -> None:
     (tmp_path / "a.csv").write_text(f'prompt,num_inference_steps\ncat,\n{"cat " * 40},\n"",\ncat,7\n')
     run = RunFolder(str(tmp_path / "run"))
-    plan = make_plan(run, config(tmp_path / "a.csv", selector=selector, selector_class=None)).plan
+    plan = make_plan(
+        read_plan(run), config(tmp_path / "a.csv", selector=selector, selector_class=None)
+    ).plan.newest.document
     assert Counter(row["num_steps"] for row in planned_rows(run, 1)) == Counter(steps)
     assert (plan["choices"], plan["failed_rows"]) == (menu, 1)
 
@@ -370,9 +376,9 @@ def test_real_selectors(ray_cluster: Any, tmp_path: Path, selector: SelectorConf
 def test_only_bad_rows(ray_cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,seed\n"",1\ncat,-1\n')
     run = RunFolder(str(tmp_path / "run"))
-    summary = make_plan(run, config(tmp_path / "a.csv"))
+    summary = make_plan(read_plan(run), config(tmp_path / "a.csv"))
     assert (summary.rows, summary.failed_rows, summary.shards) == (2, 2, 1)
-    assert summary.plan["mean_steps"] is None
+    assert summary.plan.newest.document["mean_steps"] is None
     assert [row["error_type"] for row in planned_rows(run, 1)] == ["InvalidPrompt", "InvalidSeed"]
 
 
@@ -381,13 +387,13 @@ def test_mistakes_are_found_before_anything_is_written(ray_cluster: Any, tmp_pat
     (tmp_path / "a.csv").write_text("prompt\ncat\n")
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(InputError, match="no pool serves 20 steps"):
-        make_plan(run, config(tmp_path / "a.csv", pools=(PoolBudgets("a", (5, 10)),)))
+        make_plan(read_plan(run), config(tmp_path / "a.csv", pools=(PoolSpec("a", (5, 10)),)))
     with pytest.raises(InputError, match="pool b serves none of the budgets 5, 10, 20"):
-        make_plan(run, config(tmp_path / "a.csv", pools=(*ALL, PoolBudgets("b", (7,)))))
+        make_plan(read_plan(run), config(tmp_path / "a.csv", pools=(*ALL, PoolSpec("b", (7,)))))
     with pytest.raises(InputError, match=r"steps\.selector: the policy has no budgets"):
-        make_plan(run, config(tmp_path / "a.csv", selector=FakeConfig(choices=())))
+        make_plan(read_plan(run), config(tmp_path / "a.csv", selector=FakeConfig(choices=())))
     with pytest.raises(InputError, match="there is no such file or folder"):
-        make_plan(run, config(tmp_path / "no.csv"))
+        make_plan(read_plan(run), config(tmp_path / "no.csv"))
     assert not (tmp_path / "run").exists()
 
 
@@ -400,7 +406,7 @@ def test_file_that_changed_after_the_inspection(ray_cluster: Any, tmp_path: Path
     file.write_text("prompt\ncat\ndog\n")
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(InputError, match=r"a\.csv: the file changed while it was being planned. Plan again"):
-        make_plan(run, made, inspection=found)
+        make_plan(read_plan(run), made, inspection=found)
     assert run.generations() == []
 
 
@@ -424,12 +430,12 @@ def test_of_two_planners_one_commits_and_the_other_takes_its_plan(ray_cluster: A
     made = config(tmp_path / "a.csv")
     others: list[PlanSummary] = []
     run = RunFolder(str(tmp_path / "run"))
-    slow = Overtaken(run.url, key, lambda: others.append(make_plan(run, made)))
-    summary = make_plan(slow, made)
-    assert summary.plan == others[0].plan == run.read_plan(1)
+    slow = Overtaken(run.url, key, lambda: others.append(make_plan(read_plan(run), made)))
+    summary = make_plan(read_plan(slow), made)
+    assert summary.plan.generations == others[0].plan.generations == read_plan(run).generations
     assert len(planned_rows(run, 1)) == 2
     assert {name for name in run.names("plan/0001") if name.startswith("part-")} == {
-        part.rpartition("/")[2] for part in summary.plan["parts"]
+        part.rpartition("/")[2] for part in summary.plan.newest.document["parts"]
     }
 
 
@@ -442,7 +448,7 @@ def test_planner_that_lost_to_another_plan_says_so(ray_cluster: Any, tmp_path: P
     other = {"rows": limited, "fingerprint": replace(made, fingerprint={"model.path": "x"})}[change]
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(InputError, match=f"another planner was first, with a plan that differs in {change}"):
-        make_plan(Overtaken(run.url, "shards.parquet", lambda: make_plan(run, other)), made)
+        make_plan(read_plan(Overtaken(run.url, "shards.parquet", lambda: make_plan(read_plan(run), other))), made)
     assert len(planned_rows(run, 1)) == run.read_plan(1)["rows"]
 
 
@@ -456,12 +462,12 @@ def test_plan_that_was_left_unfinished(ray_cluster: Any, tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_plan(Overtaken(run.url, "plan.json", dies), made)
+        make_plan(read_plan(Overtaken(run.url, "plan.json", dies)), made)
     assert run.generations() == []
     monkeypatch.setattr(plan_writer, "WAIT_S", 0.5)
     with pytest.raises(InputError, match="another planner began this generation and did not finish it"):
-        make_plan(run, replace(made, source=replace(made.source, limit=1)))
-    assert make_plan(run, made).rows == len(planned_rows(run, 1)) == 2
+        make_plan(read_plan(run), replace(made, source=replace(made.source, limit=1)))
+    assert make_plan(read_plan(run), made).rows == len(planned_rows(run, 1)) == 2
 
 
 @pytest.mark.ray
@@ -470,6 +476,6 @@ def test_plan_on_s3(ray_cluster: Any, s3: Any) -> None:
     run = RunFolder(f"s3://{s3.bucket()}/runs/spring", StorageOptions(endpoint_url=s3.endpoint_url))
     run.write("in.csv", b"prompt\ncat\ndog\n")
     made = config(run.url_of("in.csv"), source={"storage": run.options})
-    assert make_plan(run, made).rows == 2
-    assert make_plan(run, made).generation is None
+    assert make_plan(read_plan(run), made).rows == 2
+    assert make_plan(read_plan(run), made).generation is None
     assert sorted(row["prompt"] for row in planned_rows(run, 1)) == ["cat", "dog"]

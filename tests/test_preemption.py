@@ -16,6 +16,7 @@ from pipelines.integrity.verify import verify
 from pipelines.render.driver import render
 from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 from tests.checkpoints import make_checkpoint
 from tests.plans import planned_row, write_plan
@@ -58,7 +59,7 @@ def test_sigterm_in_the_middle_of_two_shards(ray_cluster, sleeping, tmp_path):
     write_plan(run, [planned_row(i, num_steps=60) for i in range(60)], 15)
     config = RenderConfig(ModelSource("", revision="0.06"), SamplerConfig("", device="cpu"))
     before, results = renderers(), []
-    rendering = threading.Thread(target=lambda: results.append(render(run, config)))
+    rendering = threading.Thread(target=lambda: results.append(render(read_plan(run), config)))
     rendering.start()
     until(lambda: len(list(run.walk("images"))) > 2, seconds=200)
     (worker,) = renderers() - before
@@ -78,7 +79,7 @@ import ray
 from ray.cluster_utils import Cluster
 from actors.rows import SamplerConfig
 from pipelines.storage.checkpoints import ModelSource
-from pipelines.render.pool import PoolSpec, RenderConfig
+from pipelines.render.pool import RenderConfig
 from pipelines.render.driver import render
 from pipelines.run.layout import RunFolder
 
@@ -109,7 +110,7 @@ def drain():
 pools = (PoolSpec(lanes=2, resources={"spot": 1}),)
 config = RenderConfig(ModelSource(model), SamplerConfig("", device="cpu"), pools)
 results = []
-thread = threading.Thread(target=lambda: results.append(render(run, config)))
+thread = threading.Thread(target=lambda: results.append(render(read_plan(run), config)))
 thread.start()
 drain()  # in the main thread: a node installs signal handlers
 thread.join()

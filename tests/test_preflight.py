@@ -15,11 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 
 from jobs.__main__ import main
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import load_job
+from jobs.job_file.settings import resolve
 from jobs.steps.check_nodes import NOBODY, SUBMITTED, check_nodes, refuse_rays_copy
 from jobs.steps.rendering import render_job
 from jobs.terminal.console import Console
@@ -27,9 +29,10 @@ from pipelines.cluster.nodes import Preflight, ask_every_node, listing
 from pipelines.render.driver import RenderResult
 from pipelines.run.drivers import claim
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Generation, Plan
 from pipelines.run.proof import probe_object
+from pipelines.run.schema import manifest_schema, schema_to_json
 from tests.fake_cluster import _free_ports
-from tests.plans import planned_row, write_plan
 from tests.s3_server import S3Server, server_or_skip
 
 ROOT = Path(__file__).parent.parent
@@ -403,18 +406,16 @@ def test_rows_without_an_end_are_never_done(
 ) -> None:
     """The last net: whatever the renderer says, the manifests are counted."""
     run = RunFolder(str(job.parent / "out"))
-    write_plan(run, [planned_row(i) for i in range(5)], 5)
-    monkeypatch.setattr("jobs.steps.rendering.planned", lambda _: {"rows": 5, "largest": 20})
+    counts = {"rows": 5, "failed_rows": 0, "shards": 1, "lane_steps": 0, "largest_budget": 20, "budget_histogram": {}}
+    plan = Plan(run, (Generation(1, counts | {"manifest_schema": schema_to_json(manifest_schema(pa.schema([])))}),))
     nothing = RenderResult(0, 0, None, None, None, None, 1.0, None, interrupted)
     monkeypatch.setattr("jobs.steps.rendering.render", lambda *_, **__: nothing)
-    monkeypatch.setattr("jobs.job_file.settings.render_config", lambda *_: None)
     interrupts = SimpleNamespace(graceful=False, exit_code=130 if interrupted else None)
     epoch = claim(run)
     stop: Any = SimpleNamespace(interrupts=interrupts, epoch=epoch)
     console = Console()
     console.json = True
-    info: Any = None
-    code = render_job(console, load_job(str(job)), run, info, stop)
+    code = render_job(console, resolve(load_job(str(job))), plan, stop)
     said = capsys.readouterr()
     assert code == (130 if interrupted else 1)
     assert json.loads(said.out)["status"] == ("interrupted" if interrupted else "incomplete")

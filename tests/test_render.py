@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from actors.rows import SamplerConfig
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.driver import render
-from pipelines.render.pool import PoolSpec, RenderConfig, RenderError
+from pipelines.render.pool import RenderConfig, RenderError
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.run.precision import DTYPE_KEY, PrecisionError, keep_dtype, settled_dtype
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageOptions
@@ -46,7 +48,7 @@ def test_every_row_is_rendered_once_and_is_what_the_engine_makes(ray_cluster, mo
     rows[7] |= {"error_type": "EmptyPrompt", "error_message": "the prompt is empty", "num_steps": None}
     write_plan(run, rows, 9)
     seen = []
-    result = render(run, config(model), seen.append)
+    result = render(read_plan(run), config(model), seen.append)
 
     manifest = {r["id"]: r for r in manifest_rows(run)}
     assert sorted(manifest) == [r["id"] for r in rows]
@@ -73,15 +75,15 @@ def test_every_row_is_rendered_once_and_is_what_the_engine_makes(ray_cluster, mo
 def test_done_shards_are_not_rendered_again(ray_cluster, sleeping, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i) for i in range(12)], 4)
-    render(run, config())
+    render(read_plan(run), config())
     before = {name: run.stat(f"manifest/{name}") for name in run.names("manifest")}
     run.delete(["manifest/0001-000001.parquet"])
-    result = render(run, config())
+    result = render(read_plan(run), config())
     assert result.rows == 4
     after = {name: run.stat(f"manifest/{name}") for name in run.names("manifest")}
     assert sorted(after) == sorted(before)
     assert {n for n in before if before[n] != after[n]} <= {"0001-000001.parquet"}
-    assert render(run, config()).rows == 0
+    assert render(read_plan(run), config()).rows == 0
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_done_shards_are_not_rendered_again(ray_cluster, sleeping, tmp_path):
 def test_layouts(ray_cluster, sleeping, tmp_path, layout, image_format):
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i) for i in range(6)], 3)
-    render(run, config(layout=layout, image_format=image_format))
+    render(read_plan(run), config(layout=layout, image_format=image_format))
     for r in manifest_rows(run):
         if layout == "none":
             assert (r["uri"], r["bytes"], r["sha256"]) == (None, None, None)
@@ -116,7 +118,7 @@ def test_pools_share_what_both_may_serve(ray_cluster, model, tmp_path):
     rows = [planned_row(i, num_steps=2 if i < 20 else 6) for i in range(40)]
     write_plan(run, rows, 5)
     pools = [PoolSpec("short", (2,), lanes=4), PoolSpec("long", (2, 6), lanes=8)]
-    render(run, config(model, pools))
+    render(read_plan(run), config(model, pools))
     manifest = manifest_rows(run)
     assert len(manifest) == 40
     assert {r["render_class"].split("/")[3].split("-")[1] for r in manifest if r["num_steps"] == 6} == {"8lanes"}
@@ -126,7 +128,7 @@ def test_a_budget_without_a_pool_is_refused_before_anything_starts(ray_cluster, 
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=3) for i in range(4)], 2)
     with pytest.raises(RenderError, match="3 steps, which no pool serves"):
-        render(run, config(pools=[PoolSpec("p", (5,))]))
+        render(read_plan(run), config(pools=[PoolSpec("p", (5,))]))
     assert run.attempts() == {}
 
 
@@ -134,12 +136,12 @@ def test_stop_commits_what_is_in_work_and_a_second_call_does_the_rest(ray_cluste
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i, num_steps=40) for i in range(60)], 5)
     stop = threading.Event()
-    first = render(run, config(), lambda p: stop.set() if p.done else None, stop)
+    first = render(read_plan(run), config(), lambda p: stop.set() if p.done else None, stop)
     done = run.done_shards()
     assert first.interrupted
     assert 0 < len(done) < 12
     assert run.attempts().keys() == done
-    second = render(run, config())
+    second = render(read_plan(run), config())
     assert first.rows + second.rows == 60
     assert len(run.done_shards()) == 12
 
@@ -149,7 +151,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(ray_cluster,
     run = RunFolder(str(tmp_path / "run"))
     write_plan(run, [planned_row(i) for i in range(4)], 2)
     with pytest.raises(RenderError, match=r"no actor is left that can render 2 shards: pool default: .*nowhere"):
-        render(run, config(str(tmp_path / "nowhere")))
+        render(read_plan(run), config(str(tmp_path / "nowhere")))
     assert run.attempts() == {}  # no shard is to blame
 
 
@@ -159,7 +161,7 @@ def test_lanes_stay_full_over_a_whole_job(ray_cluster, model, tmp_path):
     menu = tuple(range(5, 55, 5))
     rows = [planned_row(i, num_steps=menu[i % 10], guidance_scale=1.0 if i % 3 == 0 else 5.0) for i in range(800)]
     write_plan(run, rows, 40)
-    result = render(run, config(model, [PoolSpec(lanes=16)]))
+    result = render(read_plan(run), config(model, [PoolSpec(lanes=16)]))
     assert len(run.done_shards()) == 20
     assert result.lane_fill >= 0.97
 
@@ -178,7 +180,7 @@ def test_the_precision_is_settled_once_and_holds_for_the_run(tmp_path):
 def test_s3_from_plan_to_picture(ray_cluster, sleeping, s3):
     run = RunFolder(f"s3://{s3.bucket()}/run", StorageOptions(endpoint_url=s3.endpoint_url))
     write_plan(run, [planned_row(i) for i in range(20)], 6)
-    render(run, config())
+    render(read_plan(run), config())
     manifest = manifest_rows(run)
     assert len({r["id"] for r in manifest}) == len(manifest) == 20
     for r in manifest:

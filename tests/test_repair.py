@@ -9,12 +9,12 @@ import pytest
 from actors.rows import SamplerConfig
 from pipelines.integrity.repair import Repairs, delete_orphans
 from pipelines.integrity.verify import verify
-from pipelines.prompts.generations import newest_schema
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.repairing import RepairedShard, SupersededError, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
 from pipelines.run.drivers import Epoch, claim
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.run.plan import read_plan
 from tests.finished import RENDER_CLASS, finished_run, picture, store
 
 SHARD = "0001-000001"
@@ -41,8 +41,8 @@ def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> l
     sink = Sink(run, mending.shard, attempt, layout, "png")
     rows = []
     for row in mending.again:
-        if row["error_type"]:
-            rows.append(failed_row(row, mending.shard, attempt, row["error_type"], row["error_message"]))
+        if row.error_type:
+            rows.append(failed_row(row, mending.shard, attempt, row.error_type, row.error_message))
             continue
         made = picture(row)
         key = render_key(row, RENDER_CLASS, SamplerConfig(""))
@@ -56,12 +56,12 @@ def repaired(run: RunFolder, repairs: Repairs, shard: str, *given: Any, **more: 
     if (order := repairs.order(shard, *given, **more)) is None:
         return None
     place = next(row for row in run.shard_index(1).to_pylist() if row["shard"] == shard)
-    return order.mending(run, place["part"], place["row_group"], newest_schema([run.read_plan(1)]))
+    return order.mending(run, place["part"], place["row_group"], read_plan(run).manifest_schema)
 
 
 def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, RepairedShard]:
     """As a driver does it: verify, mend, replace, delete what is left over."""
-    repairs, done = Repairs(run), {}
+    repairs, done = Repairs(read_plan(run)), {}
     for checked in verify(run, 1):
         if checked.shard and (mending := repaired(run, repairs, checked.shard, checked.findings)):
             replace_manifest(run, epoch.term, checked.shard, mending.manifest(rendered(run, mending, layout)))
@@ -81,7 +81,7 @@ def change(run: RunFolder, edit) -> None:
 
 
 def test_a_clean_run_needs_nothing(run: RunFolder) -> None:
-    repairs = Repairs(run)
+    repairs = Repairs(read_plan(run))
     assert all(repairs.order(c.shard, c.findings) is None for c in verify(run, 1) if c.shard)
     assert repairs.order(SHARD, retry_failed=True) is None  # a row bad at plan time stays bad
 
@@ -96,7 +96,7 @@ def test_one_image_is_rendered_again_and_its_bytes_are_the_same(run: RunFolder, 
     else:
         run.write(ill["uri"], data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     mending = repair(run, epoch)[SHARD]
-    assert [row["id"] for row in mending.again] == [ill["id"]]
+    assert [row.id for row in mending.again] == [ill["id"]]
     after = rows(run)
     assert found(run) == {}
     assert after[ill["id"]]["sha256"] == ill["sha256"]
@@ -113,7 +113,7 @@ def test_the_manifests_final_seed_and_steps_are_rendered_again(run: RunFolder, e
     change(run, lambda old: [row | {"seed": 77, "num_steps": 9} if row["id"] == ill["id"] else row for row in old])
     run.delete([ill["uri"]])
     (again,) = repair(run, epoch)[SHARD].again
-    assert (again["seed"], again["num_steps"]) == (77, 9)
+    assert (again.seed, again.num_steps) == (77, 9)
     row = rows(run)[ill["id"]]
     assert (row["seed"], row["seed_planned"], row["num_steps"]) == (77, ill["seed_planned"], 9)
 
@@ -143,14 +143,14 @@ def test_rows_twice_strange_and_missing(run: RunFolder, epoch: Epoch) -> None:
     order = list(rows(run))
     change(run, lambda old: [*old[1:], old[2], stranger])
     mending = repair(run, epoch)[SHARD]
-    assert [row["id"] for row in mending.again] == [order[0]]
+    assert [row.id for row in mending.again] == [order[0]]
     assert list(rows(run)) == order
     assert found(run) == {}
 
 
 def test_a_row_twice_needs_no_picture(run: RunFolder) -> None:
     change(run, lambda old: [*old, old[0]])
-    mending = repaired(run, Repairs(run), SHARD, found(run)[SHARD])
+    mending = repaired(run, Repairs(read_plan(run)), SHARD, found(run)[SHARD])
     assert mending is not None
     assert mending.again == ()
     assert mending.manifest([]).num_rows == 5
@@ -177,9 +177,9 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
     failed = {"status": "failed", "error_type": "OutOfMemory", "error_message": "no", "uri": None, "sha256": None}
     change(run, lambda old: [row | failed if row["id"] == ill["id"] else row for row in old])
     run.delete([ill["uri"]])
-    mending = repaired(run, Repairs(run), SHARD, retry_failed=True)
+    mending = repaired(run, Repairs(read_plan(run)), SHARD, retry_failed=True)
     assert mending is not None
-    assert [row["id"] for row in mending.again] == [ill["id"]]
+    assert [row.id for row in mending.again] == [ill["id"]]
     replace_manifest(run, epoch.term, SHARD, mending.manifest(rendered(run, mending)))
     assert found(run) == {}
     assert rows(run)[ill["id"]]["status"] == "ok"
@@ -187,12 +187,12 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
 
 def test_a_shard_that_is_not_done_is_not_repaired(run: RunFolder) -> None:
     run.delete([manifest_key(SHARD)])
-    assert Repairs(run).order(SHARD, found(run)[SHARD]) is None
+    assert Repairs(read_plan(run)).order(SHARD, found(run)[SHARD]) is None
 
 
 def test_a_manifest_is_never_replaced_by_less_than_the_shard(run: RunFolder) -> None:
     run.delete([next(row["uri"] for row in rows(run).values() if row["uri"])])
-    mending = repaired(run, Repairs(run), SHARD, found(run)[SHARD])
+    mending = repaired(run, Repairs(read_plan(run)), SHARD, found(run)[SHARD])
     assert mending is not None
     with pytest.raises(ValueError, match="0 of 1 rows"):
         mending.manifest([])

@@ -170,7 +170,7 @@ def planned_only(run: RunFolder) -> None:
 
     loaded = load_job("job.yaml")
     run.write_job(loaded.config.dump())
-    run.commit_plan(1, {"fingerprint": settings.fingerprint(loaded, settings.checkpoint(loaded)), "price": None})
+    run.commit_plan(1, {"fingerprint": settings.fingerprint(loaded, settings.read_checkpoint(loaded)), "price": None})
 
 
 def test_a_second_driver_is_refused(job, capsys) -> None:

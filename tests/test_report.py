@@ -18,7 +18,9 @@ from jobs.pages.html import histogram_svg, report_html
 from jobs.pages.totals import Totals, image_bytes, totals, with_images
 from jobs.steps.rendering import write_report
 from jobs.terminal.console import Console
-from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import manifest_schema
 
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -146,7 +148,7 @@ def test_totals_over_all_manifests(tmp_path: Path) -> None:
     bad = [{"id": f"b{i}", "status": "failed", "error_type": "E", "error_message": "m"} for i in range(8)]
     assert run.commit_manifest("0001-000000", manifest(*ok))
     assert run.commit_manifest("0001-000001", manifest(*bad, {"id": "c", "status": "filtered", "num_steps": 50}))
-    found = totals(run, most_pictures=4)
+    found = totals(read_plan(run), most_pictures=4)
     assert (found.rows, found.truncated, dict(found.status)) == (19, 1, {"ok": 10, "failed": 8, "filtered": 1})
     assert found.mean_steps == 7.5
     assert found.budgets == {5: 5, 10: 5}
@@ -187,7 +189,7 @@ def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_pat
     run = RunFolder(str(tmp_path))
     assert run.commit_manifest("0001-000000", manifest({"id": "a", "status": "ok", "num_steps": 5}))
     run.write("manifest/0001-000001.parquet", b"PAR1 torn")
-    found = totals(run)
+    found = totals(read_plan(run))
     assert (found.rows, len(found.damaged)) == (1, 1)
     assert "manifest/0001-000001.parquet cannot be read" in str(found.damaged[0])
     assert "`repair` renders" in str(found.damaged[0])

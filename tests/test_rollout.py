@@ -7,12 +7,15 @@ import pyarrow as pa
 import pytest
 
 from actors.selector import SelectorConfig
-from pipelines.plan.make import PlanConfig, PoolBudgets, make_plan, pools_of
+from pipelines.cluster.pools import PoolSpec, serving
+from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id, rollout_id
 from pipelines.plan.shards import CutRules
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import CANONICAL_FIELDS, RowDefaults
+from pipelines.prompts.rows import RowDefaults
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import CANONICAL_FIELDS
 
 MENU = (2, 5, 9)
 
@@ -38,14 +41,14 @@ def canonical(n: int, **values) -> pa.Table:
 
 
 def expanded(n: int, **values) -> pa.Table:
-    return at_every_budget(canonical(n, **values), MENU, len(CANONICAL_FIELDS))
+    return at_every_budget(canonical(n, **values), MENU)
 
 
-ANY = (PoolBudgets("p"),)
+ANY = (PoolSpec("p"),)
 
 
 def cut(table: pa.Table, target: int, pieces: int = 1, pools=ANY):
-    rules = CutRules(target, lambda steps: pools_of(steps, pools))
+    rules = CutRules(target, lambda steps: serving(pools, steps))
     cutter = RolloutCutter(rules, len(MENU))
     bounds = sorted(random.Random(pieces).sample(range(1, table.num_rows), pieces - 1))
     shards = []
@@ -91,7 +94,7 @@ def test_shards_hold_whole_groups_whatever_the_tables(pieces):
 
 
 def test_a_shard_goes_to_a_pool_that_serves_all_its_budgets():
-    (shard,) = cut(expanded(1), 100, pools=(PoolBudgets("few", (2, 5)), PoolBudgets("all"), PoolBudgets("x", MENU)))
+    (shard,) = cut(expanded(1), 100, pools=(PoolSpec("few", (2, 5)), PoolSpec("all"), PoolSpec("x", MENU)))
     assert shard.place.pools == ("all", "x")
 
 
@@ -105,7 +108,7 @@ def test_a_rollout_is_planned_and_grows(ray_cluster, tmp_path):
     def plan(limit):
         source = PromptSource(str(table), defaults=defaults, images_per_prompt=2, limit=limit)
         selector = SelectorConfig("words", MENU, None, None, 0.3, None, None, "argmax", None, None)
-        return make_plan(run, PlanConfig(source, selector, (PoolBudgets("p"),), rollout=True))
+        return make_plan(read_plan(run), PlanConfig(source, selector, (PoolSpec("p"),), rollout=True))
 
     assert (plan(1).rows, plan(None).rows, plan(None).generation) == (6, 12, None)
     rows = []

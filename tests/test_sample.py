@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.prompts.rows import CANONICAL_FIELDS
 from pipelines.prompts.sample import stratified
+from pipelines.run.schema import CANONICAL_FIELDS
 
 
 def canonical(rows: list[dict[str, Any]]) -> pa.Table:

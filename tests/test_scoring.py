@@ -3,6 +3,7 @@
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from pipelines.render.manifest_rows import with_scores
 from pipelines.render.pool import RenderConfig
 from pipelines.render.quality import Scored, ScorerSource, ShardScores, load_scorer
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
-from tests.plans import brightness, planned_row, write_plan
+from tests.plans import brightness, typed_row, write_plan
 from training.reward_table import scores_of
 
 
@@ -40,7 +42,7 @@ def image(value: int) -> np.ndarray:
 
 def rollout_rows(prompts: int = 3, budgets=(2, 5, 9)):
     return [
-        planned_row(i, id=f"p{p}-{steps}", prompt_id=f"p{p}", num_steps=steps)
+        typed_row(i, id=f"p{p}-{steps}", prompt_id=f"p{p}", num_steps=steps)
         for i, (p, steps) in enumerate((p, steps) for p in range(prompts) for steps in budgets)
     ]
 
@@ -52,8 +54,8 @@ def test_a_group_is_scored_once_whole_with_its_largest_budget_as_reference(seed)
     shuffled = rows[:]
     random.Random(seed).shuffle(shuffled)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda row: scores.add(row, image(row["num_steps"])), shuffled))
-    assert {id: s.quality for id, s in scores.found.items()} == {r["id"]: 2.0 * r["num_steps"] for r in rows}
+        list(pool.map(lambda row: scores.add(row, image(row.num_steps)), shuffled))
+    assert {id: s.quality for id, s in scores.found.items()} == {r.id: 2.0 * r.num_steps for r in rows}
     assert sorted(len(batch["image"]) for batch in recorder.batches) == [3, 3, 3]
     assert all(reference[0, 0, 0] == 9 for batch in recorder.batches for reference in batch["reference"])
 
@@ -62,14 +64,14 @@ def test_a_row_that_failed_has_no_scores_and_holds_nobody_up():
     rows, recorder = rollout_rows(1), Recorder()
     scores = ShardScores(recorder, rows, threading.Lock())
     for row in rows:
-        scores.add(row, None if row["num_steps"] == 9 else image(row["num_steps"]))
+        scores.add(row, None if row.num_steps == 9 else image(row.num_steps))
     assert sorted(scores.found) == ["p0-2", "p0-5"]
     assert recorder.batches[0]["reference"] == [None, None]
 
 
 def test_bad_rows_are_not_waited_for():
     rows, recorder = rollout_rows(1), Recorder()
-    rows[1] |= {"error_type": "InvalidPrompt", "num_steps": None}
+    rows[1] = replace(rows[1], error_type="InvalidPrompt", num_steps=None)
     scores = ShardScores(recorder, rows, threading.Lock())
     scores.add(rows[0], image(2))
     scores.add(rows[2], image(9))
@@ -77,7 +79,7 @@ def test_bad_rows_are_not_waited_for():
 
 
 def test_a_row_of_its_own_has_no_reference():
-    row, recorder = planned_row(1), Recorder()
+    row, recorder = typed_row(1), Recorder()
     ShardScores(recorder, [row], threading.Lock()).add(row, image(3))
     assert recorder.batches[0]["reference"] == [None]
 
@@ -105,14 +107,14 @@ def test_a_job_with_scorers_writes_them_down(ray_cluster, sleeping, tmp_path):
         ScorerSource("same", "fidelity", 0.0),
     )
     settings = RenderConfig(ModelSource(""), SamplerConfig("", device="cpu"), layout="none", scorers=scorers)
-    render(run, settings)
+    render(read_plan(run), settings)
     rows = [row for table in run.manifests() for row in table.to_pylist()]
     assert len(rows) == 12
     for row in rows:
         scores = scores_of(row["scores"])
         assert row["quality"] == pytest.approx(2 * scores["bright"])
         assert row["uri"] is None
-        if row["num_steps"] == 9:
+        if row.num_steps == 9:
             assert scores["same"] == pytest.approx(1.0, abs=1e-6)
         else:
             assert scores["same"] < 1

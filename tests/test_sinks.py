@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines.render import sink as sinks
 from pipelines.render.sink import FORMATS, Sink, encode_image, encoder_name
 from pipelines.run.layout import Attempt, RunFolder
+from pipelines.run.schema import planned_row
 
 ATTEMPT = Attempt("0001-000000", 2, "0badcafe")
 
@@ -67,7 +68,7 @@ def test_the_same_picture_gives_the_same_bytes(image_format):
 
 def test_files_are_written_at_once_under_the_attempts_own_keys(tmp_path):
     target = sink(tmp_path, "files")
-    stored = target.put({"id": "Strange ID/.."}, picture())
+    stored = target.put(planned_row({"id": "Strange ID/.."}), picture())
     name = RunFolder.image_name("Strange ID/..")
     assert stored.uri == f"images/0001-000000/2-0badcafe/{name}.png"
     data = target.run.read(stored.uri)
@@ -77,7 +78,8 @@ def test_files_are_written_at_once_under_the_attempts_own_keys(tmp_path):
 
 def test_a_tar_is_a_webdataset_and_its_offsets_are_the_bytes(tmp_path):
     target = sink(tmp_path, "webdataset")
-    stored = {i: target.put({"id": i, "prompt": f"fox {i}", "seed": 4}, picture(n)) for n, i in enumerate("cab")}
+    rows = [planned_row({"id": i, "prompt": f"fox {i}", "seed": 4}) for i in "cab"]
+    stored = {row.id: target.put(row, picture(n)) for n, row in enumerate(rows)}
     assert list(target.run.walk("data")) == []  # nothing before the shard is whole
     places = target.close()
     data = target.run.read("data/0001-000000-2-0badcafe.tar")
@@ -91,7 +93,7 @@ def test_a_tar_is_a_webdataset_and_its_offsets_are_the_bytes(tmp_path):
 
 def test_parquet_holds_a_row_a_picture(tmp_path):
     target = sink(tmp_path, "parquet", "jpeg")
-    stored = target.put({"id": "a", "prompt": "fox"}, picture())
+    stored = target.put(planned_row({"id": "a", "prompt": "fox"}), picture())
     assert target.close() == {"a": ("data/0001-000000-2-0badcafe.parquet#a.jpg", None)}
     (row,) = pq.read_table(tmp_path / "data/0001-000000-2-0badcafe.parquet").to_pylist()
     assert (row["id"], row["prompt"]) == ("a", "fox")
@@ -100,7 +102,7 @@ def test_parquet_holds_a_row_a_picture(tmp_path):
 
 def test_none_stores_nothing(tmp_path):
     target = sink(tmp_path, "none")
-    stored = target.put({"id": "a"}, picture())
+    stored = target.put(planned_row({"id": "a"}), picture())
     assert (stored.uri, stored.num_bytes, stored.sha256) == (None, None, None)
     assert target.close() == {}
     assert list(target.run.walk()) == []
@@ -111,7 +113,7 @@ def test_a_loser_deletes_what_it_wrote_and_nothing_else(tmp_path, layout):
     winner = Sink(RunFolder(str(tmp_path)), "0001-000000", Attempt("0001-000000", 1, "feedface"), layout, "png")
     loser = sink(tmp_path, layout)
     for target in (winner, loser):
-        target.put({"id": "a", "prompt": "fox"}, picture())
+        target.put(planned_row({"id": "a", "prompt": "fox"}), picture())
         target.close()
     loser.discard()
     assert [key for key, _ in winner.run.walk() if "0badcafe" in key] == []

@@ -14,14 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.run.layout import (
-    MANIFEST_FIELDS,
-    RunFolder,
-    manifest_schema,
-    parquet_bytes,
-    schema_from_json,
-    schema_to_json,
-)
+from pipelines.run.layout import RunFolder, parquet_bytes
+from pipelines.run.schema import MANIFEST_FIELDS, manifest_schema, schema_from_json, schema_to_json
 from pipelines.storage import disk as local
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 

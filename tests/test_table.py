@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from tables import CHOICES, manifest_rows, world
 
-from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.run.layout import RunFolder
+from pipelines.run.schema import manifest_schema
 from training.reward_table import TableError, measured_seconds, read_table, split, table_of
 
 

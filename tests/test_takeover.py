@@ -10,6 +10,7 @@ from pipelines.integrity.verify import verify
 from pipelines.render.driver import render
 from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 from tests.finished import render_shard
 from tests.plans import planned_row, write_plan
@@ -24,7 +25,7 @@ def test_shards_that_the_old_driver_commits_are_dropped(ray_cluster, sleeping, t
     working, waiting = "0001-000000", "0001-000003"
     config = RenderConfig(ModelSource("", revision="0.05"), SamplerConfig("", device="cpu"))
     results = []
-    new = threading.Thread(target=lambda: results.append(render(run, config)))
+    new = threading.Thread(target=lambda: results.append(render(read_plan(run), config)))
     new.start()
     until(lambda: run.names(f"images/{working}"), seconds=200)
     for shard in (working, waiting):

@@ -38,7 +38,7 @@ from pipelines.render.watchdog import Watchdog
 from pipelines.render.worker import RenderWorker
 from pipelines.run.layout import Attempt
 from tests.engine import CPU, SCHEDULE, SHAPE, StandIn, denoiser, flight, row
-from tests.plans import planned_row
+from tests.plans import typed_row
 from tests.turns import Drawn, Every, Stuck, Turns
 
 SHARD = "0001-000000"
@@ -214,7 +214,7 @@ def failure(turns: Turns, left_out: bool) -> None:
 
 def attempt(rows: int = 0) -> Work:
     sink: Any = SimpleNamespace(shard=SHARD, attempt=Attempt(SHARD, 1, "0" * 8))
-    planned = [planned_row(i) for i in range(rows)]
+    planned = [typed_row(i) for i in range(rows)]
     return Work(planned, sink, SamplerConfig(""), Span(), _lock=threading.Lock(), _counting=threading.Lock())
 
 

@@ -277,7 +277,7 @@ def test_what_was_cut_is_counted_apart() -> None:
 
 
 def test_a_note_is_one_line_whatever_the_file_is_called(tmp_path: Path) -> None:
-    (tmp_path / "a\nb.csv").write_text('prompt\na (fox:1.3)\n  ,\n""\n')
+    (tmp_path / "a\nb.csv").write_text('prompt\na (fox:1.3)\n""\n')
     found = inspected(PromptSource(str(tmp_path), defaults=DEFAULTS))
     assert [note for note in found.notes if "another tool's syntax" in note]
     assert found.bad_samples

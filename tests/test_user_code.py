@@ -26,9 +26,10 @@ from pipelines.render.attempt import Inline, Span, Work, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
-from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.run.layout import RunFolder
+from pipelines.run.schema import manifest_schema, planned_row
 from tests.finished import picture
-from tests.plans import brightness, planned_row
+from tests.plans import brightness, typed_row
 
 Images = list[np.ndarray]
 KEPT: list[np.ndarray] = []
@@ -111,14 +112,10 @@ def worked(
 ) -> tuple[RunFolder, list[dict[str, Any]]]:
     """One shard of a rollout through a worker's own steps: two budgets a prompt, the picture a function of the seed."""
     run, shard = RunFolder(str(folder)), "0001-000000"
-    rows = [
-        {"negative_prompt": None, "category": None} | planned_row(i, id=f"p{i}-{n}", prompt_id=f"p{i}", num_steps=n)
-        for i in range(3)
-        for n in (2, 5)
-    ]
+    rows = [typed_row(i, id=f"p{i}-{n}", prompt_id=f"p{i}", num_steps=n) for i in range(3) for n in (2, 5)]
     sink = Sink(run, shard, run.begin_attempt(shard), layout, "png")
     work = Work(rows, sink, SamplerConfig(""), Span(), ShardScores(scorer, rows, threading.Lock()))
-    made = {row["id"]: picture(row) for row in rows}
+    made = {row.id: picture(row) for row in rows}
     return run, work.render(lambda row: settled(made[row.id]), writers, in_work=len(rows))
 
 
@@ -138,7 +135,7 @@ def test_what_a_scorer_does_to_pictures_changes_no_stored_byte(
         else:
             data = run.read_range(key, row["offset"], row["offset"] + row["bytes"])
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), picture(row).image)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), picture(planned_row(row)).image)
 
 
 @pytest.mark.parametrize("vandal", VANDALS)
@@ -151,7 +148,7 @@ def test_the_next_scorer_sees_the_picture_that_was_rendered(vandal: Callable[...
 
 def test_the_reference_of_likeness_is_what_was_rendered() -> None:
     specs = (ScorerSpec("bad", "function", function=zero), ScorerSpec("same", "fidelity"))
-    image = picture(planned_row(1)).image
+    image = picture(typed_row(1)).image
     scores, _ = QualityScorer(ScorerConfig(specs)).score([image.copy()], ["a"], [image])
     assert scores["same"][0] == pytest.approx(1.0, abs=1e-6)
 

@@ -16,13 +16,14 @@ import pipelines.integrity.verify as verify_module
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import delete_orphans
 from pipelines.integrity.verify import verify
-from pipelines.prompts.generations import schema_of
 from pipelines.render.sink import LAYOUTS, encode_image
 from pipelines.run.drivers import claim
-from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes, schema_to_json
+from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import schema_to_json
 from pipelines.storage.folder import StorageOptions
 from tests.finished import finished_run, picture, render_shard, store
-from tests.plans import planned_row, write_plan
+from tests.plans import planned_row, typed_row, write_plan
 
 SHARD, OTHER = "0001-000001", "0001-000002"
 Damage = Callable[[RunFolder], None]
@@ -193,7 +194,7 @@ def test_bytes_that_are_not_the_rows_picture(run: RunFolder, what: str) -> None:
     """The hash is right: the worker itself wrote something wrong."""
     import hashlib
 
-    image = picture(planned_row(1)).image
+    image = picture(typed_row(1)).image
     data = {
         "noise": b"no picture at all",
         "torn": encode_image(image, "png")[:-60],
@@ -549,7 +550,7 @@ def test_manifests_of_a_run_that_an_earlier_version_planned_are_as_they_should_b
     """Its plan lacks a column that manifests have now; and a later plan of this version has one more."""
     run = finished_run(RunFolder(str(tmp_path / "run")))
     plan = run.read_plan(1)
-    schema = schema_of(plan)
+    schema = read_plan(run).manifest_schema
     older = schema.remove(schema.get_field_index("score_error"))
     run.write("plan/0001/plan.json", json.dumps(plan | {"manifest_schema": schema_to_json(older)}).encode())
     later = plan | {"manifest_schema": schema_to_json(schema.append(pa.field("shelf", pa.string())))}

@@ -17,7 +17,6 @@ import pipelines.render.worker
 from actors.rows import SamplerConfig
 from pipelines.integrity.repair import Repairs
 from pipelines.integrity.verify import verify
-from pipelines.prompts.generations import schema_of
 from pipelines.render.attempt import Dropped
 from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
 from pipelines.render.repairing import SupersededError
@@ -25,6 +24,7 @@ from pipelines.render.watchdog import Watchdog
 from pipelines.render.worker import RenderWorker, WorkerJob
 from pipelines.run.drivers import claim
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageError
 from tests.checkpoints import make_checkpoint
@@ -52,7 +52,7 @@ def run(tmp_path):
 
 def worker(run, model, term=None):
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
-    schema = schema_of(run.read_plan(1))
+    schema = read_plan(run).manifest_schema
     return RenderWorker(
         WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schema, term=term), None
     )
@@ -121,7 +121,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
     worker(run, model)._render(lease(run))
     before = run.read_manifest(SHARD).to_pylist()
     run.delete([before[2]["uri"], before[4]["uri"]])
-    order = Repairs(run).order(SHARD, findings(run))
+    order = Repairs(read_plan(run)).order(SHARD, findings(run))
     mender = worker(run, model, claim(run).term)
     assert mender._render(lease(run, order=order))["ok"] == 2
     assert mender._sampler.images == 2
@@ -143,7 +143,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
 def test_a_repair_needs_the_last_epoch(run, model):
     worker(run, model)._render(lease(run))
     run.delete([run.read_manifest(SHARD)["uri"][0].as_py()])
-    order = Repairs(run).order(SHARD, findings(run))
+    order = Repairs(read_plan(run)).order(SHARD, findings(run))
     term = claim(run).term
     claim(run, take_over=True)
     with pytest.raises(SupersededError):

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.plan.writer import replaced_ids
 from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder
+from pipelines.run.plan import Plan
 from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ class Totals:
         self.failures += failed[: SHOWN_FAILURES - len(self.failures)]
 
 
-def totals(run: RunFolder, most_pictures: int = SHOWN_PICTURES) -> Totals:
+def totals(plan: Plan, most_pictures: int = SHOWN_PICTURES) -> Totals:
     """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts."""
-    found, again = Totals(most_pictures), replaced_ids(run)
-    for table in run.manifests(found.damaged):
+    found, again = Totals(most_pictures), plan.replaced_ids
+    for table in plan.run.manifests(found.damaged):
         found.add(_newest(table, again) if again else table)
     return found
 

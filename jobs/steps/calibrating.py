@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.checkpoint import CheckpointInfo
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import check_scorers
+from jobs.job_file.settings import CALIBRATION, Settings, resolve
 from jobs.steps.checking import check_output
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE
@@ -22,25 +22,19 @@ if TYPE_CHECKING:
 SCORED = 8  # pictures of one call of the scorers
 
 
-def measure(job: Job, info: CheckpointInfo, calls: int) -> "tuple[Calibration, float | None]":
+def measure(settings: Settings, calls: int) -> "tuple[Calibration, float | None]":
     """On this machine's device, with the threads of the job's first pool; seconds of a score None without scorers."""
     from actors.calibration import calibrate
     from actors.sampler import DDIMSampler
 
-    sampling, threads = job.config.sampling, max(1, int(job.config.pools[0].num_cpus))
-    config = replace(
-        settings.sampler_config(job, info),
-        model_path=settings.model_source(job).local(),
-        num_threads=threads,
-        lanes=None,
-    )
+    threads, defaults, scorers = max(1, int(settings.pools[0].num_cpus)), settings.source.defaults, settings.scorers
+    config = replace(settings.sampler, model_path=settings.model.local(), num_threads=threads, calibrated=())
     sampler = DDIMSampler(config)
     sampler.load()
     try:
-        width, height = sampling.width or info.width, sampling.height or info.height
+        width, height = defaults.width, defaults.height
         found = calibrate(sampler, width, height, calls)
-        scorers = settings.scorer_sources(job)
-        with blaming(job, "quality", "quality: "):
+        with blaming(settings.job, "quality", "quality: "):
             return found, seconds_of_a_score(scorers, config.device, width, height) if scorers else None
     finally:
         sampler.close()
@@ -77,14 +71,14 @@ def calibration_text(found: "Calibration", score: float | None) -> str:
 def calibrate_job(console: Console, job: Job, calls: int) -> int:
     """Measure this machine's device for a job, and keep the figures; the exit code."""
     check_output(job)
-    info = settings.checkpoint(job)
-    settings.check_scorers(job)
+    settings = resolve(job)
+    check_scorers(job)
     console.draw("loading the model")
-    found, score = measure(job, info, calls)
+    found, score = measure(settings, calls)
     console.clear()
-    run = settings.run_folder(job)
     entry = asdict(found) | {"seconds_per_score": score}
-    run.write(settings.CALIBRATION, json.dumps(settings.calibrations(run) | {found.place: entry}, indent=2).encode())
+    known = {**settings.calibrations, found.place: entry}
+    settings.run.write(CALIBRATION, json.dumps(known, indent=2).encode())
     document = {"run": job.config.output.path, "status": "done", **entry}
     console.result(document, calibration_text(found, score))
     return DONE

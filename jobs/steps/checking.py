@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from actors.checkpoint import CheckpointInfo
-from jobs.job_file import settings
 from jobs.job_file.contradictions import idle, known_choices
 from jobs.job_file.errors import blaming
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import check_scorers
+from jobs.job_file.settings import check_policy, prompt_source, read_checkpoint
+from jobs.job_file.storage import run_folder, storage_options
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
 from jobs.steps.learning_check import check_workers, learning_checks
 from jobs.terminal.connect_ray import start_ray
@@ -18,13 +19,12 @@ from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE, TOO_MANY_FAILED
 from pipelines.cluster.nodes import workers_are_up
 from pipelines.files.chosen import would_hold
-from pipelines.files.csv_rows import Dialect
-from pipelines.files.readers import TextRules
 from pipelines.files.tables import FoundFiles, hub_address, web_address
 from pipelines.plan.earlier import Earlier, earlier_rows
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import Inspection, PromptSource, open_files, pinned_notes
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import Folder, StorageError, store_of
 
 REACH_S = 4.0
@@ -53,7 +53,7 @@ def check_output(job: Job) -> RunFolder:
     """The run folder. Raises where it cannot be written, or would be deleted; one conditional write shows it."""
     refuse_rays_copy(job)
     with blaming(job, "output.path"):
-        run = settings.run_folder(job)
+        run = run_folder(job)
         probe = run.probe()
     if not probe.conditional:
         log.warning(
@@ -67,7 +67,7 @@ def check_output(job: Job) -> RunFolder:
 
 def refuse_inside_input(job: Job, run: RunFolder) -> None:
     """Raises ConfigError where a new run would lie among its own prompts; one that is there goes on."""
-    given, output = settings.storage_options(job, "input"), settings.storage_options(job, "output")
+    given, output = storage_options(job, "input"), storage_options(job, "output")
     one_store = "://" not in run.url or given.endpoint_url == output.endpoint_url
     if one_store and would_hold(job.config.input.path, run.url) and not run.generations():
         raise job.fault(
@@ -82,7 +82,7 @@ def check_input(job: Job, info: CheckpointInfo | None, run: RunFolder | None = N
 
     Its rows are read by Ray tasks: where no worker is up only the files' headers are, and no machine is started.
     """
-    source = settings.prompt_source(job, info)
+    source = prompt_source(job, info)
     if not workers_are_up():
         headers = read_headers(job, source)
         return dict.fromkeys(("rows", "prompts", "bad_rows", "bad_samples", "used", "carried", "exit_code")) | {
@@ -90,7 +90,7 @@ def check_input(job: Job, info: CheckpointInfo | None, run: RunFolder | None = N
             "notes": list(headers.notes),
         }
     inspection = read_input(job, source)
-    earlier = read_earlier(job, run, inspection) if run is not None else None
+    earlier = read_earlier(job, read_plan(run), inspection) if run is not None else None
     menu = known_choices(job.config)
     notes = [*inspection.notes, *(pinned_notes(inspection.pinned_steps, menu) if menu else ())]
     return {
@@ -115,29 +115,22 @@ def certain_exit(job: Job, inspection: Inspection, planned: int) -> int | None:
 
 def read_input(job: Job, source: PromptSource) -> Inspection:
     """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
-    inspection = _read(job, lambda: inspect(as_written(job, source)))
+    inspection = _read(job, lambda: inspect(source))
     refuse_input(job, inspection)
     return inspection
 
 
-def read_earlier(job: Job, run: RunFolder, inspection: Inspection) -> Earlier:
+def read_earlier(job: Job, plan: Plan, inspection: Inspection) -> Earlier:
     """What is planned, against the input. Raises ConfigError where rows changed, unless their pictures are to stay."""
-    earlier = earlier_rows(run, inspection)
+    earlier = earlier_rows(plan, inspection)
     if earlier.changes.is_refused and job.config.input.changed == "refuse":
-        raise job.fault("input.path", earlier.changes.refusal(run.url))
+        raise job.fault("input.path", earlier.changes.refusal(plan.run.url))
     return earlier
-
-
-def as_written(job: Job, source: PromptSource) -> PromptSource:
-    """The source, with what the job file says of how its files are written and which columns are not carried."""
-    given, csv = job.config.input, job.config.input.csv
-    text = TextRules(given.encoding, Dialect(csv.delimiter, csv.quotes, csv.skip_spaces))
-    return replace(source, text=text, drop=tuple(given.drop))
 
 
 def read_headers(job: Job, source: PromptSource) -> FoundFiles:
     """The files of the input, in this process. Raises ConfigError for what is wrong with them and their columns."""
-    return _read(job, lambda: open_files(as_written(job, source)))
+    return _read(job, lambda: open_files(source))
 
 
 def _read(job: Job, read: Callable[[], T]) -> T:
@@ -152,7 +145,7 @@ def check_reachable(job: Job) -> None:
         return
     where, name = asked_for(job.config.input.path)
     try:
-        Folder(where, settings.storage_options(job, "input"), REACH_S).stat(name)
+        Folder(where, storage_options(job, "input"), REACH_S).stat(name)
     except StorageError as error:
         if error.retryable:  # anything else is told better by who reads the files
             raise job.fault("input.path", str(error)) from error
@@ -211,10 +204,10 @@ def validate_job(console: Console, job: Job, address: str | None) -> int:
     """Check all that can be checked before anything starts; the exit code."""
     checks = Checks(job)
     run = checks.run(lambda: check_output(job), "output.path")
-    info = checks.run(lambda: settings.checkpoint(job), "model.path")
-    checks.run(lambda: settings.check_scorers(job), "quality")
+    info = checks.run(lambda: read_checkpoint(job), "model.path")
+    checks.run(lambda: check_scorers(job), "quality")
     if info is not None:
-        checks.run(lambda: settings.check_policy(job, info), "steps.selector")
+        checks.run(lambda: check_policy(job, info), "steps.selector")
     for check, key in learning_checks(job, info):
         checks.run(check, key)
     start_ray(address, console.debug)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.job_file import settings
 from jobs.job_file.keys import StepBudgets
 from jobs.job_file.places import ROOT
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job, read_job
+from jobs.job_file.settings import largest_budget
+from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
 from jobs.pages.totals import totals, with_images
 from jobs.steps.rollouts import NestedConsole
@@ -18,6 +19,7 @@ from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import SIGNALS
 from jobs.terminal.progress import steps_text
+from pipelines.run.plan import read_plan
 
 PROMPTS = "training/scenes/prompts.csv"
 SHEET = "contact_sheet.png"
@@ -43,18 +45,18 @@ def job_text() -> str:
 
 def at_largest(job: Job) -> Job:
     """The same prompts and seeds, each at the largest budget of the menu, in a folder beside."""
-    steps = StepBudgets(selector="fixed", fixed=settings.largest_budget(job))
+    steps = StepBudgets(selector="fixed", fixed=largest_budget(job))
     output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
     return Job(job.config.model_copy(update={"steps": steps, "output": output}), job.source)
 
 
 def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
     """Draws the first pictures, in the order of the prompts, in pairs; the path of the PNG."""
-    run = settings.run_folder(job)
-    found = totals(run, most_pictures=1 << 20)
+    run = run_folder(job)
+    found = totals(read_plan(run), most_pictures=1 << 20)
     order = {row["id"]: index for index, row in enumerate(_prompts())}
     rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:most]
-    budget = settings.largest_budget(job)
+    budget = largest_budget(job)
     mean = steps_text(found.mean_steps, budget) if found.mean_steps else "no steps"
     chosen = job.config.steps.selector
     subtitle = (
@@ -68,8 +70,8 @@ def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
 
 def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
     """The rows of the same ids in the other run; None where it has no picture."""
-    run = settings.run_folder(largest)
-    found = with_images(run, totals(run, most_pictures=1 << 20).pictures)
+    run = run_folder(largest)
+    found = with_images(run, totals(read_plan(run), most_pictures=1 << 20).pictures)
     theirs = {row["id"]: row for row in found if row["image"]}
     return [theirs.get(row["id"]) for row in rows]
 

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from jobs.job_file import settings
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job, load_job, read_job
+from jobs.job_file.storage import run_folder
 from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageError
 
@@ -19,7 +19,7 @@ def find_job(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
     """The same, with the job: the file's, or the one that the folder was last run by. Raises ConfigError."""
     is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
     job = load_job(path, sets) if is_job else _job_of(path, sets)
-    run = settings.run_folder(job)
+    run = run_folder(job)
     _demand_reachable(run, path)
     if not run.generations():
         raise ConfigError([Fault(path, f"nothing is planned in {run.url}: is it a run folder?")])
@@ -30,8 +30,8 @@ def _job_of(path: str, sets: tuple[str, ...]) -> Job:
     """The job that a run folder holds, at the address by which it was found: it may have been moved."""
     sets = (*sets, f"output.path={json.dumps(path)}")
     at = read_job("input: {path: '?'}", path, sets)
-    _demand_reachable(settings.run_folder(at), path)
-    text = settings.run_folder(at).job_yaml()
+    _demand_reachable(run_folder(at), path)
+    text = run_folder(at).job_yaml()
     return read_job(text, f"{path}/job.yaml", sets) if text else at
 
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import scorer_name
+from jobs.job_file.settings import model_source
+from jobs.job_file.storage import run_folder
 from jobs.pages.html import STYLE
 from jobs.steps.learning import EVALUATION, table_run, whole_table
 from jobs.terminal.console import Console
@@ -42,7 +44,7 @@ def judged(
 
     given = job.config.evaluate
     with blaming(job, "evaluate"):
-        reading = read_prompts(policy, settings.model_source(job).local(), table, learned)
+        reading = read_prompts(policy, model_source(job).local(), table, learned)
         judge = given.judge or unseen_judge(job, table)
         return {
             name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))
@@ -53,7 +55,7 @@ def judged(
 def unseen_judge(job: Job, table: RewardTable) -> str | None:
     """The first scorer that is scored but not counted, is a function of one's own, and could judge every picture."""
     for scorer in job.config.quality:
-        name = settings.scorer_name(scorer.name, scorer.scorer)
+        name = scorer_name(scorer.name, scorer.scorer)
         counted = job.config.train.quality.get(name, scorer.weight)
         if counted == 0 and ":" in scorer.scorer and np.isfinite(table.scores.get(name, np.array([np.nan]))).all():
             return name
@@ -124,5 +126,5 @@ def page(title: str, found: Mapping[str, Evaluation], about: Mapping[str, Any], 
 def show_curve(console: Console, job: Job) -> None:
     """What steps buy on these prompts, by judge and group, to be read before anything is trained; into curve.txt."""
     words = curves(job, whole_table(job, "output.path", table_run(job)))
-    settings.run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
+    run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
     console.say(words)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from actors.checkpoint import CheckpointInfo
 from actors.policy import Setting
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import Train, Variant
 from jobs.job_file.read import Job
+from jobs.job_file.settings import model_source
+from jobs.job_file.storage import run_at, storage_options
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from pipelines.storage.folder import Folder
 from training.learn.reward import default_prices, default_temperature, in_rises
 from training.reward_table import RewardTable, read_table, split
@@ -45,11 +47,11 @@ def _table_key(job: Job) -> str:
 def rollout_run(job: Job, key: str) -> RunFolder:
     """The run folder that a key of the job file names. Raises ConfigError where it is no rollout."""
     section, _, name = key.partition(".")
-    run = settings.run_at(job, getattr(getattr(job.config, section), name))
-    generations = run.generations()
-    if not generations:
+    run = run_at(job, getattr(getattr(job.config, section), name))
+    plan = read_plan(run)
+    if not plan:
         raise job.fault(key, f"{run.url} holds no rollout yet: roll it out first")
-    if run.read_plan(generations[-1])["selector"] != "rollout":
+    if not plan.newest.is_rollout:
         raise job.fault(key, f"{run.url} is no rollout: its rows have one budget each; give the rollout its own folder")
     return run
 
@@ -75,7 +77,7 @@ def reward_table(job: Job) -> tuple[RewardTable, RewardTable | None]:
 def policy_folder(job: Job) -> Folder:
     """Where a training keeps its journal and its policy."""
     train = job.config.train
-    return Folder(train.path or train.table or str(job.config.output.path), settings.storage_options(job, "output"))
+    return Folder(train.path or train.table or str(job.config.output.path), storage_options(job, "output"))
 
 
 def variant_job(job: Job, variant: Variant) -> Job:
@@ -87,7 +89,7 @@ def variant_job(job: Job, variant: Variant) -> Job:
 
 def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:
     """What a rollout was rendered with, from its plan. Raises KeyError for a plan without a fingerprint."""
-    made = run.read_plan(run.generations()[-1])["fingerprint"]
+    made = read_plan(run).newest.document["fingerprint"]
     return Setting(
         unet=made["model.weights"],
         solver=made["sampling.solver"],
@@ -105,7 +107,7 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
     given = job.config.train
     with blaming(job, "train"):
         return TrainConfig(
-            model=settings.model_source(job),
+            model=model_source(job),
             learning=learning_of(given, table),
             setting=setting_of(table_run(job), info),
             width=given.width,

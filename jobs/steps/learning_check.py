@@ -10,11 +10,14 @@ from typing import Any
 from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_solver
 from actors.policy import read_card
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import scorer_name
+from jobs.job_file.settings import local_policy, prompt_source
+from jobs.job_file.storage import run_at, run_folder
 from jobs.steps.learning import policy_folder, reward_table, rollout_run, train_config, variant_job, whole_table
 from pipelines.cluster.nodes import is_own_ray
+from pipelines.run.plan import read_plan
 
 Check = tuple[Callable[[], Any], str]  # and the key that it blames
 
@@ -73,12 +76,10 @@ def scorer_names(job: Job, table_key: str) -> list[str]:
     """Of the rollout that a key names, or that the run folder holds; else of `quality`."""
     section, _, name = table_key.partition(".")
     path = getattr(getattr(job.config, section), name)
-    run = settings.run_at(job, path) if path else settings.run_folder(job)
-    generations = run.generations()
-    plan = run.read_plan(generations[-1]) if generations else {}
-    if plan.get("selector") != "rollout":
-        return [settings.scorer_name(scorer.name, scorer.scorer) for scorer in job.config.quality]
-    return [settings.scorer_name(each.get("name"), each["scorer"]) for each in plan["fingerprint"].get("quality", [])]
+    plan = read_plan(run_at(job, path) if path else run_folder(job))
+    if not plan or not plan.newest.is_rollout:
+        return [scorer_name(scorer.name, scorer.scorer) for scorer in job.config.quality]
+    return [scorer_name(each.get("name"), each["scorer"]) for each in plan.newest.fingerprint.get("quality", [])]
 
 
 def check_variants(job: Job, info: CheckpointInfo) -> None:
@@ -91,12 +92,12 @@ def check_variants(job: Job, info: CheckpointInfo) -> None:
         seen.append(variant)
         with blaming(job, key, f"{key}: "):
             check_solver(info, variant.solver, job.config.sampling.timestep_spacing)
-        settings.prompt_source(variant_job(job, variant), info)
+        prompt_source(variant_job(job, variant), info)
 
 
 def check_judged_policy(job: Job) -> None:
     """Whether steps.policy can be read."""
-    read_card(settings.local_policy(job))
+    read_card(local_policy(job))
 
 
 def check_workers(job: Job) -> None:

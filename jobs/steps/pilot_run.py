@@ -4,9 +4,11 @@ import pyarrow as pa
 
 from actors.checkpoint import CheckpointInfo
 from actors.policy import read_card
-from jobs.job_file import settings
 from jobs.job_file.keys import Scorer
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import check_scorers
+from jobs.job_file.settings import check_policy, local_policy, prompt_source, read_checkpoint
+from jobs.job_file.storage import run_at
 from jobs.steps.checking import read_input
 from jobs.steps.judging import conclude, curves, judged
 from jobs.steps.learning import whole_table
@@ -35,7 +37,7 @@ def with_quality(job: Job) -> Job:
 def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.Table:
     """Some of the job's prompts. Raises ConfigError for all that is wrong with the input."""
     console.draw(f"reading {job.config.input.path}")
-    inspection = read_input(job, settings.prompt_source(job, info))
+    inspection = read_input(job, prompt_source(job, info))
     tables = rows(inspection).iter_batches(batch_size=None, batch_format="pyarrow")
     return stratified((raise_aborted(table) for table in tables), count)
 
@@ -43,17 +45,17 @@ def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.T
 def run_pilot(console: Console, job: Job, address: str | None, count: int, seeds: int) -> int:
     """Roll out a sample, judge the policy on it, and say whether it pays; the exit code."""
     job = with_quality(job)
-    info = settings.checkpoint(job)
-    settings.check_scorers(job)
-    settings.check_policy(job, info)
-    policy = settings.local_policy(job)
+    info = read_checkpoint(job)
+    check_scorers(job)
+    check_policy(job, info)
+    policy = local_policy(job)
     card = read_card(policy)
     start_ray(address, console.debug)
     path = f"{str(job.config.output.path).rstrip('/')}-pilot-{count}"
     code = roll_out(console, job, path, sample(console, job, info, count), card.choices, seeds)
     if code != DONE:
         return code
-    run = settings.run_at(job, path)
+    run = run_at(job, path)
     table = whole_table(job, "quality", run)
     found = judged(job, policy, table, None, {})
     about = {

@@ -2,13 +2,14 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from actors.checkpoint import CheckpointInfo
-from jobs.job_file import settings
 from jobs.job_file.places import placed
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import check_scorers
+from jobs.job_file.settings import Settings, check_policy, refuse_changed, resolve
 from jobs.steps.check_nodes import check_nodes_by_probe
 from jobs.steps.checking import check_output, read_earlier, read_input
 from jobs.terminal.connect_ray import start_ray
@@ -16,7 +17,7 @@ from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts
 from jobs.terminal.progress import duration, steps_text
 from pipelines.plan.make import make_plan
-from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
 
 BAR = 32  # characters of the longest bar
 
@@ -26,61 +27,48 @@ def this_command() -> str:
     return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
 
 
-def prepare(job: Job) -> tuple[RunFolder, CheckpointInfo, list[str]]:
+def prepare(job: Job) -> tuple[Settings, list[str]]:
     """Everything that can be refused without Ray: the run folder, model, scorers, what must not change, the policy.
 
-    -> the folder, the model, and warnings of what the policy was not calibrated with.
+    -> the settings, and warnings of what the policy was not calibrated with.
     """
-    run, info = check_output(job), settings.checkpoint(job)
-    settings.check_scorers(job)
-    settings.refuse_changed(job, run, settings.fingerprint(job, info))
-    return run, info, settings.check_policy(job, info)
+    run = check_output(job)
+    settings = resolve(job)
+    check_scorers(job)
+    refuse_changed(job, read_plan(run), settings.plan.fingerprint)
+    return settings, check_policy(job, settings.checkpoint)
 
 
-def make(console: Console, job: Job, run: RunFolder, info: CheckpointInfo, warnings: list[str]) -> None:
-    """Write the resolved job file and one new generation of the plan, where there is something new."""
-    config = settings.plan_config(job, info)
+def make(console: Console, settings: Settings, warnings: list[str]) -> Plan:
+    """Write the resolved job file and one new generation of the plan, where there is something new; -> all of it."""
+    job, plan = settings.job, read_plan(settings.run)
     console.draw(f"reading {job.config.input.path}")
-    inspection = read_input(job, config.source)
-    earlier = read_earlier(job, run, inspection)
-    run.write_job(placed(job.config).dump())
+    inspection = read_input(job, settings.source)
+    earlier = read_earlier(job, plan, inspection)
+    settings.run.write_job(placed(job.config).dump())
     for note in warnings:
         console.say(note)
-    config = replace(config, keep_changed=True)  # else it was refused above
+    config = replace(settings.plan, keep_changed=True)  # else it was refused above
     summary = make_plan(
-        run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
+        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
     )
     console.clear()
     for note in summary.notes:
         console.say(note)
+    return summary.plan
 
 
-def planned(run: RunFolder) -> dict[str, Any]:
-    """The totals of all generations."""
-    plans = [run.read_plan(generation) for generation in run.generations()]
-    budgets: dict[int, int] = {}
-    for plan in plans:
-        for steps, rows in plan["budget_histogram"].items():
-            budgets[int(steps)] = budgets.get(int(steps), 0) + rows
-    rows = sum(budgets.values())
-    again = sum(plan.get("replaced_rows", 0) for plan in plans)  # bad rows, mended and planned anew: the newest counts
-    return {
-        "rows": sum(plan["rows"] for plan in plans) - again,
-        "failed_rows": sum(plan["failed_rows"] for plan in plans) - again,
-        "shards": sum(plan["shards"] for plan in plans),
-        "generations": len(plans),
-        "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,
-        "lane_steps": sum(plan["lane_steps"] for plan in plans),
-        "largest": max([*(plan["largest_budget"] for plan in plans), *budgets], default=None),
-        "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
-        "estimates": estimates(run, rows, sum(plan["lane_steps"] for plan in plans)),
-    }
+def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
+    """The plan's totals, and what one actor would take for it on each device that was calibrated."""
+    found = plan.totals()
+    rows = sum(found["budget_histogram"].values())
+    return found | {"estimates": estimates(settings.calibrations, rows, found["lane_steps"])}
 
 
-def estimates(run: RunFolder, rows: int, lane_steps: int) -> list[dict[str, Any]]:
+def estimates(calibrations: Mapping[str, Any], rows: int, lane_steps: int) -> list[dict[str, Any]]:
     """Seconds that one actor would take for all of it, and for 1,000 images, on each device that was calibrated."""
     found = []
-    for place, measured in settings.calibrations(run).items() if rows else ():
+    for place, measured in calibrations.items() if rows else ():
         each = sum(measured.get(f"seconds_per_{name}") or 0 for name in ("decode", "prompt", "score"))
         seconds = lane_steps * measured["seconds_per_lane_step"] + rows * each
         found.append({"place": place, "actor_seconds": seconds, "actor_seconds_per_1000": 1000 * seconds / rows})
@@ -105,12 +93,11 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
 
 def plan_job(console: Console, job: Job, address: str | None) -> int:
     """Plan what is new in the input, and say what is planned; the exit code."""
-    run, info, warnings = prepare(job)
+    settings, warnings = prepare(job)
     start_ray(address, console.debug)
     with Interrupts(console, this_command()):
-        check_nodes_by_probe(console, job, run)
-        make(console, job, run, info, warnings)
-    found = planned(run)
+        check_nodes_by_probe(console, job, settings.run)
+        found = estimated(settings, make(console, settings, warnings))
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, plan_text(str(job.config.output.path), found))
     return 0

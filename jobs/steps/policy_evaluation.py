@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from actors.policy import read_card
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.settings import local_policy
+from jobs.job_file.storage import run_at
 from jobs.steps.judging import conclude, judged
 from jobs.steps.learning import policy_folder, reward_table, rollout_run, table_run, variant_job, whole_table
 from jobs.steps.rollouts import prompts_of, roll_out, variant_path
@@ -34,7 +35,7 @@ def variant_tables(
         code = roll_out(console, variant_job(job, variant), path, prompts, table.choices, table.num_seeds)
         if code != DONE:
             return code, found
-        made = whole_table(job, "evaluate.variants", settings.run_at(job, path))
+        made = whole_table(job, "evaluate.variants", run_at(job, path))
         found[Setup(variant.solver, variant.guidance_scale)] = made
     return DONE, found
 
@@ -45,7 +46,7 @@ def trained_policy(job: Job) -> str:
         update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
     )
     with blaming(job, "steps.policy"):
-        return settings.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
+        return local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
 
 
 def evaluate_policy(console: Console, job: Job, address: str | None) -> int:

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from actors.checkpoint import CheckpointInfo
-from jobs.job_file import settings
 from jobs.job_file.read import Job
+from jobs.job_file.settings import Settings
 from jobs.pages.html import report_html
 from jobs.pages.totals import Totals, totals, with_images
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import planned, prepare, this_command
+from jobs.steps.planning import prepare, this_command
 from jobs.steps.sole_driver import Stop, sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
@@ -23,6 +22,7 @@ from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import RenderResult, Repair, render
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import StorageError
 
 
@@ -39,22 +39,21 @@ def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
 
 def render_job(
     console: Console,
-    job: Job,
-    run: RunFolder,
-    info: CheckpointInfo,
+    settings: Settings,
+    plan: Plan,
     stop: Stop,
     repair: Repair | None = None,
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
-    plan = planned(run)
+    job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    progress, term = shown(console, plan["largest"]), stop.epoch.term
-    if changed := widen_manifests(run, term):
+    progress, term = shown(console, totalled["largest"]), stop.epoch.term
+    if changed := widen_manifests(plan, term):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
-    result = render(run, settings.render_config(job, info), progress, stop, repair, term=term)
+    result = render(plan, settings.render, progress, stop, repair, term=term)
     console.clear()
-    found = totals(run)
-    summary = summarize(job, plan, result, found)
+    found = totals(plan)
+    summary = summarize(job, totalled, result, found)
     if result.interrupted and stop.epoch.lost.is_set():
         return superseded(console, summary, stop)
     write_report(console, run, summary, found)
@@ -156,11 +155,12 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 def render_planned(console: Console, job: Job, job_path: str, address: str | None, take_over: bool) -> int:
     """Render what is planned and not yet done; the exit code."""
-    run, info, _ = prepare(job)
-    if not run.generations():
+    settings, _ = prepare(job)
+    run = settings.run
+    if not read_plan(run):
         raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
     with sole_driver(console, job, run, take_over) as epoch:
         start_ray(address, console.debug)
         with Interrupts(console, this_command()) as interrupts:
             check_nodes(console, job, run, epoch.term.proof, with_input=False)
-            return render_job(console, with_gpus(console, job), run, info, Stop(interrupts, epoch))
+            return render_job(console, with_gpus(console, settings), read_plan(run), Stop(interrupts, epoch))

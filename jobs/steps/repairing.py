@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.job_file import settings
-from jobs.job_file.read import Job
+from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output
 from jobs.steps.find_run import find_job
 from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import planned, this_command
+from jobs.steps.planning import this_command
 from jobs.steps.rendering import shown
 from jobs.steps.sole_driver import Stop, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
@@ -27,17 +26,18 @@ from pipelines.render.driver import Repair, render
 from pipelines.render.repairing import RepairOrder, SupersededError, written_rows
 from pipelines.run.drivers import Epoch
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import is_odd
 
 
-def repairable(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
-    """The job and its run folder. Raises ConfigError where its pictures would be others."""
+def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
+    """The job of a run folder, and its plan. Raises ConfigError where its pictures would be others."""
     job, run = find_job(path, sets)
     check_output(job)
-    kept = run.read_plan(run.generations()[-1]).get("fingerprint", {})
-    now = settings.fingerprint(job, settings.checkpoint(job)) | {"rollout": kept.get("rollout", False)}
-    settings.refuse_changed(job, run, now)
-    return job, run
+    settings, plan = resolve(job), read_plan(run)
+    now = settings.plan.fingerprint | {"rollout": plan.newest.fingerprint.get("rollout", False)}
+    refuse_changed(job, plan, now)
+    return settings, plan
 
 
 @dataclass
@@ -76,8 +76,9 @@ class Outcome:
 class Repairing:
     """One repair: look, render, look again, delete. code: what the verb's exit code is so far."""
 
-    def __init__(self, console: Console, job: Job, run: RunFolder, epoch: Epoch) -> None:
-        self.console, self.job, self.run, self.epoch = console, job, run, epoch
+    def __init__(self, console: Console, settings: Settings, plan: Plan, epoch: Epoch) -> None:
+        self.console, self.settings, self.plan, self.epoch = console, settings, plan, epoch
+        self.job, self.run = settings.job, settings.run
         self.findings: dict[str | None, list[Finding]] = {}  # by shard; None: around the shards
         self.found: Counter[str] = Counter()
         self.orders: dict[str, RepairOrder] = {}
@@ -87,7 +88,7 @@ class Repairing:
 
     def look(self, sample: float) -> None:
         """Verify, and say what is to be done."""
-        repairs, rows = Repairs(self.run), 0
+        repairs, rows = Repairs(self.plan), 0
         for checked in verify(self.run, sample, secrets.token_hex(4)):
             rows += checked.rows
             self.console.draw(f"verified {rows:,} rows")
@@ -104,9 +105,8 @@ class Repairing:
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
-        progress = shown(self.console, planned(self.run)["largest"])
-        config, term = settings.render_config(self.job, settings.checkpoint(self.job)), self.epoch.term
-        result = render(self.run, config, progress, stop, Repair(self.orders), term=term)
+        progress, term = shown(self.console, self.plan.totals()["largest"]), self.epoch.term
+        result = render(self.plan, self.settings.render, progress, stop, Repair(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
@@ -199,9 +199,10 @@ def repair_run(
     take_over: bool,
 ) -> int:
     """Verify, render again what is ill, verify that; the exit code."""
-    job, run = repairable(run_path, sets)
+    settings, plan = repairable(run_path, sets)
+    job, run = settings.job, settings.run
     with sole_driver(console, job, run, take_over) as epoch:
-        repairing = Repairing(console, job, run, epoch)
+        repairing = Repairing(console, settings, plan, epoch)
         repairing.look(sample)
         if delete_orphans:  # a stray may stand where something is to be written
             repairing.delete_orphans()
@@ -209,7 +210,7 @@ def repair_run(
             start_ray(address, console.debug)
             with Interrupts(console, this_command()) as interrupts:
                 check_nodes(console, job, run, epoch.term.proof, with_input=False)
-                repairing.job = with_gpus(console, job)
+                repairing.settings = with_gpus(console, settings)
                 repairing.render(Stop(interrupts, epoch))
         if delete_orphans and repairing.orders and repairing.code in (DONE, TOO_MANY_FAILED):
             repairing.delete_orphans()

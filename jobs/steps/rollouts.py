@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import Input, Output, StepBudgets, Variant
 from jobs.job_file.read import Job
+from jobs.job_file.storage import run_folder
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
 from pipelines.run.layout import RunFolder, parquet_bytes
@@ -51,7 +51,7 @@ def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: 
 
 def put_prompts(rollout: Job, prompts: pa.Table) -> None:
     """The prompt table, written once. Raises ConfigError where other prompts are there: they were planned."""
-    run = settings.run_folder(rollout)
+    run = run_folder(rollout)
     if not run.create(PROMPTS, parquet_bytes([prompts])):
         with blaming(rollout, "output.path", f"{run.url_of(PROMPTS)}: "):
             there = pq.read_table(io.BytesIO(run.read(PROMPTS)))

@@ -3,9 +3,9 @@
 from typing import Any
 
 from actors.policy import PolicyCard
-from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.settings import read_checkpoint
 from jobs.steps.learning import policy_folder, reward_table, train_config
 from jobs.steps.learning_check import check_workers
 from jobs.terminal.connect_ray import start_ray
@@ -52,7 +52,7 @@ def training_text(card: PolicyCard, path: str) -> str:
 
 def train_policy(console: Console, job: Job, address: str | None) -> int:
     """Learn a policy from a table and say how; the exit code."""
-    info = settings.checkpoint(job)
+    info = read_checkpoint(job)
     table, _ = reward_table(job)
     config = train_config(job, info, table)
     start_ray(address, console.debug)

@@ -3,7 +3,7 @@
 from jobs.job_file.read import Job
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import make, plan_text, planned, prepare, this_command
+from jobs.steps.planning import estimated, make, plan_text, prepare, this_command
 from jobs.steps.rendering import render_job
 from jobs.steps.sole_driver import Stop, sole_driver
 from jobs.terminal.connect_ray import start_ray
@@ -11,14 +11,14 @@ from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts
 from pipelines.integrity.repair import Repairs
 from pipelines.render.driver import Repair
-from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 
 
-def failed_rows(run: RunFolder) -> Repair:
+def failed_rows(plan: Plan) -> Repair:
     """All rows that failed while they were rendered; those that were bad in the input stay as they are."""
-    repairs = Repairs(run)
+    repairs = Repairs(plan)
     failed = [
-        table["shard"][0].as_py() for table in run.manifests() if "failed" in table["status"].unique().to_pylist()
+        table["shard"][0].as_py() for table in plan.run.manifests() if "failed" in table["status"].unique().to_pylist()
     ]
     orders = {shard: order for shard in failed if (order := repairs.order(shard, retry_failed=True))}
     return Repair(orders, alone=False)
@@ -28,13 +28,13 @@ def run_job(
     console: Console, job: Job, address: str | None, take_over: bool = False, retry_failed: bool = False
 ) -> int:
     """The whole job; the exit code."""
-    run, info, warnings = prepare(job)
-    with sole_driver(console, job, run, take_over) as epoch:
+    settings, warnings = prepare(job)
+    with sole_driver(console, job, settings.run, take_over) as epoch:
         start_ray(address, console.debug)
         with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, run, epoch.term.proof)
-            placed = with_gpus(console, job)
-            make(console, job, run, info, warnings)
-            console.say(plan_text(str(job.config.output.path), planned(run)))
-            again = failed_rows(run) if retry_failed else None
-            return render_job(console, placed, run, info, Stop(interrupts, epoch), again)
+            check_nodes(console, job, settings.run, epoch.term.proof)
+            settings = with_gpus(console, settings)
+            plan = make(console, settings, warnings)
+            console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
+            again = failed_rows(plan) if retry_failed else None
+            return render_job(console, settings, plan, Stop(interrupts, epoch), again)

@@ -11,6 +11,7 @@ from pipelines.integrity.findings import Finding
 from pipelines.render.repairing import RepairOrder, demand_driver, first_of_each, written_rows
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import UNREADABLE, RunFolder, shard_of
+from pipelines.run.plan import Plan
 from pipelines.storage.folder import is_odd
 
 AGAIN = frozenset({"row_missing", "row_changed", "data_damaged"}) | {
@@ -27,16 +28,14 @@ DELETABLE = frozenset({"attempt_orphan", "object_orphan"})  # what is left of a 
 class Repairs:
     """The planned shards of a run, and what each needs. StorageError and FileNotFoundError as the folder's."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(self, plan: Plan) -> None:
+        self.run = plan.run
         self._places: dict[str, tuple[str, int]] = {}
         self._grouped: set[str] = set()  # shards of rollouts: the rows of one noise are scored together
-        for generation in run.generations():
-            plan = run.read_plan(generation)
-            for entry in run.shard_index(generation).select(["shard", "part", "row_group"]).to_pylist():
-                self._places[entry["shard"]] = (entry["part"], entry["row_group"])
-                if plan.get("fingerprint", {}).get("rollout"):
-                    self._grouped.add(entry["shard"])
+        for generation, entry in plan.shards("shard", "part", "row_group"):
+            self._places[entry["shard"]] = (entry["part"], entry["row_group"])
+            if generation.is_rollout:
+                self._grouped.add(entry["shard"])
 
     def order(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> RepairOrder | None:
         """None where the manifest is as it should be, or there is none: a shard that is not done is resumed.

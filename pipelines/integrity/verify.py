@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 from pipelines.integrity.findings import Finding
 from pipelines.integrity.image_listing import ImageListing
 from pipelines.integrity.images import ShardImages
-from pipelines.plan.writer import replaced_ids
-from pipelines.prompts.generations import newest_schema, schema_of
 from pipelines.prompts.rows import KEY_BYTES, id_key
 from pipelines.run.layout import FOLDERS, READERS, UNREADABLE, RunFolder, done_of, manifest_key, shard_of
+from pipelines.run.plan import Generation, Plan
 from pipelines.storage.folder import is_odd
 
 S = TypeVar("S")
@@ -63,9 +62,8 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Generation:
-    number: int
-    plan: Mapping[str, Any]
-    stored: bool  # whether its layout stores images
+    plan: Generation
+    schema: pa.Schema  # of its manifests
     index: tuple[dict[str, Any], ...]  # shard, part, row_group, rows
 
 
@@ -116,29 +114,29 @@ class _Verification:
             self.data.setdefault(shard_of(key), {})[key] = size
         self.damage: list[Finding] = []
         self.generations = [found for number in run.generations() if (found := self._generation(number))]
+        self.plan = Plan(run, tuple(each.plan for each in self.generations))  # as far as it can be read
         self.shards = {entry["shard"] for generation in self.generations for entry in generation.index}
         self.schemas = list(self._schemas())
         self.keys: list[np.ndarray] = []  # of the ids, (R,) S16 each
 
     def _generation(self, number: int) -> _Generation | None:
         try:
-            plan = self.run.read_plan(number)
+            plan = Generation(number, self.run.read_plan(number))
             index = self.run.shard_index(number).select(["shard", "part", "row_group", "rows"]).to_pylist()
-            schema_of(plan)
+            schema = plan.manifest_schema
         except (*UNREADABLE, KeyError) as error:
             message = f"its plan.json or shards.parquet cannot be read: {_reason(error)}"
             self.damage.append(Finding("plan_damaged", f"plan/{number:04d}", message))
             return None
-        stored = plan.get("fingerprint", {}).get("output.layout", "none") != "none"
-        return _Generation(number, plan, stored, tuple(index))
+        return _Generation(plan, schema, tuple(index))
 
     def _schemas(self) -> Iterator[tuple[int, pa.Schema]]:
         """(generation, schema) that manifests may have: the plan's own, and what workers make of all plans so far."""
-        plans = []
         for generation in self.generations:
-            plans.append(generation.plan)
-            yield generation.number, schema_of(generation.plan)
-            yield generation.number, newest_schema(plans)
+            yield generation.plan.number, generation.schema
+        for end in range(1, len(self.plan.generations) + 1):
+            so_far = Plan(self.run, self.plan.generations[:end])
+            yield so_far.newest.number, so_far.manifest_schema
 
     def around(self) -> Iterator[Finding]:
         """What lies in the folder and belongs to no planned shard."""
@@ -192,7 +190,7 @@ class _Verification:
         return Finding("manifest_unknown", key, message, rows=len(rows))
 
     def _plan_leftovers(self) -> Iterator[Finding]:
-        complete = {f"{generation.number:04d}": generation for generation in self.generations}
+        complete = {f"{generation.plan.number:04d}": generation for generation in self.generations}
         for name in self.run.names("plan"):
             if name.isdecimal() and name not in complete:
                 yield Finding("plan_orphan", f"plan/{name}", "a planner began it and did not finish", rows=0)
@@ -232,7 +230,7 @@ class _Verification:
         if shard.rows is None or len(shard.rows) != planned:
             message = f"shard {shard.name} cannot be read from its part of the plan"
             findings.append(
-                Finding("plan_damaged", f"plan/{shard.generation.number:04d}", message, shard.name, rows=planned)
+                Finding("plan_damaged", f"plan/{shard.generation.plan.number:04d}", message, shard.name, rows=planned)
             )
         manifest = self._manifest(shard)
         if isinstance(manifest, Finding):
@@ -247,7 +245,7 @@ class _Verification:
             stored,
             self.sample,
             self.salt,
-            stored=shard.generation.stored,
+            stored=shard.generation.plan.stores_images,
             whole=shard.number % max(1, round(1 / max(self.sample, 1e-9))) == 0,
         )
         findings += images.check([row for row in manifest if row["status"] == "ok"])
@@ -268,7 +266,7 @@ class _Verification:
             return Finding("manifest_missing", key, "the shard is not done", shard.name, rows=shard.num_rows)
         try:
             table = self.run.read_manifest(shard.name)
-            if not self._is_of_run(table.schema, shard.generation.number):
+            if not self._is_of_run(table.schema, shard.generation.plan.number):
                 return Finding(
                     "manifest_damaged", key, "its columns are not the plan's", shard.name, rows=shard.num_rows
                 )
@@ -304,13 +302,13 @@ class _Verification:
         for shard in self.planned():
             for row in shard.rows or []:
                 if id_key(row["id"]).rstrip(b"\0") in twice:
-                    key = f"plan/{shard.generation.number:04d}"
+                    key = f"plan/{shard.generation.plan.number:04d}"
                     yield Finding("row_doubled", key, "planned more than once", shard.name, row["id"])
 
     def _mended(self) -> set[bytes]:
         """Keys of ids that were bad when they were planned, and planned again once they were mended."""
         try:
-            return {id_key(row_id).rstrip(b"\0") for row_id in replaced_ids(self.run)}
+            return {id_key(row_id).rstrip(b"\0") for row_id in self.plan.replaced_ids}
         except UNREADABLE:  # it is named as damage of the plan
             return set()
 

@@ -2,21 +2,20 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.prompts.generations import newest_schema, schema_of
 from pipelines.render.manifest_rows import widened
 from pipelines.render.repairing import replace_manifest
 from pipelines.run.drivers import EpochId
-from pipelines.run.layout import READERS, UNREADABLE, RunFolder
+from pipelines.run.layout import READERS, UNREADABLE
+from pipelines.run.plan import Plan
 
 
-def widen_manifests(run: RunFolder, term: EpochId) -> int:
+def widen_manifests(plan: Plan, term: EpochId) -> int:
     """Give earlier manifests the columns and types of the newest generation; -> those that were replaced.
 
     None is read where all plans have one schema. Rows stay as they are, their revision too; what is damaged stays.
     """
-    plans = {number: run.read_plan(number) for number in run.generations()}
-    newest = newest_schema(plans.values())
-    old = {f"{number:04d}" for number, plan in plans.items() if not schema_of(plan).equals(newest)}
+    run, newest = plan.run, plan.manifest_schema
+    old = {f"{each.number:04d}" for each in plan.generations if not each.manifest_schema.equals(newest)}
     shards = [shard for shard in sorted(run.done_shards()) if shard.partition("-")[0] in old] if old else []
 
     def widen(shard: str) -> bool:

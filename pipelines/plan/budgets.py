@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.prompts.rows import CANONICAL_FIELDS
+from pipelines.run.schema import CANONICAL_FIELDS, SCORE_FIELDS
 from pipelines.storage.checkpoints import ModelSource
 
 if TYPE_CHECKING:
     from actors.selector import SelectorConfig
-
-SCORE_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("budget_scores", pa.list_(pa.float32())),  # one a budget of the menu; null without a policy
-    pa.field("num_steps", pa.int32()),  # null: a bad row
-    pa.field("action_probability", pa.float32()),
-    pa.field("policy_version", pa.string()),
-    pa.field("price", pa.float64()),
-)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ input are compared in Ray tasks, which report numbers and the ids of a few.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,10 @@ import pyarrow as pa
 import ray
 
 from pipelines.plan.rollout import base_id
-from pipelines.plan.writer import planned_parts
 from pipelines.prompts.dataset import is_aborted, keys_of, raise_aborted, rows
 from pipelines.prompts.inspection import Inspection
 from pipelines.prompts.rows import KEY_BYTES, id_key
-from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 
 SHOWN = 5
 KEY = f"S{KEY_BYTES}"
@@ -126,14 +126,13 @@ def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def known_rows(run: RunFolder) -> KnownRows:
+def known_rows(plan: Plan) -> KnownRows:
     """All rows of all generations. StorageError."""
     keys, states = [np.empty(0, KEY)], [np.empty(0, np.uint64)]
-    for generation in run.generations():
-        is_rollout = run.read_plan(generation)["selector"] == "rollout"
-        for part in planned_parts(run, generation):
+    for generation in plan.generations:
+        for part in plan.parts(generation, "id", "error_type", "content_hash"):
             ids = part["id"].to_pylist()
-            if is_rollout:
+            if generation.is_rollout:
                 ids = [base_id(row_id) for row_id in ids]
             keys.append(np.array([id_key(row_id) for row_id in ids], KEY))
             states.append(_states(part))
@@ -164,20 +163,20 @@ class Earlier:
     changes: Changes
 
 
-def earlier_rows(run: RunFolder, inspection: Inspection) -> Earlier:
+def earlier_rows(plan: Plan, inspection: Inspection) -> Earlier:
     """Both, for a plan that is to grow. InputError, StorageError."""
-    known = known_rows(run)
-    return Earlier(known, find_changes(run, inspection, known))
+    known = known_rows(plan)
+    return Earlier(known, find_changes(plan, inspection, known))
 
 
-def find_changes(run: RunFolder, inspection: Inspection, known: KnownRows) -> Changes:
+def find_changes(plan: Plan, inspection: Inspection, known: KnownRows) -> Changes:
     """The rows of the input against those that are planned, by a pass over the input. InputError, StorageError.
 
     There is no pass where nothing is planned, or the files are those of the newest plan, which then saw no change.
     """
     if not len(known):
         return Changes()
-    newest = run.read_plan(run.generations()[-1])
+    newest = plan.newest.document
     if _same_files(newest, inspection):
         return Changes()
     compare = functools.partial(_compared, known=ray.put(known))
@@ -196,7 +195,7 @@ def find_changes(run: RunFolder, inspection: Inspection, known: KnownRows) -> Ch
     return Changes(sums["changed"], tuple(ids), sums["mended"], gone, sums["unknown"], moved)
 
 
-def _same_files(newest: dict[str, Any], inspection: Inspection) -> bool:
+def _same_files(newest: Mapping[str, Any], inspection: Inspection) -> bool:
     whole = newest.get("input_limit") is None
     return whole and newest.get("input_files") == inspection.input_files() and not newest.get("changed_rows")
 

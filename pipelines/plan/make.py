@@ -19,17 +19,19 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from pipelines.cluster.pools import PoolSpec, menu_faults, served_budgets, serving
 from pipelines.files.readers import InputError
 from pipelines.plan.budgets import ScoreActor, Scoring, score, selector_of
+from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.plan.earlier import Earlier, earlier_rows
 from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id
 from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
-from pipelines.prompts.generations import ColumnFacts, one_schema
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.prompts.rows import CANONICAL_FIELDS, id_key
-from pipelines.run.layout import MANIFEST_NAMES, RunFolder, schema_to_json
+from pipelines.prompts.rows import id_key
+from pipelines.run.plan import Plan
+from pipelines.run.schema import carried_types, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
 
 if TYPE_CHECKING:
@@ -43,14 +45,6 @@ Progress = Callable[[int, int], None]  # rows scored, rows in all (an upper boun
 
 
 @dataclass(frozen=True)
-class PoolBudgets:
-    """The budgets that a pool of render actors serves; None: all."""
-
-    name: str
-    budgets: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
 class PlanConfig:
     """What a plan is made of. `shard_lane_steps` None: about a minute's worth, less where `num_workers` would idle.
 
@@ -59,7 +53,7 @@ class PlanConfig:
 
     source: PromptSource
     selector: "SelectorConfig"
-    pools: tuple[PoolBudgets, ...]
+    pools: tuple[PoolSpec, ...]
     fingerprint: dict[str, Any] = field(default_factory=dict)
     selector_actors: int = 1
     selector_num_gpus: float = 0
@@ -76,51 +70,34 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What planning did. `generation` None: every prompt was planned before. `plan`: plan.json of that generation."""
+    """What planning did. `plan`: all that is planned now; `generation` None: every prompt was planned before."""
 
+    plan: Plan
     generation: int | None
     rows: int
     failed_rows: int
     shards: int
     seconds: float
     notes: tuple[str, ...] = ()
-    plan: dict[str, Any] = field(default_factory=dict)
 
 
-def check_pools(choices: Iterable[int], pools: Iterable[PoolBudgets], pinned: frozenset[int] = frozenset()) -> None:
+def check_pools(choices: Iterable[int], pools: Iterable[PoolSpec], pinned: frozenset[int] = frozenset()) -> None:
     """InputError names each budget of the menu that no pool serves, and each pool that serves none of them.
 
     A pool for budgets that only rows pin (`pinned`) is no mistake.
     """
-    menu, pools = sorted(set(choices)), tuple(pools)
-    unserved = [str(count) for count in menu if not pools_of(count, pools)]
-    idle = [p.name for p in pools if p.budgets is not None and not set(p.budgets) & pinned.union(menu)]
-    faults = []
-    if unserved:
-        faults.append(
-            f"no pool serves {', '.join(unserved)} steps: add them to a pool's budgets, or budgets: all to one"
-        )
-    if idle:
-        faults.append(
-            f"pool {', '.join(idle)} serves none of the budgets {', '.join(map(str, menu))}: correct its budgets"
-        )
-    if faults:
+    if faults := menu_faults(choices, pools, pinned):
         raise InputError(f"pools: {'; '.join(faults)}")
 
 
-def pools_of(num_steps: int, pools: Iterable[PoolBudgets]) -> tuple[str, ...]:
-    """The names of the pools that serve a budget."""
-    return tuple(pool.name for pool in pools if pool.budgets is None or num_steps in pool.budgets)
-
-
 def make_plan(
-    run: RunFolder,
+    plan: Plan,
     config: PlanConfig,
     on_progress: Progress | None = None,
     inspection: Inspection | None = None,
     earlier: Earlier | None = None,
 ) -> PlanSummary:
-    """One new generation, or none where nothing is new. InputError, StorageError; needs a running Ray.
+    """The plan with one new generation, or as it is where nothing is new. InputError, StorageError; needs a Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
     Of two planners at once one commits; the other takes its plan where that is the same, else raises InputError.
@@ -129,13 +106,12 @@ def make_plan(
     menu, policy_version = _menu(config)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
-    earlier = earlier or earlier_rows(run, inspection)
+    run, generation = plan.run, plan.next_number
+    earlier = earlier or earlier_rows(plan, inspection)
     if earlier.changes.changed and not config.keep_changed:
         raise InputError(earlier.changes.refusal(run.url))
     pins = () if config.rollout else inspection.pinned_steps
     notes = (*inspection.notes, *pinned_notes(pins, menu), *earlier.changes.notes())
-    planned = run.generations()
-    generation = max(planned, default=0) + 1
     bad_keys = earlier.known.bad_keys
     writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
     carried, facts = inspection.carried_schema, ColumnFacts()
@@ -144,9 +120,9 @@ def make_plan(
         facts.add(shard.rows, carried.names)
     writer.flush()
     if not writer.parts:
-        return PlanSummary(None, 0, 0, 0, time.monotonic() - started, notes)
-    schema = one_schema([run.read_plan(number) for number in planned], carried, facts)
-    plan = {
+        return PlanSummary(plan, None, 0, 0, 0, time.monotonic() - started, notes)
+    schema = one_schema(plan, carried, facts)
+    document = {
         "version": VERSION,
         "generation": generation,
         **writer.totals(),
@@ -163,12 +139,12 @@ def make_plan(
         "changed_rows": earlier.changes.changed,  # whose old pictures stay
         "notes": list(notes),
         "manifest_schema": schema_to_json(schema),
-        **facts.document(set(schema.names) - MANIFEST_NAMES),
+        **facts.document(carried_types(schema)),
         "created_at": datetime.now(UTC).isoformat(),
     }
-    plan = commit(writer, json.loads(json.dumps(plan)))
-    numbers = (plan["rows"], plan["failed_rows"], plan["shards"])
-    return PlanSummary(generation, *numbers, time.monotonic() - started, notes, plan)
+    document = commit(writer, json.loads(json.dumps(document)))
+    numbers = (document["rows"], document["failed_rows"], document["shards"])
+    return PlanSummary(plan.grown(generation, document), generation, *numbers, time.monotonic() - started, notes)
 
 
 def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:
@@ -207,8 +183,7 @@ def _shards(
 ) -> Iterator[PlannedShard]:
     """Read -> score -> cut. known: keys of planned rows, and of those of them that were bad."""
     target = config.shard_lane_steps or _target(config, inspection, menu)
-    pools = functools.partial(pools_of, pools=config.pools)
-    rules = CutRules(target, pools, config.shard_rows, lane_steps=config.lane_steps)
+    rules = CutRules(target, functools.partial(serving, config.pools), config.shard_rows, lane_steps=config.lane_steps)
     cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
     done = 0
     for table in _scored(config, inspection, menu, known):
@@ -230,12 +205,10 @@ def _scored(
     config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[pa.Table]:
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
-    every = any(pool.budgets is None for pool in config.pools)
-    served = None if every else frozenset(count for pool in config.pools for count in pool.budgets or ())
-    scoring = Scoring(config.selector, served, config.selector_class, config.model)
+    scoring = Scoring(config.selector, served_budgets(config.pools), config.selector_class, config.model)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
-        expand = functools.partial(at_every_budget, choices=menu, carried_from=len(CANONICAL_FIELDS))
+        expand = functools.partial(at_every_budget, choices=menu)
         dataset = dataset.map_batches(expand, batch_size=None, batch_format="pyarrow")
     elif config.selector.selector == "policy":
         dataset = dataset.repartition(target_num_rows_per_block=SCORE_ROWS)  # equal calls, and the reader stays outside

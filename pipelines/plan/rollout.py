@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.plan.budgets import SCORE_FIELDS
 from pipelines.plan.shards import CutRules, Place, PlannedShard
+from pipelines.run.schema import CANONICAL_FIELDS, SCORE_FIELDS
 
 _SUFFIX = "-steps"
 
@@ -25,11 +25,8 @@ def base_id(row_id: str) -> str:
     return row_id.rpartition(_SUFFIX)[0]
 
 
-def at_every_budget(table: pa.Table, choices: Sequence[int], carried_from: int) -> pa.Table:
-    """Canonical rows -> B rows each, side by side, pinned to the budgets; bad rows stay bad at each of them.
-
-    `carried_from`: where the user's own columns begin; SCORE_FIELDS are put before them.
-    """
+def at_every_budget(table: pa.Table, choices: Sequence[int]) -> pa.Table:
+    """Canonical rows -> B rows each, side by side, pinned to the budgets; bad rows stay bad at each of them."""
     budgets = np.tile(np.array(choices, np.int32), table.num_rows)
     wide = table.take(pa.array(np.repeat(np.arange(table.num_rows), len(choices))))
     ids = [rollout_id(row_id, int(steps)) for row_id, steps in zip(wide["id"].to_pylist(), budgets, strict=True)]
@@ -39,7 +36,7 @@ def at_every_budget(table: pa.Table, choices: Sequence[int], carried_from: int) 
         values = pa.nulls(wide.num_rows, column.type)
         if column.name == "num_steps":
             values = pa.array(budgets, column.type, mask=bad)
-        wide = wide.add_column(carried_from + at, column, values)
+        wide = wide.add_column(len(CANONICAL_FIELDS) + at, column, values)
     return wide
 
 

@@ -7,42 +7,23 @@ once the second finds the first one's plan and can touch nothing of it.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.files.readers import InputError
-from pipelines.plan.budgets import SCORE_FIELDS
 from pipelines.plan.shards import PlannedShard
-from pipelines.prompts.rows import CANONICAL_FIELDS
 from pipelines.run.layout import RunFolder, parquet_bytes
+from pipelines.run.schema import CANONICAL_FIELDS, INDEX_SCHEMA, PLACE_FIELDS, SCORE_FIELDS
 
 PART_ROWS = 20_000
 PART_SHARDS = 100  # a part's footer is read for each of its shards
 PART_BYTES = 64 << 20
 WAIT_S = 60.0  # for another planner that is about to commit
-SHARD_COLUMN = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
+PLACE_AT = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
 SAME = ("rows", "fingerprint", "input_files", "selector", "price")  # what makes another's plan as good as ours
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("part", pa.string()),
-        ("row_group", pa.int32()),
-        ("rows", pa.int32()),
-        ("good_rows", pa.int32()),
-        ("lane_steps", pa.int64()),
-        ("width", pa.int32()),  # null where all rows are bad, as height
-        ("height", pa.int32()),
-        ("pools", pa.list_(pa.string())),  # that served its budgets when it was planned
-        ("longest", pa.int32()),  # lane-steps of its longest row
-        ("budgets", pa.list_(pa.int32())),
-        ("content", pa.string()),  # hash of its rows: an index that is equal to another's has the same rows
-    ]
-)
 
 
 class PlanWriter:
@@ -86,10 +67,10 @@ class PlanWriter:
         self._hold(shard.rows, name)
 
     def _hold(self, rows: pa.Table, shard: str) -> None:
-        names = pa.array([shard] * rows.num_rows, pa.string())
-        table = rows.add_column(SHARD_COLUMN, pa.field("shard", pa.string()), names)
         again = self._replaces(rows) if self._replaces else np.zeros(rows.num_rows, bool)
-        table = table.add_column(SHARD_COLUMN + 1, pa.field("replaces", pa.bool_()), pa.array(again))
+        table = rows
+        for at, (column, values) in enumerate(zip(PLACE_FIELDS, ([shard] * rows.num_rows, again), strict=True)):
+            table = table.add_column(PLACE_AT + at, column, pa.array(values, column.type))
         self._totals["replaced_rows"] += int(again.sum())
         self._open.append(table)
         self._open_rows, self._open_bytes = self._open_rows + table.num_rows, self._open_bytes + table.nbytes
@@ -143,28 +124,6 @@ def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:
             return _theirs(run, generation, plan)
         plan["parts"] = list(dict.fromkeys(theirs["part"].to_pylist()))
     return plan if run.commit_plan(generation, plan) else _theirs(run, generation, plan)
-
-
-def planned_parts(run: RunFolder, generation: int) -> Iterator[pa.Table]:
-    """id, error_type and (where that version kept it) content_hash of a generation's rows, a part at a time."""
-    for part in run.read_plan(generation)["parts"]:
-        with pq.ParquetFile(pa.BufferReader(run.read(part))) as file:
-            kept = [name for name in ("id", "error_type", "content_hash") if name in file.schema_arrow.names]
-            yield file.read(columns=kept)
-
-
-def replaced_ids(run: RunFolder) -> dict[str, int]:
-    """Ids that were bad when they were planned, mended since, and planned again -> the generation that did.
-
-    Of such an id the row of that generation counts; the earlier one is a failed row that was never rendered.
-    """
-    found: dict[str, int] = {}
-    for generation in run.generations():
-        plan = run.read_plan(generation)
-        for part in plan["parts"] if plan.get("replaced_rows") else ():
-            table = pq.read_table(pa.BufferReader(run.read(part)), columns=["id", "replaces"])
-            found |= dict.fromkeys(table.filter(table["replaces"])["id"].to_pylist(), generation)
-    return found
 
 
 def _theirs(run: RunFolder, generation: int, ours: dict[str, Any]) -> dict[str, Any]:

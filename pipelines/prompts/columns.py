@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.files.csv_rows import SEPARATORS, separated_by
 from pipelines.files.readers import InputError, TableFile
 from pipelines.prompts.rows import EXACT, NUMBERS
-from pipelines.run.layout import MANIFEST_NAMES
+from pipelines.run.schema import RESERVED_NAMES, merged_type
 
 GIVEN = (
     "prompt",
@@ -29,8 +29,6 @@ GIVEN = (
     "category",
 )
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
-PLAN_COLUMNS = ("num_inference_steps", "content_hash", "budget_scores", "replaces")  # in the plan, not in the manifest
-RESERVED = MANIFEST_NAMES | set(GIVEN) | set(PLAN_COLUMNS)
 _TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
 _SHORT = {
     "negative": "negative_prompt",
@@ -171,7 +169,7 @@ class CarriedTypes:
 
     def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
         """The carried columns, and what a user should be told about their names."""
-        taken = {name.casefold() for name in RESERVED}  # many readers of tables do not tell A from a
+        taken = {name.casefold() for name in RESERVED_NAMES}  # many readers of tables do not tell A from a
         given = {name.casefold() for name in self._seen}
         carried, notes = [], []
         for theirs, sight in self._seen.items():
@@ -180,27 +178,11 @@ class CarriedTypes:
                 ours = f"input_{ours}"
             if ours != theirs:
                 own = f"the manifest has a {theirs.casefold()!r} of its own"
-                reason = own if theirs.casefold() in RESERVED else "another column differs from it by case alone"
+                reason = own if theirs.casefold() in RESERVED_NAMES else "another column differs from it by case alone"
                 notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
             taken.add(ours.casefold())
             carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
         return tuple(carried), tuple(notes)
-
-
-def merged_type(one: pa.DataType | None, other: pa.DataType | None, exact: bool = True) -> pa.DataType | None:
-    """The type that holds the values of both; None: there is none. exact: floats hold all of their integers."""
-    if one is None or other is None or one == other:
-        return one if one == other else None
-    try:
-        schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
-        merged = pa.unify_schemas(schemas, promote_options="permissive").field("x").type
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
-        return None
-    if pa.types.is_binary(merged) and merged not in (one, other):
-        return None
-    if pa.types.is_floating(merged) and not exact:
-        return None
-    return merged
 
 
 def _storable(kind: pa.DataType | None) -> pa.DataType:

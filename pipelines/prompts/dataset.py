@@ -18,8 +18,9 @@ import ray.data
 from pipelines.files.readers import InputError
 from pipelines.prompts.columns import Carried
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
-from pipelines.prompts.rows import CANONICAL_FIELDS, KEY_BYTES, id_key
+from pipelines.prompts.rows import KEY_BYTES, id_key
 from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_pieces, scan, task_lists
+from pipelines.run.schema import CANONICAL_FIELDS
 from pipelines.storage.folder import StorageError
 
 ABORT = "abort:"  # error_type of the row that stands for a failed read, before the error's name

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines.run.schema import CANONICAL_FIELDS
+
 KEY_BYTES = 16
 MAX_SEED = 2**63 - 1
 EXACT = 2**53  # from here on a float is no longer every whole number
@@ -21,24 +23,6 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,999})")  # Python reads no number of 
 _TENTHS = re.compile(r"[+-]?(0|[1-9][0-9]*)\.[0-9]*")  # 42.0, as a column of floats is written
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 NUMBERS = ("seed", "guidance_scale", "width", "height", "num_inference_steps")
-
-CANONICAL_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("id", pa.string()),
-    pa.field("prompt_id", pa.string()),
-    pa.field("sample", pa.int32()),
-    pa.field("prompt", pa.string()),
-    pa.field("negative_prompt", pa.string()),
-    pa.field("category", pa.string()),
-    pa.field("seed", pa.int64()),
-    pa.field("seed_pinned", pa.bool_()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("guidance_scale", pa.float64()),
-    pa.field("num_inference_steps", pa.int32()),
-    pa.field("content_hash", pa.uint64()),  # of what was given; the next plan knows by it whether the row changed
-    pa.field("error_type", pa.string()),  # "": a good row
-    pa.field("error_message", pa.string()),
-)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ No Ray and no engine: where a row's picture comes from, and why an attempt is dr
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -18,6 +18,7 @@ from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
 from pipelines.render.watchdog import Submit
+from pipelines.run.schema import PlannedRow
 from pipelines.storage.folder import StorageError
 
 ROW_COLUMNS = tuple(field.name for field in fields(Row))
@@ -70,7 +71,7 @@ class Span:
 class Work:
     """images: rendered so far. error: why it ends without a commit; no row is started any more."""
 
-    rows: list[dict[str, Any]]
+    rows: list[PlannedRow]
     sink: Sink
     sampler: SamplerConfig
     span: Span
@@ -162,10 +163,10 @@ class Work:
             with self._lock:
                 self.error = self.error or error
 
-    def _rendered(self, submit: Submit, row: dict[str, Any]) -> "Future[Picture]":
+    def _rendered(self, submit: Submit, row: PlannedRow) -> "Future[Picture]":
         """The picture to come; where the attempt is dropped, and the row still waits, it is taken back."""
-        if row["error_type"]:
-            return settled(BadRow(row["error_type"], row["error_message"]))
+        if row.error_type:
+            return settled(BadRow(row.error_type, row.error_message))
         self.span.begin()
         rendered = submit(engine_row(row))
         self._rendering.add(rendered)
@@ -174,7 +175,7 @@ class Work:
             rendered.cancel()
         return rendered
 
-    def _store(self, row: dict[str, Any], rendered: "Future[Picture]") -> dict[str, Any]:
+    def _store(self, row: PlannedRow, rendered: "Future[Picture]") -> dict[str, Any]:
         """On a writer's thread: the row's manifest columns. Raises what ends the attempt: a store, a broken engine."""
         if self.error:
             raise self.error
@@ -197,9 +198,9 @@ class Work:
         return ok_row(row, sink.shard, sink.attempt, picture, stored, key, sink.image_format)
 
 
-def engine_row(row: Mapping[str, Any]) -> Row:
+def engine_row(row: PlannedRow) -> Row:
     """What the engine needs of a planned row."""
-    return Row(*[row[name] for name in ROW_COLUMNS])
+    return Row(*[getattr(row, name) for name in ROW_COLUMNS])
 
 
 def settled(result: Any) -> "Future[Any]":

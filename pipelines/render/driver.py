@@ -16,7 +16,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
-from pipelines.prompts.generations import newest_schema
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
@@ -24,6 +23,7 @@ from pipelines.render.pool import Pool, RenderConfig, RenderError, auto_dtype, d
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -82,7 +82,7 @@ class Repair:
 
 
 def render(
-    run: RunFolder,
+    plan: Plan,
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
@@ -99,16 +99,14 @@ def render(
     config = replace(config, pools=pools)
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
     orders, only = (repair.orders, repair.alone) if repair else ({}, False)
-    generations = tuple(run.generations())
-    task = RenderTask(run, pools, generations, orders, only, term, limit)
+    run, task = plan.run, RenderTask(plan, pools, orders, only, term, limit)
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    schema = newest_schema(map(run.read_plan, generations))
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [Pool(spec, run, config, schema, ledger, term) for spec in pools]
+    every = [Pool(spec, plan, config, ledger, term) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
             result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))

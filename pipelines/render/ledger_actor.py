@@ -15,12 +15,14 @@ from typing import Any
 import ray
 
 from pipelines.boundary import raised_by
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger import HEARTBEAT_S, SLOWEST_HEARTBEAT_S, WORKERS_A_HEARTBEAT_S, FailureLimit, Ledger
 from pipelines.render.messages import WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
-from pipelines.render.pool import PoolSpec, planned_shards
+from pipelines.render.pool import planned_shards
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 from pipelines.run.proof import NotSharedError, prove
 
 log = logging.getLogger(__name__)
@@ -31,20 +33,24 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 class RenderTask:
     """A call of `render`, as far as its ledger has to know it.
 
-    generations: of the plan, when it began; term: of the driver; only: nothing but the orders.
+    plan: as it was when it began; term: of the driver; only: nothing but the orders.
     """
 
-    run: RunFolder
+    plan: Plan
     pools: tuple[PoolSpec, ...]
-    generations: tuple[int, ...]
     orders: Mapping[str, RepairOrder] = field(default_factory=dict)
     only: bool = False
     term: EpochId | None = None
     limit: FailureLimit | None = None
 
+    @property
+    def run(self) -> RunFolder:
+        """The folder of it all."""
+        return self.plan.run
+
     def shards(self) -> list[LeasedShard]:
         """All that the task is about, done or not."""
-        shards = planned_shards(self.run, self.pools, self.generations)
+        shards = planned_shards(self.plan, self.pools)
         return [shard for shard in shards if shard.id in self.orders] if self.only else shards
 
     def done(self, again: bool = False) -> set[str]:

@@ -18,6 +18,7 @@ from pipelines.prompts.rows import EXACT
 from pipelines.render.quality import Scored
 from pipelines.render.sink import FORMATS, Stored, encoder_name
 from pipelines.run.layout import Attempt
+from pipelines.run.schema import PlannedRow
 
 if TYPE_CHECKING:
     from pipelines.render.repairing import RepairOrder
@@ -27,7 +28,7 @@ _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", 
 
 
 def ok_row(
-    row: Mapping[str, Any], shard: str, attempt: Attempt, picture: Picture, stored: Stored, key: str, image_format: str
+    row: PlannedRow, shard: str, attempt: Attempt, picture: Picture, stored: Stored, key: str, image_format: str
 ) -> dict[str, Any]:
     """A row with its picture. Its place is still open in packed layouts: see `with_place`."""
     return _row(row, shard, attempt) | {
@@ -44,7 +45,7 @@ def ok_row(
         "render_key": key,
         "truncated": picture.truncated,
         "negative_truncated": picture.negative_truncated,
-        "tries": [{"seed": row["seed"], "num_steps": row["num_steps"], "scores": []}],
+        "tries": [{"seed": row.seed, "num_steps": row.num_steps, "scores": []}],
     }
 
 
@@ -53,16 +54,16 @@ def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
     return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
 
 
-def failed_row(row: Mapping[str, Any], shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:
+def failed_row(row: PlannedRow, shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:
     """A row without a picture, and why."""
     return _row(row, shard, attempt) | {"status": "failed", "error_type": error_type, "error_message": message}
 
 
-def _row(row: Mapping[str, Any], shard: str, attempt: Attempt) -> dict[str, Any]:
+def _row(row: PlannedRow, shard: str, attempt: Attempt) -> dict[str, Any]:
     """What holds for every row; Arrow leaves what is not named null."""
-    return dict(row) | {
+    return row.columns() | {
         "shard": shard,
-        "seed_planned": row["seed"],
+        "seed_planned": row.seed,
         "error_type": None,
         "error_message": None,
         "attempts": attempt.number,
@@ -130,10 +131,10 @@ def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def render_key(row: Mapping[str, Any], render_class: str, sampler: SamplerConfig) -> str:
+def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> str:
     """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
     fingerprint, _, precision, *_ = render_class.split("/")
-    parts = [row[name] for name in _KEY_COLUMNS]
+    parts = [getattr(row, name) for name in _KEY_COLUMNS]
     parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 

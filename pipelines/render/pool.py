@@ -7,26 +7,26 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from actors.rows import SamplerConfig
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import actor_states, draining_nodes, living_nodes
+from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
 from pipelines.render.worker import RenderWorker, WorkerJob
 from pipelines.run.drivers import EpochId
-from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan
 from pipelines.storage.checkpoints import ModelSource
 
 log = logging.getLogger(__name__)
-INDEX_ROWS = 10_000  # shards of an index that are Python objects at a time
+SHARD_COLUMNS = ("shard", "part", "row_group", "rows", "good_rows", "lane_steps")  # of a LeasedShard, in its order
 MOST_UNFIT = 3  # processes of one actor that could not render: then it is not made again
 MOST_DEAD = 3  # actors in a row that ended for good and had never leased: then the pool is given up
 PAUSE_S = 1.0  # before an actor is called again
@@ -38,31 +38,6 @@ class RenderError(PipelineError, RuntimeError):
     """The run cannot go on; what is committed stays. The message says why, and resuming is typing the command again."""
 
     began = True
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """budgets: None serves all. actors: at most. num_gpus None: 1 where this Ray has GPUs, else 0."""
-
-    name: str = "default"
-    budgets: tuple[int, ...] | None = None
-    actors: int = 1
-    num_gpus: float | None = None
-    num_cpus: float = 1
-    lanes: int | None = None
-    resources: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def request(self) -> dict[str, float]:
-        """What one actor asks Ray for."""
-        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus or 0.0, **self.resources}
-        return {name: amount for name, amount in wanted.items() if amount}
-
-    @property
-    def wants(self) -> str:
-        """The same, in words."""
-        each = ", ".join(f"{amount:g} {name}" for name, amount in self.request.items())
-        return f"an actor of pool {self.name} ({each or 'no resources'})"
 
 
 @dataclass(frozen=True)
@@ -84,36 +59,28 @@ class RenderConfig:
     max_failed: float | None = None
 
 
-def planned_shards(
-    run: RunFolder, pools: tuple[PoolSpec, ...], generations: Iterable[int] | None = None
-) -> list[LeasedShard]:
-    """Of these generations, else of all, each with the pools that may serve it. Raises RenderError where none may."""
-    names = ["shard", "part", "row_group", "rows", "good_rows", "lane_steps", "budgets"]
+def planned_shards(plan: Plan, pools: tuple[PoolSpec, ...]) -> list[LeasedShard]:
+    """All shards of a plan, each with the pools that may serve it. Raises RenderError where none may."""
     able = functools.cache(functools.partial(_able_pools, pools))
-    found = []
-    for generation in run.generations() if generations is None else generations:
-        for batch in run.shard_index(generation).select(names).to_batches(INDEX_ROWS):
-            found += [_shard(row, able) for row in batch.to_pylist()]
-    return found
+    return [_shard(entry, able) for _, entry in plan.shards(*SHARD_COLUMNS, "budgets")]
 
 
-def _shard(row: dict[str, Any], able: Callable[[frozenset[int]], tuple[str, ...]]) -> LeasedShard:
+def _shard(entry: dict[str, Any], able: Callable[[frozenset[int]], tuple[str, ...]]) -> LeasedShard:
     """Their parts and pools are few: they share them."""
-    numbers = (row["rows"], row["good_rows"], row["lane_steps"])
-    pools = able(frozenset(row["budgets"]))
-    return LeasedShard(row["shard"], sys.intern(row["part"]), row["row_group"], *numbers, pools)
+    shard, part, row_group, rows, good_rows, lane_steps = (entry[name] for name in SHARD_COLUMNS)
+    pools = able(frozenset(entry["budgets"]))
+    return LeasedShard(shard, sys.intern(part), row_group, rows, good_rows, lane_steps, pools)
 
 
 def _able_pools(pools: tuple[PoolSpec, ...], budgets: frozenset[int]) -> tuple[str, ...]:
     """Pools may have changed since the plan: a shard of several budgets then goes to those that serve its longest."""
-    able = [p.name for p in pools if p.budgets is None or budgets <= set(p.budgets)]
-    able = able or [p.name for p in pools if p.budgets is None or max(budgets) in p.budgets]
+    able = serving(pools, *budgets) or serving(pools, max(budgets))
     if not able:
         raise RenderError(
             f"a shard has rows of {', '.join(map(str, sorted(budgets)))} steps, which no pool serves; "
             "add them to a pool's budgets, or give one pool budgets: all"
         )
-    return tuple(able)
+    return able
 
 
 def device_of(spec: PoolSpec, device: str) -> str:
@@ -153,9 +120,8 @@ class Pool:
     def __init__(
         self,
         spec: PoolSpec,
-        run: RunFolder,
+        plan: Plan,
         config: RenderConfig,
-        schema: pa.Schema,
         ledger: Any,
         term: EpochId | None = None,
     ):
@@ -163,13 +129,13 @@ class Pool:
         device = device_of(spec, config.sampler.device)
         threads = max(1, int(spec.num_cpus))
         self.job = WorkerJob(
-            run=run,
+            run=plan.run,
             model=config.model,
             sampler=replace(config.sampler, lanes=spec.lanes, num_threads=threads, device=device),
             pool=spec.name,
             layout=config.layout,
             image_format=config.image_format,
-            schema=schema,
+            schema=plan.manifest_schema,
             scorers=config.scorers,
             row_timeout_s=config.row_timeout_s,
             term=term,

@@ -8,10 +8,11 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.run.schema import PlannedRow
 from pipelines.storage.checkpoints import ModelSource, is_one_file
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ class Scored:
 class ShardScores:
     """Takes a shard's pictures in any order, from any thread; a group is scored by the thread that completes it."""
 
-    def __init__(self, scorer: "QualityScorer", rows: Iterable[Mapping[str, Any]], running: threading.Lock):
+    def __init__(self, scorer: "QualityScorer", rows: Iterable[PlannedRow], running: threading.Lock):
         self._scorer, self._running = scorer, running
         self._lock = threading.Lock()
-        self._expected = Counter(_group(row) for row in rows if not row["error_type"])
-        self._held: dict[tuple, list[tuple[Mapping[str, Any], np.ndarray | None]]] = defaultdict(list)
+        self._expected = Counter(_group(row) for row in rows if not row.error_type)
+        self._held: dict[tuple, list[tuple[PlannedRow, np.ndarray | None]]] = defaultdict(list)
         self.found: dict[str, Scored] = {}
 
-    def add(self, row: Mapping[str, Any], image: np.ndarray | None) -> None:
+    def add(self, row: PlannedRow, image: np.ndarray | None) -> None:
         """image: (H, W, 3) uint8; None where the row failed."""
         group = _group(row)
         with self._lock:
@@ -83,22 +84,22 @@ class ShardScores:
             del self._held[group]
         self._score(held)
 
-    def _score(self, held: list[tuple[Mapping[str, Any], np.ndarray | None]]) -> None:
+    def _score(self, held: list[tuple[PlannedRow, np.ndarray | None]]) -> None:
         pictures = [(row, image) for row, image in held if image is not None]
         if not pictures:
             return
-        _, reference = max(held, key=lambda each: each[0]["num_steps"])
+        _, reference = max(held, key=lambda each: each[0].num_steps or 0)
         batch = {
             "image": [image for _, image in pictures],
-            "prompt": [row["prompt"] for row, _ in pictures],
+            "prompt": [row.prompt for row, _ in pictures],
             "reference": [reference if len(held) > 1 else None] * len(pictures),
         }
         with self._running:  # one group at a time: the scorer's threads are the actor's
             scored = self._scorer(batch)
         found = zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)
         for (row, _), each in zip(pictures, found, strict=True):
-            self.found[row["id"]] = Scored(*each)
+            self.found[row.id] = Scored(*each)
 
 
-def _group(row: Mapping[str, Any]) -> tuple:
-    return row["prompt_id"], row["sample"]
+def _group(row: PlannedRow) -> tuple[str, int]:
+    return row.prompt_id, row.sample

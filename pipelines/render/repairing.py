@@ -5,7 +5,7 @@ driver of the latest epoch may replace or delete.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from pipelines.pipeline_error import PipelineError
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.run.drivers import DEADLINE_S, EpochId
 from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_bytes
+from pipelines.run.schema import PlannedRow, planned_rows
 
 
 class SupersededError(PipelineError, RuntimeError):
@@ -32,7 +33,7 @@ class RepairedShard:
     schema: pa.Schema
     ids: tuple[str, ...]
     kept: dict[str, dict[str, Any]]
-    again: tuple[dict[str, Any], ...]
+    again: tuple[PlannedRow, ...]
     seeds: dict[str, int | None]
 
     def manifest(self, rendered: Iterable[dict[str, Any]]) -> pa.Table:
@@ -65,7 +66,7 @@ class RepairOrder:
 
     def mending(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> RepairedShard:
         """All that is needed to carry it out. part, row_group: where the plan has the shard."""
-        planned = {row["id"]: row for row in run.read_shard(part, row_group).to_pylist()}
+        planned = {row.id: row for row in planned_rows(run.read_shard(part, row_group))}
         found = first_of_each(written_rows(run, self.shard), planned)
         ill = set(self.ids)
         trusted = {id: row for id, row in found.items() if id not in self.replanned}
@@ -76,7 +77,7 @@ class RepairOrder:
             ids=tuple(planned),
             kept={id: row for id, row in found.items() if id not in ill},
             again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
-            seeds={id: planned[id]["seed"] for id in self.ids},
+            seeds={id: planned[id].seed for id in self.ids},
         )
 
 
@@ -112,8 +113,8 @@ def demand_driver(run: RunFolder, term: EpochId) -> None:
         raise SupersededError(f"another run has taken over {run.url}; nothing more is changed by this one")
 
 
-def _final(planned: dict[str, Any], written: dict[str, Any] | None) -> dict[str, Any]:
-    """What the worker renders: the seed and steps that the manifest ended with, never the guard's way to them."""
+def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
+    """What the worker renders: with the seed and the steps that the manifest ended with."""
     if written is None or written["seed"] is None or written["num_steps"] is None:
         return planned
-    return planned | {"seed": written["seed"], "num_steps": written["num_steps"]}
+    return replace(planned, seed=written["seed"], num_steps=written["num_steps"])

@@ -19,6 +19,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.run.layout import Attempt, RunFolder, parquet_bytes
+from pipelines.run.schema import PlannedRow
 
 try:
     import isal
@@ -95,21 +96,21 @@ class Sink:
     layout: str
     image_format: str
     keys: list[str] = field(default_factory=list)  # what a loser of the commit has to delete
-    _held: dict[str, tuple[str, bytes, Mapping[str, Any]]] = field(default_factory=dict)
+    _held: dict[str, tuple[str, bytes, PlannedRow]] = field(default_factory=dict)
 
-    def put(self, row: Mapping[str, Any], image: np.ndarray) -> Stored:
+    def put(self, row: PlannedRow, image: np.ndarray) -> Stored:
         """Encodes one row's image; writes it in the `files` layout, keeps it for `close` in the packed ones."""
         if self.layout == "none":
             return Stored()
         data = encode_image(image, self.image_format)
-        extension, name = EXTENSIONS[self.image_format], self.run.image_name(row["id"])
+        extension, name = EXTENSIONS[self.image_format], self.run.image_name(row.id)
         digest = hashlib.sha256(data).hexdigest()
         if self.layout == "files":
             key = self.run.image_key(self.shard, self.attempt, name, extension)
             self.keys.append(key)
             self.run.write(key, data)
             return Stored(key, None, len(data), digest)
-        self._held[row["id"]] = (f"{name}.{extension}", data, row)
+        self._held[row.id] = (f"{name}.{extension}", data, row)
         return Stored(None, None, len(data), digest)
 
     def close(self) -> dict[str, tuple[str, int | None]]:
@@ -128,13 +129,13 @@ class Sink:
         self.run.delete(self.keys)
 
 
-def _tar(held: Mapping[str, tuple[str, bytes, Mapping[str, Any]]]) -> tuple[bytes, dict[str, int]]:
+def _tar(held: Mapping[str, tuple[str, bytes, PlannedRow]]) -> tuple[bytes, dict[str, int]]:
     """A WebDataset shard: of each row the image and a JSON of what it was made from, side by side."""
     buffer, offsets = io.BytesIO(), {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for id, (name, data, row) in held.items():
             offsets[id] = _add(tar, buffer, name, data)
-            described = {k: v for k, v in row.items() if isinstance(v, str | int | float | bool)}
+            described = {k: v for k, v in row.columns().items() if isinstance(v, str | int | float | bool)}
             _add(tar, buffer, f"{name.rsplit('.', 1)[0]}.json", json.dumps(described).encode())
     return buffer.getvalue(), offsets
 
@@ -146,8 +147,8 @@ def _add(tar: tarfile.TarFile, buffer: io.BytesIO, name: str, data: bytes) -> in
     return buffer.tell() - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _parquet(held: Mapping[str, tuple[str, bytes, Mapping[str, Any]]]) -> tuple[bytes, dict[str, int]]:
+def _parquet(held: Mapping[str, tuple[str, bytes, PlannedRow]]) -> tuple[bytes, dict[str, int]]:
     columns = {"id": list(held), "image": [data for _, data, _ in held.values()]}
-    columns["prompt"] = [row["prompt"] for _, _, row in held.values()]
+    columns["prompt"] = [row.prompt for _, _, row in held.values()]
     schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("prompt", pa.string())])
     return parquet_bytes([pa.table(columns, schema=schema)]), {}

@@ -46,6 +46,7 @@ from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder, manifest_key
 from pipelines.run.precision import keep_dtype, settled_dtype
 from pipelines.run.proof import prove_in_time
+from pipelines.run.schema import PlannedRow, planned_rows
 from pipelines.storage.checkpoints import ModelSource
 
 if TYPE_CHECKING:
@@ -284,8 +285,8 @@ class RenderWorker:
         """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
         run, shard, order = self.job.run, lease.shard, lease.order
         mending = order.mending(run, shard.part, shard.row_group, self.job.schema) if order else None
-        rows = list(mending.again) if mending else run.read_shard(shard.part, shard.row_group).to_pylist()
-        bad = {row["id"] for row in rows if row["error_type"]}
+        rows = list(mending.again) if mending else planned_rows(run.read_shard(shard.part, shard.row_group))
+        bad = {row.id for row in rows if row.error_type}
         if lease.failures and self._is_done(lease):  # committed by who did not live to say so
             return outcome_counts(run.read_manifest(shard.id), order, bad)
         work = self._begin(shard, rows)
@@ -302,7 +303,7 @@ class RenderWorker:
                 raise
         return outcome_counts(run.read_manifest(shard.id), order, bad)
 
-    def _begin(self, shard: LeasedShard, rows: list[dict[str, Any]]) -> Work:
+    def _begin(self, shard: LeasedShard, rows: list[PlannedRow]) -> Work:
         """Written down in the run folder before anything is done; known to `_leave` from here on."""
         term, worker = self.job.term, self._worker
         attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
@@ -331,7 +332,7 @@ class RenderWorker:
 
     def _finished(self, lease: Lease, work: Work) -> list[dict[str, Any]]:
         """The rows rendered: by the engine, or where workers keep dying over them, in a process apart."""
-        if all(row["error_type"] for row in work.rows):
+        if all(row.error_type for row in work.rows):
             return work.render(lambda row: settled(AssertionError(row.id)), self._writers)  # no row needs the model
         if lease.isolate:
             return work.render(self._isolated(work.rows), Inline(), in_work=len(work.rows))
@@ -351,7 +352,7 @@ class RenderWorker:
                 self._sampler = sampler
             return self._sampler
 
-    def _scores(self, rows: list[dict[str, Any]]) -> ShardScores | None:
+    def _scores(self, rows: list[PlannedRow]) -> ShardScores | None:
         """Where the job has scorers; they are loaded once, by the first shard."""
         if not self.job.scorers:
             return None
@@ -365,7 +366,7 @@ class RenderWorker:
         source, dtype = self.job.model, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype)
         return replace(self.job.sampler, model_path=source.local(), variant=source.variant, dtype=dtype)
 
-    def _isolated(self, rows: list[dict[str, Any]]) -> Submit:
+    def _isolated(self, rows: list[PlannedRow]) -> Submit:
         """Every row of a shard that keeps killing its workers, rendered in child processes; the model is theirs."""
         from actors.allocator import give_back_memory
         from pipelines.render.isolation import SILENCE_S, IsolatedRows
@@ -377,7 +378,7 @@ class RenderWorker:
                 with self._figures:
                     self._past, self._sampler = past, None
                 give_back_memory()  # the children load the model, too
-        good = [engine_row(row) for row in rows if not row["error_type"]]
+        good = [engine_row(row) for row in rows if not row.error_type]
         silence_s = self.job.row_timeout_s or SILENCE_S
         return IsolatedRows(self._settings(), good, silence_s, self._isolated_moved).submit
 

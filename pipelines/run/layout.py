@@ -1,9 +1,9 @@
-"""The run folder: which key holds what, what commits a shard, and the columns of a manifest.
+"""The run folder: which key holds what, and what commits a shard.
 
-Shards, attempts and images have keys here; how bytes reach a disk or an object store is `pipelines.storage.folder`.
+Shards, attempts and images have keys here. Their columns are `pipelines.run.schema`'s, how bytes reach a disk or an
+object store is `pipelines.storage.folder`'s.
 """
 
-import base64
 import hashlib
 import io
 import json
@@ -30,73 +30,6 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises of 
 READERS = 8
 RELEASED, DIED = ".released", ".died"  # endings of what is said of an attempt once it is over
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,80}", re.ASCII)
-_SCORES = pa.list_(pa.struct([("scorer", pa.string()), ("score", pa.float64())]))  # no map: not all readers have one
-_TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _SCORES)])
-
-MANIFEST_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("id", pa.string()),
-    pa.field("prompt_id", pa.string()),
-    pa.field("sample", pa.int32()),
-    pa.field("shard", pa.string()),
-    pa.field("prompt", pa.string()),
-    pa.field("negative_prompt", pa.string()),
-    pa.field("category", pa.string()),
-    pa.field("seed", pa.int64()),
-    pa.field("seed_planned", pa.int64()),
-    pa.field("seed_pinned", pa.bool_()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("guidance_scale", pa.float64()),
-    pa.field("num_steps", pa.int32()),
-    pa.field("action_probability", pa.float32()),
-    pa.field("policy_version", pa.string()),
-    pa.field("price", pa.float64()),
-    pa.field("status", pa.string()),  # ok, failed or filtered
-    pa.field("error_type", pa.string()),
-    pa.field("error_message", pa.string()),
-    pa.field("attempts", pa.int32()),
-    pa.field("tries", pa.list_(_TRY)),
-    pa.field("uri", pa.string()),  # relative to the run folder
-    pa.field("offset", pa.int64()),  # bytes into a tar
-    pa.field("media_type", pa.string()),
-    pa.field("format", pa.string()),
-    pa.field("bytes", pa.int64()),
-    pa.field("sha256", pa.string()),
-    pa.field("scores", _SCORES),  # of those scorers that could judge
-    pa.field("quality", pa.float64()),
-    pa.field("lane_steps", pa.int64()),
-    pa.field("seconds", pa.float64()),
-    pa.field("render_class", pa.string()),
-    pa.field("render_key", pa.string()),
-    pa.field("plan_version", pa.string()),
-    pa.field("revision", pa.int32()),
-    pa.field("created_at", pa.timestamp("us", tz="UTC")),
-    pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
-    pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
-    pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
-)
-MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
-
-
-def manifest_schema(carried: pa.Schema) -> pa.Schema:
-    """The one schema of all manifests of a generation: the contract's columns, then the user's own.
-
-    ValueError names the carried columns that collide with the contract's.
-    """
-    taken = sorted(MANIFEST_NAMES & set(carried.names))
-    if taken:
-        raise ValueError(f"carried columns collide with the manifest's own: {', '.join(taken)}")
-    return pa.schema([*MANIFEST_FIELDS, *carried])
-
-
-def schema_to_json(schema: pa.Schema) -> str:
-    """An Arrow schema as base64 of its IPC message, for a place in plan.json."""
-    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
-
-
-def schema_from_json(text: str) -> pa.Schema:
-    """What `schema_to_json` wrote."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 class DamagedRun(PipelineError, ValueError):

@@ -5,18 +5,15 @@ generation's schema has the columns of those before it, in types that hold every
 by `pipelines.integrity.widen`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.files.readers import InputError
-from pipelines.prompts.columns import merged_type
 from pipelines.prompts.rows import EXACT
-from pipelines.run.layout import MANIFEST_NAMES, manifest_schema, schema_from_json
-
-EMPTY, WIDE = "empty_columns", "wide_columns"  # in plan.json: carried ones without a value, with integers past 2^53
+from pipelines.run.plan import EMPTY, WIDE, Plan
+from pipelines.run.schema import carried_types, manifest_schema, merged_type
 
 
 class ColumnFacts:
@@ -44,26 +41,17 @@ def _is_wide(column: pa.ChunkedArray) -> bool:
     return any(value is not None and abs(value) > EXACT for value in pc.min_max(column).as_py().values())
 
 
-def schema_of(plan: Mapping[str, Any]) -> pa.Schema:
-    """Of a generation's manifests when it was planned, by its plan.json."""
-    return schema_from_json(plan["manifest_schema"])
-
-
-def carried_of(plan: Mapping[str, Any]) -> dict[str, pa.DataType]:
-    """The carried columns among them."""
-    return {column.name: column.type for column in schema_of(plan) if column.name not in MANIFEST_NAMES}
-
-
-def one_schema(earlier: Sequence[Mapping[str, Any]], carried: pa.Schema, facts: ColumnFacts) -> pa.Schema:
-    """The manifest schema of a new generation over those before it (plan.json of each, rising).
+def one_schema(earlier: Plan, carried: pa.Schema, facts: ColumnFacts) -> pa.Schema:
+    """The manifest schema of a new generation over those before it.
 
     A column that changed its type gets one that holds both, at last text. InputError where two spellings of one name
     would stand side by side.
     """
-    new = facts.document(carried.names)
-    types = _carried_so_far(earlier)
-    valued = {name for plan in earlier for name in carried_of(plan).keys() - set(plan.get(EMPTY, ()))}
-    wide = {name for plan in earlier for name in plan.get(WIDE, ())} | set(new[WIDE])
+    new, types = facts.document(carried.names), earlier.carried
+    valued, wide = set[str](), set(new[WIDE])
+    for generation in earlier.generations:
+        valued |= carried_types(generation.manifest_schema).keys() - set(generation.document.get(EMPTY, ()))
+        wide |= set(generation.document.get(WIDE, ()))
     _refuse_other_spelling(types, carried.names)
     for column in carried:
         if column.name not in valued:
@@ -81,18 +69,3 @@ def _refuse_other_spelling(known: Iterable[str], names: Iterable[str]) -> None:
                 f"column {name!r} differs from {other!r}, a column of this run's earlier plans, by case alone: many "
                 "readers take them for one. Rename it, or set input.drop"
             )
-
-
-def newest_schema(plans: Iterable[Mapping[str, Any]]) -> pa.Schema:
-    """Of all manifests of a run, by its plans, rising. The contract's columns are those of now, whatever a plan had."""
-    return manifest_schema(pa.schema(list(_carried_so_far(plans).items())))
-
-
-def _carried_so_far(plans: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The carried columns of all plans. A plan names those of the plans before it, if no earlier version made it."""
-    types: dict[str, pa.DataType] = {}
-    for plan in plans:
-        for name, kind in carried_of(plan).items():
-            whole = EMPTY in plan or name not in types
-            types[name] = kind if whole else merged_type(types[name], kind) or pa.string()
-    return types

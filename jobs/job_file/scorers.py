@@ -1,0 +1,84 @@
+"""The `quality` section as scorers: named, with their models' places, looked at before anything starts."""
+
+import importlib
+from typing import Any
+
+from actors.scorer_check import scorers_fault
+from jobs.job_file.errors import blaming
+from jobs.job_file.keys import Scorer
+from jobs.job_file.places import place
+from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.read import Job
+from jobs.job_file.storage import storage_options
+from pipelines.boundary import raised_by
+from pipelines.render.quality import ScorerSource, check_source
+from pipelines.storage.checkpoints import ModelSource
+
+
+def scorer_sources(job: Job) -> tuple[ScorerSource, ...]:
+    """The job's scorers. Raises ConfigError for one that is named wrongly or lacks its model."""
+    sources = _sources(job)
+    if faults := _faults_together(job, sources):
+        raise ConfigError(faults)
+    return sources
+
+
+def check_scorers(job: Job) -> None:
+    """Raises ConfigError for scorers without names of their own, or whose weights do not fit their config."""
+    sources = _sources(job)
+    faults = _faults_together(job, sources)
+    for index, source in enumerate(sources):
+        try:
+            with blaming(job, f"quality.{index}", f"quality.{index}: "):
+                check_source(source)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+
+
+def scorer_name(name: str | None, kind: str) -> str:
+    """What a scorer's column is called."""
+    return name or kind.replace(":", ".")
+
+
+def _sources(job: Job) -> tuple[ScorerSource, ...]:
+    return tuple(_scorer_source(job, index, scorer) for index, scorer in enumerate(job.config.quality))
+
+
+def _faults_together(job: Job, sources: tuple[ScorerSource, ...]) -> list[Fault]:
+    fault = scorers_fault([s.name for s in sources], [s.weight for s in sources]) if sources else None
+    return [Fault(job.at("quality"), f"quality: {fault}")] if fault else []
+
+
+def _scorer_source(job: Job, index: int, scorer: Scorer) -> ScorerSource:
+    key, kind = f"quality.{index}", scorer.scorer
+    if kind in ("clip", "aesthetic") and scorer.path is None:
+        raise job.fault(key, f"{key}: {kind} needs path, a CLIPModel's folder, hub id or URL")
+    if kind == "aesthetic" and scorer.head is None:
+        raise job.fault(key, f"{key}: aesthetic needs head, the safetensors file of its linear head")
+    function = _function(job, key, kind) if ":" in kind else None
+    path = place(scorer.path, may_be_hub=True)
+    model = ModelSource(path, storage=storage_options(job)) if path else None
+    name = scorer_name(scorer.name, kind)
+    return ScorerSource(name, "function" if function else kind, scorer.weight, model, place(scorer.head), function)
+
+
+def _function(job: Job, key: str, name: str) -> Any:
+    """`package.module:function`, imported here so that a wrong name is told before anything starts."""
+    module, _, attribute = name.partition(":")
+    found: list[Any] = []
+
+    def look() -> None:
+        try:
+            found.append(getattr(importlib.import_module(module), attribute))
+        except SystemExit as end:
+            raise RuntimeError("it ends the process that imports it") from end
+
+    if error := raised_by(look):
+        known = isinstance(error, ImportError | AttributeError)
+        what = f"there is no {name}" if known else f"{module} cannot be imported: {type(error).__name__}"
+        raise job.fault(key, f"{key}: {what} ({error})") from error
+    if not callable(found[0]):
+        raise job.fault(key, f"{key}: {name} is no function but {type(found[0]).__name__}")
+    return found[0]
