@@ -20,7 +20,7 @@ from pipelines.render.messages import DONE, WAIT, LeasedShard, Slot, Worker
 from pipelines.render.pool import PoolSpec, RenderConfig, planned_shards
 from pipelines.render.sink import LAYOUTS
 from pipelines.render.worker import ModelSource
-from pipelines.run.drivers import claim
+from pipelines.run.drivers import claim, driving
 from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.finished import store
@@ -112,11 +112,11 @@ def test_the_second_driver_is_refused_before_anything_starts(
     if verb == "render":
         job = load_job("job.yaml")
         run.commit_plan(1, {"fingerprint": settings.fingerprint(job, settings.checkpoint(job)), "price": None})
-    first = claim(run)
-    assert main([verb, "job.yaml"]) == 2
+    with driving(run) as first:
+        assert main([verb, "job.yaml"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: job.yaml:3:")
+    assert "\nerror: job.yaml:3:" in captured.err
     assert f"another run is active in {tmp_path}/out: host {first.record['host']}, process {first.record['pid']}" in (
         captured.err
     )
@@ -179,4 +179,4 @@ def test_the_first_driver_finishes_what_is_in_work_and_gives_way(
     assert found(run) == {"manifest_missing"}
     assert run.attempts().keys() == run.done_shards()  # nothing was begun and dropped
     assert run.stat("summary.json") is None  # that is the other driver's to write
-    assert second.beat()
+    assert second.heartbeat()
