@@ -9,13 +9,15 @@ from actors.checkpoint import CheckpointInfo
 from jobs.job_file import settings
 from jobs.job_file.places import placed
 from jobs.job_file.read import Job
-from jobs.steps.check_nodes import check_nodes_by_probe
+from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output, read_earlier, read_input
+from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts
 from jobs.terminal.progress import duration, steps_text
 from pipelines.plan.make import make_plan
+from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 
 BAR = 32  # characters of the longest bar
@@ -37,8 +39,11 @@ def prepare(job: Job) -> tuple[RunFolder, CheckpointInfo, list[str]]:
     return run, info, settings.check_policy(job, info)
 
 
-def make(console: Console, job: Job, run: RunFolder, info: CheckpointInfo, warnings: list[str]) -> None:
-    """Write the resolved job file and one new generation of the plan, where there is something new."""
+def make(console: Console, job: Job, run: RunFolder, info: CheckpointInfo, warnings: list[str], term: EpochId) -> None:
+    """Write the resolved job file and one new generation of the plan, where there is something new.
+
+    Raises SupersededError, and commits nothing, where another driver took over meanwhile.
+    """
     config = settings.plan_config(job, info)
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, config.source)
@@ -48,7 +53,7 @@ def make(console: Console, job: Job, run: RunFolder, info: CheckpointInfo, warni
         console.say(note)
     config = replace(config, keep_changed=True)  # else it was refused above
     summary = make_plan(
-        run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
+        run, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, term
     )
     console.clear()
     for note in summary.notes:
@@ -103,13 +108,14 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plan_job(console: Console, job: Job, address: str | None) -> int:
+def plan_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:
     """Plan what is new in the input, and say what is planned; the exit code."""
     run, info, warnings = prepare(job)
-    start_ray(address, console.debug)
-    with Interrupts(console, this_command()):
-        check_nodes_by_probe(console, job, run)
-        make(console, job, run, info, warnings)
+    with sole_driver(console, job, run, take_over) as epoch:
+        start_ray(address, console.debug)
+        with Interrupts(console, this_command()):
+            check_nodes(console, job, run, epoch.term.proof)
+            make(console, job, run, info, warnings, epoch.term)
     found = planned(run)
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, plan_text(str(job.config.output.path), found))

@@ -34,7 +34,7 @@ def run_job(
         with Interrupts(console, this_command()) as interrupts:
             check_nodes(console, job, run, epoch.term.proof)
             placed = with_gpus(console, job)
-            make(console, job, run, info, warnings)
+            make(console, job, run, info, warnings, epoch.term)
             console.say(plan_text(str(job.config.output.path), planned(run)))
             again = failed_rows(run) if retry_failed else None
             return render_job(console, placed, run, info, Stop(interrupts, epoch), again)

@@ -29,6 +29,7 @@ from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
 from pipelines.prompts.generations import ColumnFacts, one_schema
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
 from pipelines.prompts.rows import CANONICAL_FIELDS, id_key
+from pipelines.run.drivers import EpochId
 from pipelines.run.layout import MANIFEST_NAMES, RunFolder, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
 
@@ -119,11 +120,12 @@ def make_plan(
     on_progress: Progress | None = None,
     inspection: Inspection | None = None,
     earlier: Earlier | None = None,
+    term: EpochId | None = None,
 ) -> PlanSummary:
     """One new generation, or none where nothing is new. InputError, StorageError; needs a running Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
-    Of two planners at once one commits; the other takes its plan where that is the same, else raises InputError.
+    term: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
     """
     started = time.monotonic()
     menu, policy_version = _menu(config)
@@ -166,7 +168,7 @@ def make_plan(
         **facts.document(set(schema.names) - MANIFEST_NAMES),
         "created_at": datetime.now(UTC).isoformat(),
     }
-    plan = commit(writer, json.loads(json.dumps(plan)))
+    plan = commit(writer, json.loads(json.dumps(plan)), term)
     numbers = (plan["rows"], plan["failed_rows"], plan["shards"])
     return PlanSummary(generation, *numbers, time.monotonic() - started, notes, plan)
 
