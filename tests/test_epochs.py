@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,6 @@ from pipelines.run.drivers import (
     EXPIRY_S,
     HEARTBEAT_S,
     ActiveRunError,
-    Process,
     SupersededError,
     claim,
     demand_driver,
@@ -26,8 +26,8 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageOptions
 from tests.waiting import until
 
-HERE = Process("here", os.getpid())
-ELSEWHERE = Process("elsewhere", 7)
+HERE = (socket.gethostname(), os.getpid())
+ELSEWHERE = ("elsewhere", 7)
 
 
 class Passing:
@@ -41,6 +41,14 @@ class Passing:
         self.each()
 
 
+def driver(run: RunFolder, process: tuple[str, int]) -> epochs.Epoch:
+    """A driver that this process stands for."""
+    epoch = claim(run, take_over=True)
+    epoch.record |= dict(zip(("host", "pid"), process, strict=True))
+    assert epoch.heartbeat()
+    return epoch
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(str(tmp_path / "run"))
@@ -48,90 +56,90 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_epochs_are_numbered_and_never_created_twice(run: RunFolder) -> None:
     for number in (1, 2, 3):
-        epoch = claim(run, process=HERE)
+        epoch = claim(run)
         assert epoch.term.number == number
         epoch.end()
     assert run.names("epochs") == ["000001.json", "000002.json", "000003.json"]
     record = json.loads(run.read("epochs/000002.json"))
-    assert record["host"] == "here"
+    assert record["host"] == socket.gethostname()
     assert record["ended_at"]
 
 
 @pytest.mark.parametrize("process", [HERE, ELSEWHERE])
-def test_a_driver_with_a_heartbeat_is_refused(run: RunFolder, process: Process) -> None:
-    first, time = claim(run, process=process), Passing()
+def test_a_driver_with_a_heartbeat_is_refused(run: RunFolder, process: tuple[str, int]) -> None:
+    first, time = driver(run, process), Passing()
     time.each = lambda: time.seconds % HEARTBEAT_S or first.heartbeat()
-    said = rf"host {process.host}, process {process.pid}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC, last heard of "
+    said = rf"host {process[0]}, process {process[1]}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC, last heard of "
     with pytest.raises(ActiveRunError, match=said) as raised:
-        claim(run, process=HERE, sleep=time.sleep)
+        claim(run, sleep=time.sleep)
     assert "--take-over" in str(raised.value)
     assert time.seconds == HEARTBEAT_S
     assert len(run.names("epochs")) == 1
 
 
 @pytest.mark.parametrize("process", [HERE, ELSEWHERE])
-def test_a_silent_driver_is_watched_until_it_expires(run: RunFolder, process: Process) -> None:
+def test_a_silent_driver_is_watched_until_it_expires(run: RunFolder, process: tuple[str, int]) -> None:
     """HERE lives: its number may be another's now."""
     time, said = Passing(), []
-    claim(run, process=process)
-    assert claim(run, process=HERE, sleep=time.sleep, on_wait=said.append).term.number == 2
+    driver(run, process)
+    assert claim(run, sleep=time.sleep, on_wait=said.append).term.number == 2
     assert time.seconds == EXPIRY_S
-    assert f"did not say that it ended: host {process.host}, process {process.pid}" in said[0]
+    assert f"did not say that it ended: host {process[0]}, process {process[1]}" in said[0]
 
 
 @pytest.fixture
-def dead() -> Process:
+def dead() -> tuple[str, int]:
     """As this machine sees it."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    return Process("here", child.pid)
+    return socket.gethostname(), child.pid
 
 
-def test_a_dead_process_of_this_machine_is_watched_for_two_heartbeats(run: RunFolder, dead: Process) -> None:
+def test_a_dead_process_of_this_machine_is_watched_for_two_heartbeats(run: RunFolder, dead: tuple[str, int]) -> None:
     time = Passing()
-    claim(run, process=dead)
-    assert claim(run, process=HERE, sleep=time.sleep).term.number == 2
+    driver(run, dead)
+    assert claim(run, sleep=time.sleep).term.number == 2
     assert time.seconds == 2 * HEARTBEAT_S
 
 
-def test_a_dead_number_with_a_heartbeat_lives_in_another_container(run: RunFolder, dead: Process) -> None:
+def test_a_dead_number_with_a_heartbeat_lives_in_another_container(run: RunFolder, dead: tuple[str, int]) -> None:
     """Two containers of one host name."""
-    first, time = claim(run, process=dead), Passing()
+    first, time = driver(run, dead), Passing()
     time.each = lambda: time.seconds % HEARTBEAT_S or first.heartbeat()
     with pytest.raises(ActiveRunError):
-        claim(run, process=HERE, sleep=time.sleep)
+        claim(run, sleep=time.sleep)
 
 
-def test_the_number_of_a_process_elsewhere_says_nothing(run: RunFolder, dead: Process) -> None:
+def test_the_number_of_a_process_elsewhere_says_nothing(run: RunFolder, dead: tuple[str, int]) -> None:
     time = Passing()
-    claim(run, process=dead)
-    claim(run, process=ELSEWHERE, sleep=time.sleep)
+    driver(run, ("elsewhere", dead[1]))
+    claim(run, sleep=time.sleep)
     assert time.seconds == EXPIRY_S
 
 
 def test_the_record_of_an_earlier_version_is_read(run: RunFolder) -> None:
     """It has a boot and the start of its process, too."""
-    epoch, time = claim(run, process=ELSEWHERE), Passing()
+    epoch, time = driver(run, ELSEWHERE), Passing()
     run.write("epochs/000001.json", json.dumps(epoch.record | {"space": "boot pid:[1]", "born": "17"}).encode())
-    assert claim(run, process=HERE, sleep=time.sleep).term.number == 2
+    assert claim(run, sleep=time.sleep).term.number == 2
     assert time.seconds == EXPIRY_S
 
 
 def test_a_driver_that_ends_is_waited_for_no_longer(run: RunFolder) -> None:
-    first = claim(run, process=ELSEWHERE)
+    first = driver(run, ELSEWHERE)
     time = Passing(first.end)
-    assert claim(run, process=HERE, sleep=time.sleep).term.number == 2
+    assert claim(run, sleep=time.sleep).term.number == 2
     assert time.seconds < 3
 
 
 def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
-    first = claim(run, process=ELSEWHERE)
+    first = driver(run, ELSEWHERE)
     assert first.heartbeat()
-    second = claim(run, take_over=True, process=HERE)
+    second = claim(run, take_over=True)
     record = run.read("epochs/000001.json")
     assert not first.heartbeat()
     assert first.lost.is_set()
-    assert "another run took over: host here" in taken_over_by(first)
+    assert f"another run took over: host {socket.gethostname()}" in taken_over_by(first)
     with pytest.raises(SupersededError, match="another run has taken over"):
         demand_driver(run, first.term)
     demand_driver(run, second.term)
@@ -143,15 +151,15 @@ def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
 
 def test_two_that_created_one_epoch(run: RunFolder) -> None:
     """On a store without create-if-absent: the one whose record was replaced stops."""
-    first = claim(run, process=ELSEWHERE)
-    other = epochs.Epoch(run, first.term.number, HERE)
+    first = driver(run, ELSEWHERE)
+    other = epochs.Epoch(run, first.term.number)
     run.write("epochs/000001.json", json.dumps(other.record).encode())
     assert not first.heartbeat()
     assert other.heartbeat()
 
 
 def test_an_epoch_folder_that_was_deleted_is_no_reason_to_stop(run: RunFolder) -> None:
-    epoch = claim(run, process=HERE)
+    epoch = claim(run)
     run.delete(["epochs/000001.json"])
     assert epoch.heartbeat()
     assert run.names("epochs") == ["000001.json"]
@@ -170,7 +178,7 @@ def test_one_of_eight_at_once(where: str, run: RunFolder, request: pytest.Fixtur
     def driver(_: int) -> bool:
         start.wait()
         try:
-            claimed.append(claim(run, process=HERE, sleep=heartbeat))
+            claimed.append(claim(run, sleep=heartbeat))
         except ActiveRunError:
             return False
         return True

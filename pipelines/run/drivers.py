@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipelines.boundary import raised_by
 from pipelines.pipeline_error import PipelineError
 from pipelines.run.layout import RunFolder
-from pipelines.run.proof import Proof, describe
+from pipelines.run.proof import Proof
 from pipelines.storage.backends import Reach
 from pipelines.storage.folder import StorageError
 
@@ -38,13 +38,6 @@ class SupersededError(PipelineError, RuntimeError):
     """Another driver has the run; nothing was overwritten."""
 
     began = True
-
-
-class Process(NamedTuple):
-    """A driver's process, as its record names it."""
-
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -74,15 +67,15 @@ class EpochId:
 class Epoch:
     """One driver's time with a run. lost: another took over. Methods raise StorageError as the folder's do."""
 
-    def __init__(self, run: RunFolder, number: int, process: Process) -> None:
+    def __init__(self, run: RunFolder, number: int) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term = EpochId(number, secrets.token_hex(8), describe(self.run))
+        self.term = EpochId(number, secrets.token_hex(8), self.run.reach())
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {
             "token": self.term.token,
-            "host": process.host,
-            "pid": process.pid,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
             "started_at": _now(),
             "beat_at": _now(),
             "beats": 0,
@@ -115,7 +108,6 @@ class Epoch:
 def claim(
     run: RunFolder,
     take_over: bool = False,
-    process: Process | None = None,
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] = log.info,
 ) -> Epoch:
@@ -123,12 +115,11 @@ def claim(
 
     A driver that did not say that it ended is watched for a heartbeat, and `on_wait` told so.
     """
-    process = process or Process(socket.gethostname(), os.getpid())
     while True:
         number = max((int(name[:-5]) for name in run.names("epochs") if _is_epoch(name)), default=0)
         record = _read(run, number) if number else None
         if record and not (record["ended_at"] or take_over):
-            watch_s = _watch_s(record, process)
+            watch_s = _watch_s(record)
             on_wait(
                 f"an earlier run did not say that it ended: {_who(record)}; looking for its heartbeat, {watch_s:.0f} s"
             )
@@ -137,20 +128,22 @@ def claim(
                     f"another run is active in {run.url}: {_who(record)}. Let it finish, or stop it there and "
                     "run this again; with --take-over the other one stops when it notices"
                 )
-        epoch = Epoch(run, number + 1, process)
+        epoch = Epoch(run, number + 1)
         if epoch.create():
             return epoch
 
 
-def _watch_s(record: dict[str, Any], here: Process) -> float:
+def _watch_s(record: dict[str, Any]) -> float:
     """How long a driver without a heartbeat is watched: EXPIRY_S, or two heartbeats where its process seems dead.
 
     A dead process id under our own host name tells only that the wait may be short. Two containers, or two machines,
     can have one host name, and an id of one means nothing in the other: what lives there still shows its heartbeat. A
     process that has got the id of a dead driver makes the wait longer, no more.
     """
-    dead = record["host"] == here.host and isinstance(raised_by(lambda: os.kill(record["pid"], 0)), ProcessLookupError)
-    return 2 * HEARTBEAT_S if dead else EXPIRY_S
+    if record["host"] != socket.gethostname():
+        return EXPIRY_S
+    gone = isinstance(raised_by(lambda: os.kill(record["pid"], 0)), ProcessLookupError)
+    return 2 * HEARTBEAT_S if gone else EXPIRY_S
 
 
 def _lives(run: RunFolder, number: int, record: dict[str, Any], watch_s: float, sleep: Callable[[float], None]) -> bool:
