@@ -4,7 +4,14 @@ import click
 
 from jobs.job_file.read import load_job
 from jobs.terminal.console import Console
-from jobs.terminal.options import address_option, console_options, job_argument, limit_option, set_option
+from jobs.terminal.options import (
+    address_option,
+    console_options,
+    job_argument,
+    limit_option,
+    set_option,
+    take_over_option,
+)
 
 
 @click.command("plan")
@@ -12,8 +19,11 @@ from jobs.terminal.options import address_option, console_options, job_argument,
 @set_option
 @limit_option
 @address_option
+@take_over_option
 @console_options
-def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None) -> int:
+def verb(
+    console: Console, job_path: str, sets: tuple[str, ...], limit: int | None, address: str | None, take_over: bool
+) -> int:
     """Choose the steps of every prompt and cut the work into shards.
 
     Nothing is rendered. A second plan adds what is new in the input; what is
@@ -27,4 +37,4 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], limit: int | No
     from jobs.steps.planning import plan_job
 
     job = load_job(job_path, sets, limit)
-    return plan_job(console, job, address)
+    return plan_job(console, job, address, take_over)

@@ -15,13 +15,14 @@ from jobs.job_file.read import load_job
 from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.findings import ORPHANS
 from pipelines.integrity.verify import verify
+from pipelines.plan.make import make_plan
 from pipelines.render.driver import render
 from pipelines.render.ledger import Ledger
 from pipelines.render.messages import DONE, WAIT, LeasedShard, Slot, Worker
 from pipelines.render.pool import RenderConfig, planned_shards
 from pipelines.render.sink import LAYOUTS
 from pipelines.render.worker import ModelSource
-from pipelines.run.drivers import claim
+from pipelines.run.drivers import claim, driving
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.checkpoints import make_checkpoint
@@ -101,7 +102,7 @@ def test_a_zombie_commits_after_its_shard_was_leased_to_another(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
-@pytest.mark.parametrize("verb", ["run", "render"])
+@pytest.mark.parametrize("verb", ["plan", "run", "render"])
 def test_the_second_driver_is_refused_before_anything_starts(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,19 +111,44 @@ def test_the_second_driver_is_refused_before_anything_starts(
     Path("job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\noutput: {path: out}\n")
     monkeypatch.setattr("jobs.steps.whole_job.start_ray", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr("jobs.steps.rendering.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.steps.planning.start_ray", lambda *_: pytest.fail("Ray was started"))
     run = RunFolder("out")
     if verb == "render":
         job = load_job("job.yaml")
         run.commit_plan(1, {"fingerprint": settings.fingerprint(job, settings.read_checkpoint(job)), "price": None})
-    first = claim(run)
-    assert main([verb, "job.yaml"]) == 2
+    with driving(run) as first:
+        assert main([verb, "job.yaml"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: job.yaml:3:")
+    assert "\nerror: job.yaml:3:" in captured.err
     assert f"another run is active in {tmp_path}/out: host {first.record['host']}, process {first.record['pid']}" in (
         captured.err
     )
     assert run.names("epochs") == ["000001.json"]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not there")
+def test_a_planner_that_was_taken_over_says_so(
+    ray_cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.csv").write_text("prompt\na red circle\n")
+    Path("job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\noutput: {path: out}\n")
+    run = RunFolder("out")
+
+    def taken_over(*arguments):
+        claim(run, take_over=True)
+        return make_plan(*arguments)
+
+    monkeypatch.setattr("jobs.steps.planning.make_plan", taken_over)
+    assert main(["plan", "job.yaml"]) == 1
+    assert f"error: another run has taken over {tmp_path}/out; nothing more is changed" in capsys.readouterr().err
+    assert run.generations() == []
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "job.yaml", "--take-over"]) == 0
+    assert run.generations() == [1]
 
 
 @pytest.fixture(scope="module")
@@ -181,4 +207,4 @@ def test_the_first_driver_finishes_what_is_in_work_and_gives_way(
     assert found(run) == {"manifest_missing"}
     assert run.attempts().keys() == run.done_shards()  # nothing was begun and dropped
     assert run.stat("summary.json") is None  # that is the other driver's to write
-    assert second.beat()
+    assert second.heartbeat()

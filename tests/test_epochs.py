@@ -1,7 +1,8 @@
-"""Epochs: of two drivers one works; the dead are not waited for; who is taken over notices."""
+"""Epochs: of two drivers one works; a dead one is found by its heartbeat; who is taken over notices."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,35 +13,40 @@ import pytest
 
 from pipelines.run import drivers as epochs
 from pipelines.run.drivers import (
-    BEAT_S,
     EXPIRY_S,
-    SKEW_S,
+    HEARTBEAT_S,
     ActiveRunError,
-    Clock,
-    Process,
+    SupersededError,
     claim,
+    demand_driver,
     driving,
     taken_over_by,
 )
 from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageOptions
+from tests.waiting import until
 
-HERE = Process("here", os.getpid(), "this boot", epochs._born(os.getpid()))
-ELSEWHERE = Process("elsewhere", 7, "another boot", "1")
+HERE = (socket.gethostname(), os.getpid())
+ELSEWHERE = ("elsewhere", 7)
 
 
-class FakeClock:
+class Passing:
     """Time that passes only in sleep; `each` is called after every one."""
 
     def __init__(self, each=lambda: None):
-        self.at, self.each = 1e9, each
+        self.seconds, self.each = 0.0, each
 
     def sleep(self, seconds: float) -> None:
-        self.at += seconds
+        self.seconds += seconds
         self.each()
 
-    def clock(self) -> Clock:
-        return Clock(lambda: self.at, self.sleep)
+
+def driver(run: RunFolder, process: tuple[str, int]) -> epochs.Epoch:
+    """A driver that this process stands for."""
+    epoch = claim(run, take_over=True)
+    epoch.record |= dict(zip(("host", "pid"), process, strict=True))
+    assert epoch.heartbeat()
+    return epoch
 
 
 @pytest.fixture
@@ -50,107 +56,114 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_epochs_are_numbered_and_never_created_twice(run: RunFolder) -> None:
     for number in (1, 2, 3):
-        epoch = claim(run, process=HERE)
+        epoch = claim(run)
         assert epoch.term.number == number
         epoch.end()
     assert run.names("epochs") == ["000001.json", "000002.json", "000003.json"]
     record = json.loads(run.read("epochs/000002.json"))
-    assert record["host"] == "here"
+    assert record["host"] == socket.gethostname()
     assert record["ended_at"]
 
 
-def test_a_live_process_of_this_machine_is_refused_at_once(run: RunFolder) -> None:
-    time = FakeClock()
-    claim(run, clock=time.clock(), process=HERE)
-    with pytest.raises(
-        ActiveRunError, match=rf"host here, process {HERE.pid}, since 2001-09-09 01:46:40 UTC"
-    ) as raised:
-        claim(run, clock=time.clock(), process=HERE)
+@pytest.mark.parametrize("process", [HERE, ELSEWHERE])
+def test_a_driver_with_a_heartbeat_is_refused(run: RunFolder, process: tuple[str, int]) -> None:
+    first, time = driver(run, process), Passing()
+    time.each = lambda: time.seconds % HEARTBEAT_S or first.heartbeat()
+    said = rf"host {process[0]}, process {process[1]}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC, last heard of "
+    with pytest.raises(ActiveRunError, match=said) as raised:
+        claim(run, sleep=time.sleep)
     assert "--take-over" in str(raised.value)
-    assert time.at == 1e9
+    assert time.seconds == HEARTBEAT_S
     assert len(run.names("epochs")) == 1
 
 
-def test_a_dead_process_of_this_machine_is_not_waited_for(run: RunFolder) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    this = Process.this()
-    driver = Process(this.host, child.pid, this.space, epochs._born(child.pid))
-    claim(run, process=driver)
-    with pytest.raises(ActiveRunError):
-        claim(run)
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert driver.is_gone(this)  # though nobody has reaped it yet
+@pytest.mark.parametrize("process", [HERE, ELSEWHERE])
+def test_a_silent_driver_is_watched_until_it_expires(run: RunFolder, process: tuple[str, int]) -> None:
+    """HERE lives: its number may be another's now."""
+    time, said = Passing(), []
+    driver(run, process)
+    assert claim(run, sleep=time.sleep, on_wait=said.append).term.number == 2
+    assert time.seconds == EXPIRY_S
+    assert f"did not say that it ended: host {process[0]}, process {process[1]}" in said[0]
+
+
+@pytest.fixture
+def dead() -> tuple[str, int]:
+    """As this machine sees it."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert claim(run).term.number == 2
-    assert Process(this.host, os.getpid(), this.space, "1").is_gone(this)  # its number is another's now
+    return socket.gethostname(), child.pid
 
 
-def test_a_silent_driver_elsewhere_is_watched_until_it_expires(run: RunFolder) -> None:
-    time, said = FakeClock(), []
-    claim(run, clock=time.clock(), process=ELSEWHERE)
-    assert claim(run, clock=time.clock(), process=HERE, on_wait=said.append).term.number == 2
-    assert EXPIRY_S <= time.at - 1e9 <= EXPIRY_S + 1
-    assert "did not say that it ended: host elsewhere, process 7" in said[0]
+def test_a_dead_process_of_this_machine_is_not_waited_for(run: RunFolder, dead: tuple[str, int]) -> None:
+    time, said = Passing(), []
+    driver(run, dead)
+    assert claim(run, sleep=time.sleep, on_wait=said.append).term.number == 2
+    assert (time.seconds, said) == (0, [])
 
 
-@pytest.mark.parametrize("skew_s", [-600, 0, 600])
-def test_a_driver_elsewhere_that_beats_is_refused_whatever_its_clock_says(run: RunFolder, skew_s: float) -> None:
-    time = FakeClock()
-    theirs = Clock(lambda: time.at + skew_s, time.sleep)
-    first = claim(run, clock=theirs, process=ELSEWHERE)
-    time.at += 3 * BEAT_S
-    time.each = lambda: first.beat() if int(time.at) % BEAT_S == 0 else None
-    before = time.at
-    with pytest.raises(ActiveRunError, match="elsewhere"):
-        claim(run, clock=time.clock(), process=HERE)
-    assert time.at - before <= 2 * BEAT_S
+def test_a_dead_number_with_a_heartbeat_lives_on_another_machine(run: RunFolder, dead: tuple[str, int]) -> None:
+    """Two machines, or containers, of one host name."""
+    first, time = driver(run, dead), Passing()
+    first.record["machine"] = "0242ac110002"
+    first.heartbeat()
+    time.each = lambda: time.seconds % HEARTBEAT_S or first.heartbeat()
+    with pytest.raises(ActiveRunError):
+        claim(run, sleep=time.sleep)
 
 
-def test_a_driver_elsewhere_that_ends_is_waited_for_no_longer(run: RunFolder) -> None:
-    time = FakeClock()
-    first = claim(run, clock=time.clock(), process=ELSEWHERE)
-    time.each = first.end
-    assert claim(run, clock=time.clock(), process=HERE).term.number == 2
-    assert time.at - 1e9 < 3
+def test_the_number_of_a_process_elsewhere_says_nothing(run: RunFolder, dead: tuple[str, int]) -> None:
+    time = Passing()
+    driver(run, ("elsewhere", dead[1]))
+    claim(run, sleep=time.sleep)
+    assert time.seconds == EXPIRY_S
 
 
-def test_yesterdays_driver_is_not_waited_for(run: RunFolder) -> None:
-    time = FakeClock()
-    claim(run, clock=time.clock(), process=ELSEWHERE)
-    time.at += EXPIRY_S + SKEW_S + 1
-    before = time.at
-    assert claim(run, clock=time.clock(), process=HERE).term.number == 2
-    assert time.at == before
+def test_the_record_of_an_earlier_version_is_read(run: RunFolder) -> None:
+    """It has a boot and the start of its process, too."""
+    epoch, time = driver(run, ELSEWHERE), Passing()
+    run.write("epochs/000001.json", json.dumps(epoch.record | {"space": "boot pid:[1]", "born": "17"}).encode())
+    assert claim(run, sleep=time.sleep).term.number == 2
+    assert time.seconds == EXPIRY_S
+
+
+def test_a_driver_that_ends_is_waited_for_no_longer(run: RunFolder) -> None:
+    first = driver(run, ELSEWHERE)
+    time = Passing(first.end)
+    assert claim(run, sleep=time.sleep).term.number == 2
+    assert time.seconds < 3
 
 
 def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
-    first = claim(run, process=ELSEWHERE)
-    assert first.beat()
-    second = claim(run, take_over=True, process=HERE)
+    first = driver(run, ELSEWHERE)
+    assert first.heartbeat()
+    second = claim(run, take_over=True)
     record = run.read("epochs/000001.json")
-    assert not first.beat()
+    assert not first.heartbeat()
     assert first.lost.is_set()
-    assert "another run took over: host here" in taken_over_by(first)
+    assert f"another run took over: host {socket.gethostname()}" in taken_over_by(first)
+    with pytest.raises(SupersededError, match="another run has taken over"):
+        demand_driver(run, first.term)
+    demand_driver(run, second.term)
     first.end()
     assert run.read("epochs/000001.json") == record  # the loser leaves all as it is
-    assert second.beat()
+    assert second.heartbeat()
     assert not second.lost.is_set()
 
 
 def test_two_that_created_one_epoch(run: RunFolder) -> None:
     """On a store without create-if-absent: the one whose record was replaced stops."""
-    first = claim(run, process=ELSEWHERE)
-    other = epochs.Epoch(run, first.term.number, HERE, Clock())
+    first = driver(run, ELSEWHERE)
+    other = epochs.Epoch(run, first.term.number)
     run.write("epochs/000001.json", json.dumps(other.record).encode())
-    assert not first.beat()
-    assert other.beat()
+    assert not first.heartbeat()
+    assert other.heartbeat()
 
 
 def test_an_epoch_folder_that_was_deleted_is_no_reason_to_stop(run: RunFolder) -> None:
-    epoch = claim(run, process=HERE)
+    epoch = claim(run)
     run.delete(["epochs/000001.json"])
-    assert epoch.beat()
+    assert epoch.heartbeat()
     assert run.names("epochs") == ["000001.json"]
 
 
@@ -159,12 +172,15 @@ def test_one_of_eight_at_once(where: str, run: RunFolder, request: pytest.Fixtur
     if where == "s3":
         server = request.getfixturevalue("s3")
         run = RunFolder(f"s3://{server.bucket()}/run", StorageOptions(server.endpoint_url))
-    start = threading.Barrier(8)
+    start, claimed = threading.Barrier(8), list[epochs.Epoch]()
+
+    def heartbeat(_: float) -> None:
+        until(lambda: claimed)[0].heartbeat()
 
     def driver(_: int) -> bool:
         start.wait()
         try:
-            claim(run, process=HERE)
+            claimed.append(claim(run, sleep=heartbeat))
         except ActiveRunError:
             return False
         return True
@@ -175,7 +191,7 @@ def test_one_of_eight_at_once(where: str, run: RunFolder, request: pytest.Fixtur
 
 
 def test_driving_beats_and_says_goodbye(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(epochs, "BEAT_S", 0.02)
+    monkeypatch.setattr(epochs, "HEARTBEAT_S", 0.02)
     with driving(run) as first:
         while first.record["beats"] < 3:
             pass

@@ -18,7 +18,6 @@ from ray import cloudpickle
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.files.readers import InputError
-from pipelines.plan import writer as plan_writer
 from pipelines.plan.budgets import Scoring, score
 from pipelines.plan.earlier import known_rows
 from pipelines.plan.make import PlanConfig, PlanSummary, check_pools, make_plan
@@ -26,6 +25,7 @@ from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_ste
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import derived_seed, id_key
+from pipelines.run.drivers import SupersededError, claim
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.run.schema import CANONICAL_FIELDS, INDEX_SCHEMA, MANIFEST_FIELDS, SCORE_FIELDS, schema_from_json
@@ -278,7 +278,7 @@ def test_plan_is_complete_and_the_same_again(ray_cluster: Any, tmp_path: Path) -
     assert [row["n"] for row in rows if row["prompt"].startswith("17 ")] == [17, 17]
 
     plan = runs[0].read_plan(1)
-    assert plan == summaries[0].plan
+    assert plan == summaries[0].plan.newest.document
     assert (plan["rows"], plan["failed_rows"], plan["shards"]) == (6004, 2, len(runs[0].shard_index(1)))
     histogram = Counter(row["num_steps"] for row in rows if row["num_steps"])
     assert plan["budget_histogram"] == {str(count): histogram[count] for count in sorted(histogram)}
@@ -291,8 +291,7 @@ def test_plan_is_complete_and_the_same_again(ray_cluster: Any, tmp_path: Path) -
     assert manifest == pa.schema([*MANIFEST_FIELDS, pa.field("n", pa.int16())])
 
     assert runs[0].shard_index(1).schema == INDEX_SCHEMA
-    one, two = (run.shard_index(1).drop_columns("part") for run in runs)
-    assert one == two
+    assert runs[0].shard_index(1) == runs[1].shard_index(1)  # names and hashes of the parts, too
     assert planned_rows(runs[1], 1) == rows
 
 
@@ -424,36 +423,47 @@ class Overtaken(RunFolder):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("key", ["shards.parquet", "plan.json"])
-def test_of_two_planners_one_commits_and_the_other_takes_its_plan(ray_cluster: Any, tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "limit"), [("shards.parquet", None), ("plan.json", None), ("shards.parquet", 1)], ids=str
+)
+def test_of_two_planners_one_commits(ray_cluster: Any, tmp_path: Path, key: str, limit: int | None) -> None:
+    """Without epochs: the second finds the first one's plan, and changes nothing of it."""
     (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
     made = config(tmp_path / "a.csv")
     others: list[PlanSummary] = []
     run = RunFolder(str(tmp_path / "run"))
-    slow = Overtaken(run.url, key, lambda: others.append(make_plan(read_plan(run), made)))
-    summary = make_plan(read_plan(slow), made)
-    assert summary.plan.generations == others[0].plan.generations == read_plan(run).generations
-    assert len(planned_rows(run, 1)) == 2
-    assert {name for name in run.names("plan/0001") if name.startswith("part-")} == {
-        part.rpartition("/")[2] for part in summary.plan.newest.document["parts"]
-    }
+    first = replace(made, source=replace(made.source, limit=limit))
+    slow = Overtaken(run.url, key, lambda: others.append(make_plan(read_plan(run), first)))
+    with pytest.raises(InputError, match=r"plan/0001: another planner was first, with another plan\. Run again to"):
+        make_plan(read_plan(slow), made)
+    assert others[0].plan.generations == read_plan(run).generations
+    assert len(planned_rows(run, 1)) == (limit or 2)
+    assert make_plan(read_plan(run), made).rows == 2 - (limit or 2)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("change", ["rows", "fingerprint"])
-def test_planner_that_lost_to_another_plan_says_so(ray_cluster: Any, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_planner_that_was_taken_over_commits_nothing(ray_cluster: Any, tmp_path: Path, late: bool) -> None:
     (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
     made = config(tmp_path / "a.csv")
-    limited = replace(made, source=replace(made.source, limit=1))
-    other = {"rows": limited, "fingerprint": replace(made, fingerprint={"model.path": "x"})}[change]
     run = RunFolder(str(tmp_path / "run"))
-    with pytest.raises(InputError, match=f"another planner was first, with a plan that differs in {change}"):
-        make_plan(read_plan(Overtaken(run.url, "shards.parquet", lambda: make_plan(read_plan(run), other))), made)
-    assert len(planned_rows(run, 1)) == run.read_plan(1)["rows"]
+    term, others = claim(run).term, []
+
+    def take_over() -> None:
+        others.append(claim(run, take_over=True))
+
+    zombie = Overtaken(run.url, "shards.parquet", take_over) if late else run
+    if not late:
+        take_over()
+    with pytest.raises(SupersededError, match="another run has taken over"):
+        make_plan(read_plan(zombie), made, term=term)
+    assert run.generations() == []
+    assert ("shards.parquet" in run.names("plan/0001")) == late
+    assert make_plan(read_plan(run), made, term=others[0].term).rows == len(planned_rows(run, 1)) == 2
 
 
 @pytest.mark.ray
-def test_plan_that_was_left_unfinished(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_that_was_left_unfinished(ray_cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
     made = config(tmp_path / "a.csv")
     run = RunFolder(str(tmp_path / "run"))
@@ -464,10 +474,12 @@ def test_plan_that_was_left_unfinished(ray_cluster: Any, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         make_plan(read_plan(Overtaken(run.url, "plan.json", dies)), made)
     assert run.generations() == []
-    monkeypatch.setattr(plan_writer, "WAIT_S", 0.5)
-    with pytest.raises(InputError, match="another planner began this generation and did not finish it"):
-        make_plan(read_plan(run), replace(made, source=replace(made.source, limit=1)))
+    (tmp_path / "a.csv").write_text("prompt\ncat\nfox\n")
+    with pytest.raises(InputError, match=r"left no plan\.json there, and none is at work, delete that folder"):
+        make_plan(read_plan(run), made)
+    (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
     assert make_plan(read_plan(run), made).rows == len(planned_rows(run, 1)) == 2
+    assert sorted(row["prompt"] for row in planned_rows(run, 1)) == ["cat", "dog"]
 
 
 @pytest.mark.ray

@@ -203,7 +203,7 @@ def test_a_folder_that_a_node_does_not_share(cluster: TwoNodes, tmp_path: Path) 
     run = RunFolder(output)
     assert run.generations() == []
     assert run.names() == ["epochs"]
-    assert [json.loads(run.read(f"epochs/{name}"))["ended_at"] is None for name in run.names("epochs")] == [False] * 2
+    assert [json.loads(run.read(f"epochs/{name}"))["ended_at"] is None for name in run.names("epochs")] == [False] * 3
 
 
 @pytest.mark.ray

@@ -10,9 +10,9 @@ from actors.rows import SamplerConfig
 from pipelines.integrity.repair import Repairs, delete_orphans
 from pipelines.integrity.verify import verify
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
-from pipelines.render.repairing import RepairedShard, SupersededError, replace_manifest
+from pipelines.render.repairing import RepairedShard, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
-from pipelines.run.drivers import Epoch, claim
+from pipelines.run.drivers import Epoch, SupersededError, claim
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from pipelines.run.plan import read_plan
 from tests.finished import RENDER_CLASS, finished_run, picture, store

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.steps.repairing import Outcome
-from pipelines.run.drivers import claim
+from pipelines.run.drivers import driving
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from pipelines.storage.folder import StorageOptions
 from tests.checkpoints import make_checkpoint
@@ -176,8 +176,8 @@ def planned_only(run: RunFolder) -> None:
 def test_a_second_driver_is_refused(job, capsys) -> None:
     run = job()
     planned_only(run)
-    claim(run)
-    assert main(["repair", "run"]) == 2
+    with driving(run):
+        assert main(["repair", "run"]) == 2
     assert "another run is active in" in capsys.readouterr().err
 
 

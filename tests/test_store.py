@@ -152,7 +152,7 @@ def test_a_pickle_works_elsewhere(run: RunFolder) -> None:
 
 def test_a_plan_exists_once_committed(run: RunFolder) -> None:
     key = run.write_part(1, 0, [table("a", "b"), table("c")])
-    assert re.fullmatch(r"plan/0001/part-00000-[0-9a-f]{8}\.parquet", key)
+    assert re.fullmatch(r"plan/0001/part-00000-[0-9a-f]{16}\.parquet", key)
     index = pa.table({"shard": [SHARD], "part": [key], "row_group": [1]})
     run.write("plan/0001/shards.parquet", parquet_bytes([index]))
     assert run.generations() == []
@@ -162,6 +162,17 @@ def test_a_plan_exists_once_committed(run: RunFolder) -> None:
     assert run.read_plan(1) == {"rows": 3}
     assert run.shard_index(1).to_pylist() == [{"shard": SHARD, "part": key, "row_group": 1}]
     assert run.read_shard(key, 1).to_pylist() == [{"id": "c", "n": 0}]
+    assert run.read_shard(key, 0, ["id"]).to_pylist() == [{"id": "a"}, {"id": "b"}]
+
+
+def test_a_plan_part_is_called_by_its_content(run: RunFolder) -> None:
+    whole = table("a", "b")
+    chunked = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert (whole["id"].num_chunks, chunked["id"].num_chunks) == (1, 2)
+    key = run.write_part(1, 0, whole)
+    assert run.write_part(1, 0, [chunked]) == key
+    assert run.write_part(1, 0, [whole.slice(0, 1), whole.slice(1)]) != key  # other row groups
+    assert run.write_part(1, 0, table("a", "c")) != key
     assert run.read_shard(key, 0, ["id"]).to_pylist() == [{"id": "a"}, {"id": "b"}]
 
 

@@ -13,9 +13,11 @@ import pytest
 
 import pipelines.integrity.images as images_module
 import pipelines.integrity.verify as verify_module
+from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import delete_orphans
 from pipelines.integrity.verify import verify
+from pipelines.render.pool import planned_shards
 from pipelines.render.sink import LAYOUTS, encode_image
 from pipelines.run.drivers import claim
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
@@ -294,6 +296,15 @@ def test_folders_of_no_shard(run: RunFolder) -> None:
         "plan/0001/part-00000-aa.parquet",
         "manifest/notes.txt",
     }
+
+
+def test_an_index_of_an_earlier_version_is_read(run: RunFolder) -> None:
+    """It has a hash of each shard's rows, which parts have in their names now."""
+    index, before = run.shard_index(1), list(planned_shards(read_plan(run), (PoolSpec(),)))
+    old = index.append_column("content", pa.array([f"{i:020x}" for i in range(len(index))]))
+    run.write("plan/0001/shards.parquet", parquet_bytes([old]))
+    assert list(planned_shards(read_plan(run), (PoolSpec(),))) == before
+    assert findings(run, 1) == []
 
 
 def test_a_plan_that_is_gone(run: RunFolder) -> None:

@@ -19,10 +19,9 @@ from pipelines.integrity.repair import Repairs
 from pipelines.integrity.verify import verify
 from pipelines.render.attempt import Dropped
 from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
-from pipelines.render.repairing import SupersededError
 from pipelines.render.watchdog import Watchdog
 from pipelines.render.worker import RenderWorker, WorkerJob
-from pipelines.run.drivers import claim
+from pipelines.run.drivers import SupersededError, claim
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource

@@ -10,13 +10,15 @@ from jobs.job_file.places import placed
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import Settings, check_policy, refuse_changed, resolve
-from jobs.steps.check_nodes import check_nodes_by_probe
+from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output, read_earlier, read_input
+from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts
 from jobs.terminal.progress import duration, steps_text
 from pipelines.plan.make import make_plan
+from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan, read_plan
 
 BAR = 32  # characters of the longest bar
@@ -39,8 +41,11 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     return settings, check_policy(job, settings.checkpoint)
 
 
-def make(console: Console, settings: Settings, warnings: list[str]) -> Plan:
-    """Write the resolved job file and one new generation of the plan, where there is something new; -> all of it."""
+def make(console: Console, settings: Settings, warnings: list[str], term: EpochId) -> Plan:
+    """Write the resolved job file and one new generation of the plan, where there is something new; -> all of it.
+
+    Raises SupersededError, and commits nothing, where another driver took over meanwhile.
+    """
     job, plan = settings.job, read_plan(settings.run)
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, settings.source)
@@ -50,7 +55,7 @@ def make(console: Console, settings: Settings, warnings: list[str]) -> Plan:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above
     summary = make_plan(
-        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier
+        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, term
     )
     console.clear()
     for note in summary.notes:
@@ -91,13 +96,14 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plan_job(console: Console, job: Job, address: str | None) -> int:
+def plan_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:
     """Plan what is new in the input, and say what is planned; the exit code."""
     settings, warnings = prepare(job)
-    start_ray(address, console.debug)
-    with Interrupts(console, this_command()):
-        check_nodes_by_probe(console, job, settings.run)
-        found = estimated(settings, make(console, settings, warnings))
+    with sole_driver(console, job, settings.run, take_over) as epoch:
+        start_ray(address, console.debug)
+        with Interrupts(console, this_command()):
+            check_nodes(console, job, settings.run, epoch.term.proof)
+            found = estimated(settings, make(console, settings, warnings, epoch.term))
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, plan_text(str(job.config.output.path), found))
     return 0

@@ -23,8 +23,8 @@ from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
 from pipelines.integrity.verify import verify
 from pipelines.render.driver import Repair, render
-from pipelines.render.repairing import RepairOrder, SupersededError, written_rows
-from pipelines.run.drivers import Epoch
+from pipelines.render.repairing import RepairOrder, written_rows
+from pipelines.run.drivers import Epoch, SupersededError
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import is_odd

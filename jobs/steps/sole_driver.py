@@ -1,4 +1,4 @@
-"""One driver at a time on a run folder: `--take-over`, the refusal, and the stop of the one that was taken over.
+"""One driver at a time on a run folder: `--take-over`, the refusal, and the stop of the superseded driver.
 
 What an epoch is, and why none is needed for a run to be right, is `pipelines.run.drivers`'.
 """

@@ -34,7 +34,7 @@ def run_job(
         with Interrupts(console, this_command()) as interrupts:
             check_nodes(console, job, settings.run, epoch.term.proof)
             settings = with_gpus(console, settings)
-            plan = make(console, settings, warnings)
+            plan = make(console, settings, warnings, epoch.term)
             console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
             again = failed_rows(plan) if retry_failed else None
             return render_job(console, settings, plan, Stop(interrupts, epoch), again)

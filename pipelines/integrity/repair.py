@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.integrity.findings import Finding
-from pipelines.render.repairing import RepairOrder, demand_driver, first_of_each, written_rows
-from pipelines.run.drivers import EpochId
+from pipelines.render.repairing import RepairOrder, first_of_each, written_rows
+from pipelines.run.drivers import EpochId, demand_driver
 from pipelines.run.layout import UNREADABLE, RunFolder, shard_of
 from pipelines.run.plan import Plan
 from pipelines.storage.folder import is_odd

@@ -30,6 +30,7 @@ from pipelines.plan.writer import PlanWriter, commit
 from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
 from pipelines.prompts.rows import id_key
+from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
 from pipelines.run.schema import carried_types, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
@@ -96,11 +97,12 @@ def make_plan(
     on_progress: Progress | None = None,
     inspection: Inspection | None = None,
     earlier: Earlier | None = None,
+    term: EpochId | None = None,
 ) -> PlanSummary:
     """The plan with one new generation, or as it is where nothing is new. InputError, StorageError; needs a Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
-    Of two planners at once one commits; the other takes its plan where that is the same, else raises InputError.
+    term: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
     """
     started = time.monotonic()
     menu, policy_version = _menu(config)
@@ -142,7 +144,7 @@ def make_plan(
         **facts.document(carried_types(schema)),
         "created_at": datetime.now(UTC).isoformat(),
     }
-    document = commit(writer, json.loads(json.dumps(document)))
+    document = commit(writer, json.loads(json.dumps(document)), term)
     numbers = (document["rows"], document["failed_rows"], document["shards"])
     return PlanSummary(plan.grown(generation, document), generation, *numbers, time.monotonic() - started, notes)
 

@@ -1,11 +1,9 @@
 """Shards -> the files of one generation of a plan, and the commit that makes it exist.
 
-Parts have keys of their own; shards.parquet and plan.json are created and never overwritten, so that of two planners at
-once the second finds the first one's plan and can touch nothing of it.
+A part is called by its content; shards.parquet and plan.json are created and never overwritten. So a planner goes on
+where one with the same rows died, and one that lost its epoch can change nothing of the plan of another.
 """
 
-import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +13,14 @@ import pyarrow as pa
 
 from pipelines.files.readers import InputError
 from pipelines.plan.shards import PlannedShard
+from pipelines.run.drivers import EpochId, demand_driver
 from pipelines.run.layout import RunFolder, parquet_bytes
 from pipelines.run.schema import CANONICAL_FIELDS, INDEX_SCHEMA, PLACE_FIELDS, SCORE_FIELDS
 
 PART_ROWS = 20_000
 PART_SHARDS = 100  # a part's footer is read for each of its shards
 PART_BYTES = 64 << 20
-WAIT_S = 60.0  # for another planner that is about to commit
 PLACE_AT = len(CANONICAL_FIELDS) + len(SCORE_FIELDS)  # the carried columns come after it
-SAME = ("rows", "fingerprint", "input_files", "selector", "price")  # what makes another's plan as good as ours
 
 
 class PlanWriter:
@@ -59,7 +56,6 @@ class PlanWriter:
             "pools": list(place.pools) if place else [],
             "longest": shard.longest,
             "budgets": list(shard.budgets),
-            "content": _content(shard.rows),
         }
         self._entries.append(entry)
         self._totals.update({"shards": 1, **{name: entry[name] for name in ("rows", "good_rows", "lane_steps")}})
@@ -105,43 +101,19 @@ class PlanWriter:
         }
 
 
-def _content(rows: pa.Table) -> str:
-    """20 hex digits of all values of a shard, in their order."""
-    digest = hashlib.blake2b(digest_size=10)
-    for batch in rows.combine_chunks().to_batches():
-        digest.update(batch.serialize())
-    return digest.hexdigest()
+def commit(writer: PlanWriter, plan: dict[str, Any], term: EpochId | None = None) -> dict[str, Any]:
+    """Makes the generation exist, and returns its plan.
 
-
-def commit(writer: PlanWriter, plan: dict[str, Any]) -> dict[str, Any]:
-    """Makes the generation exist; returns the plan that holds, ours or one as good by another planner. InputError."""
+    Raises SupersededError where the driver of `term` was taken over, InputError where the generation is another's.
+    """
     run, generation, index = writer.run, writer.generation, writer.index()
-    plan = plan | {"parts": writer.parts}
-    if not run.create(f"plan/{generation:04d}/shards.parquet", parquet_bytes([index])):
-        theirs = run.shard_index(generation)
-        run.delete(writer.parts)
-        if theirs.drop_columns("part") != index.drop_columns("part"):
-            return _theirs(run, generation, plan)
-        plan["parts"] = list(dict.fromkeys(theirs["part"].to_pylist()))
-    return plan if run.commit_plan(generation, plan) else _theirs(run, generation, plan)
-
-
-def _theirs(run: RunFolder, generation: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """The plan of the planner that was first, when it is there."""
-    deadline = time.monotonic() + WAIT_S
-    place = run.url_of(f"plan/{generation:04d}")
-    while generation not in run.generations():
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"{place}: another planner began this generation and did not finish it. "
-                "If none is at work, delete that folder and run again"
-            )
-        time.sleep(0.2)
-    theirs = run.read_plan(generation)
-    differing = [name for name in SAME if theirs.get(name) != ours.get(name)]
-    if differing:
-        raise InputError(
-            f"{place}: another planner was first, with a plan that differs in {', '.join(differing)}. "
-            "Run again to plan on top of it, or use another output.path"
-        )
-    return theirs
+    folder, plan = f"plan/{generation:04d}", plan | {"parts": writer.parts}
+    demand_driver(run, term)
+    if run.create(f"{folder}/shards.parquet", parquet_bytes([index])) or run.shard_index(generation) == index:
+        demand_driver(run, term)
+        if run.commit_plan(generation, plan):
+            return plan
+    raise InputError(
+        f"{run.url_of(folder)}: another planner was first, with another plan. Run again to plan on top of it; "
+        "where it left no plan.json there, and none is at work, delete that folder before"
+    )

@@ -10,15 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.pipeline_error import PipelineError
 from pipelines.render.manifest_rows import manifest_table
-from pipelines.run.drivers import DEADLINE_S, EpochId
+from pipelines.run.drivers import DEADLINE_S, EpochId, demand_driver
 from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_bytes
 from pipelines.run.schema import PlannedRow, planned_rows
-
-
-class SupersededError(PipelineError, RuntimeError):
-    """Another driver has the run; nothing was overwritten."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +100,6 @@ def replace_manifest(run: RunFolder, term: EpochId, shard: str, table: pa.Table)
     demand_driver(run, term)
     prompt = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
     prompt.write(manifest_key(shard), parquet_bytes([table]))
-
-
-def demand_driver(run: RunFolder, term: EpochId) -> None:
-    """Raises SupersededError where another driver has the run."""
-    if term.successor(run) is not None:
-        raise SupersededError(f"another run has taken over {run.url}; nothing more is changed by this one")
 
 
 def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:

@@ -1,7 +1,8 @@
 """Who drives a run: numbered epochs in its folder, each created once by one driver, with a heartbeat.
 
 A courtesy, not a lock: it spares two drivers the same work. That each row ends in one manifest rests on the commit of
-its shard alone, and holds with this switched off. No two clocks are compared: a driver lives if its heartbeat moves.
+its shard alone, and holds with this switched off. A driver lives if its record changes while it is watched; no two
+clocks are compared.
 """
 
 import json
@@ -11,8 +12,9 @@ import secrets
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,13 +22,12 @@ from typing import Any
 from pipelines.boundary import raised_by
 from pipelines.pipeline_error import PipelineError
 from pipelines.run.layout import RunFolder
-from pipelines.run.proof import Proof, describe
+from pipelines.run.proof import Proof
 from pipelines.storage.backends import Reach
 from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
-BEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
-SKEW_S = 900.0  # clocks differ by less: an object store refuses the requests of others
+HEARTBEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
 DEADLINE_S = 10.0  # of one heartbeat; the next comes soon
 
 
@@ -34,44 +35,10 @@ class ActiveRunError(PipelineError, RuntimeError):
     """Another driver is at work in the run folder; the message says where and since when."""
 
 
-@dataclass(frozen=True)
-class Clock:
-    """now: seconds since 1970. Tests have others."""
+class SupersededError(PipelineError, RuntimeError):
+    """Another driver has the run; nothing was overwritten."""
 
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
-
-    def text(self) -> str:
-        """Now, for a record."""
-        return datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A driver's process. space: what its id counts in, one boot and one namespace; born: tells it from a successor."""
-
-    host: str
-    pid: int
-    space: str
-    born: str
-
-    @classmethod
-    def this(cls) -> "Process":
-        """The process that asks."""
-        host = socket.gethostname()
-        return cls(host, os.getpid(), _space(host), _born(os.getpid()))
-
-    def is_gone(self, here: "Process") -> bool | None:
-        """None: it is on another machine or in another container, where `here` cannot look."""
-        if self.space != here.space:
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return _born(self.pid) not in (self.born, "")
+    began = True
 
 
 @dataclass(frozen=True)
@@ -99,21 +66,20 @@ class EpochId:
 
 
 class Epoch:
-    """One driver's term. `lost` is set once another took over; methods raise StorageError as the folder's do."""
+    """One driver's time with a run. lost: another took over. Methods raise StorageError as the folder's do."""
 
-    def __init__(self, run: RunFolder, number: int, process: Process, clock: Clock) -> None:
+    def __init__(self, run: RunFolder, number: int) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term, self.clock = EpochId(number, secrets.token_hex(8), describe(self.run)), clock
+        self.term = EpochId(number, secrets.token_hex(8), self.run.reach())
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {
             "token": self.term.token,
-            "host": process.host,
-            "pid": process.pid,
-            "space": process.space,
-            "born": process.born,
-            "started_at": clock.text(),
-            "beat_at": clock.text(),
+            "host": socket.gethostname(),
+            "machine": f"{uuid.getnode():012x}",  # its network address: two machines may have one host name
+            "pid": os.getpid(),
+            "started_at": _now(),
+            "beat_at": _now(),
             "beats": 0,
             "ended_at": None,
         }
@@ -122,14 +88,14 @@ class Epoch:
         """Begin it; False: another driver did."""
         return self.run.create(_key(self.term.number), _bytes(self.record))
 
-    def beat(self) -> bool:
+    def heartbeat(self) -> bool:
         """Say that this driver lives. False: another took over, and the record is left as it is."""
         if self.term.successor(self.run) is not None:
             self.lost.set()
             return False
         with self._lock:
             if not self.record["ended_at"]:
-                self.record |= {"beat_at": self.clock.text(), "beats": self.record["beats"] + 1}
+                self.record |= {"beat_at": _now(), "beats": self.record["beats"] + 1}
                 self.run.write(_key(self.term.number), _bytes(self.record))
         return True
 
@@ -137,61 +103,64 @@ class Epoch:
         """Say that this driver is done; the next need not wait for its silence."""
         if self.term.successor(self.run) is None:
             with self._lock:
-                self.record["ended_at"] = self.clock.text()
+                self.record["ended_at"] = _now()
                 self.run.write(_key(self.term.number), _bytes(self.record))
 
 
 def claim(
     run: RunFolder,
     take_over: bool = False,
-    clock: Clock | None = None,
-    process: Process | None = None,
+    sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] = log.info,
 ) -> Epoch:
     """A new epoch of this process. ActiveRunError where another driver lives, unless told to take over.
 
-    A driver of this machine is known to live or not; of one elsewhere that did not say goodbye the heartbeat is watched
-    for up to EXPIRY_S, and `on_wait` told so.
+    A driver that did not say that it ended is watched for a heartbeat, and `on_wait` told so.
     """
-    clock, process = clock or Clock(), process or Process.this()
     while True:
         number = max((int(name[:-5]) for name in run.names("epochs") if _is_epoch(name)), default=0)
         record = _read(run, number) if number else None
-        if record and not take_over and _lives(run, number, record, clock, process, on_wait):
-            raise ActiveRunError(
-                f"another run is active in {run.url}: {_who(record)}. Let it finish, or stop it there and "
-                "run this again; with --take-over the other one stops when it notices"
+        if record and not (record["ended_at"] or take_over or _is_dead(record)):
+            on_wait(
+                f"an earlier run did not say that it ended: {_who(record)}; looking for its heartbeat, {EXPIRY_S:.0f} s"
             )
-        epoch = Epoch(run, number + 1, process, clock)
+            if _lives(run, number, record, sleep):
+                raise ActiveRunError(
+                    f"another run is active in {run.url}: {_who(record)}. Let it finish, or stop it there and "
+                    "run this again; with --take-over the other one stops when it notices"
+                )
+        epoch = Epoch(run, number + 1)
         if epoch.create():
             return epoch
 
 
-def _lives(
-    run: RunFolder, number: int, record: dict[str, Any], clock: Clock, here: Process, on_wait: Callable[[str], None]
-) -> bool:
-    gone = Process(*(record[name] for name in ("host", "pid", "space", "born"))).is_gone(here)
-    if record["ended_at"] or gone is not None:
-        return not (record["ended_at"] or gone)
-    if clock.now() - datetime.fromisoformat(record["beat_at"]).timestamp() > EXPIRY_S + SKEW_S:
-        return False
-    on_wait(f"an earlier run did not say that it ended: {_who(record)}; looking for a sign of life, {EXPIRY_S:.0f} s")
-    until = clock.now() + EXPIRY_S
-    while clock.now() < until:
-        clock.sleep(POLL_S)
+def _is_dead(record: dict[str, Any]) -> bool:
+    """Whether it was a process of this very machine, and there is none of its id: it needs no watching.
+
+    A process that got the id of a dead driver makes the next one wait, no more. Two containers that share a host's name
+    and network have ids of their own: there the second takes the run over, and the first one stops.
+    """
+    here = (socket.gethostname(), f"{uuid.getnode():012x}")
+    gone = (record["host"], record.get("machine")) == here and raised_by(lambda: os.kill(record["pid"], 0))
+    return isinstance(gone, ProcessLookupError)
+
+
+def _lives(run: RunFolder, number: int, record: dict[str, Any], sleep: Callable[[float], None]) -> bool:
+    for _ in range(round(EXPIRY_S / POLL_S)):
+        sleep(POLL_S)
         again = _read(run, number)
         if again is None or again["ended_at"]:
             return False
-        if (again["token"], again["beats"]) != (record["token"], record["beats"]):
+        if again != record:
             return True
     return False
 
 
 @contextmanager
 def driving(run: RunFolder, take_over: bool = False, on_wait: Callable[[str], None] = log.info) -> Iterator[Epoch]:
-    """`claim`, and a heartbeat on a thread of its own while the body runs."""
+    """`claim`, and heartbeats on a thread of its own while the body runs."""
     epoch, over = claim(run, take_over, on_wait=on_wait), threading.Event()
-    threading.Thread(target=_keep, args=(epoch, over), name="epoch", daemon=True).start()
+    threading.Thread(target=_keep_alive, args=(epoch, over), name="epoch", daemon=True).start()
     try:
         yield epoch
     finally:
@@ -202,11 +171,17 @@ def driving(run: RunFolder, take_over: bool = False, on_wait: Callable[[str], No
             log.warning("%s", error)
 
 
-def _keep(epoch: Epoch, over: threading.Event) -> None:
+def _keep_alive(epoch: Epoch, over: threading.Event) -> None:
     """A heartbeat that fails is missed, no more: the run has its own ways to meet a store that is away."""
-    while not over.wait(BEAT_S) and not epoch.lost.is_set():
-        if (error := raised_by(epoch.beat)) is not None:
+    while not over.wait(HEARTBEAT_S) and not epoch.lost.is_set():
+        if (error := raised_by(epoch.heartbeat)) is not None:
             log.warning("no heartbeat of this run: %s", error)
+
+
+def demand_driver(run: RunFolder, term: EpochId | None) -> None:
+    """Raises SupersededError where another driver has the run. term None: the caller claimed no epoch."""
+    if term is not None and term.successor(run) is not None:
+        raise SupersededError(f"another run has taken over {run.url}; nothing more is changed by this one")
 
 
 def taken_over_by(epoch: Epoch) -> str:
@@ -239,18 +214,5 @@ def _bytes(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=2).encode()
 
 
-def _space(host: str) -> str:
-    """Process ids mean the same process where this is equal."""
-    with suppress(OSError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return host
-
-
-def _born(pid: int) -> str:
-    """When a process started, in the kernel's own count; "dead" of one that only waits to be reaped, "" unknown."""
-    with suppress(OSError):
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state, *rest = file.read().rpartition(")")[2].split()
-        return "dead" if state == "Z" else rest[18]
-    return ""
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -86,9 +86,14 @@ class RunFolder(Folder):
             raise self._damaged(key, error) from error
 
     def write_part(self, generation: int, index: int, shards: pa.Table | list[pa.Table]) -> str:
-        """Put one plan part under a key of its own and return the key; each table given is one row group, one shard."""
-        key = f"{_plan(generation)}/part-{index:05d}-{secrets.token_hex(4)}.parquet"
-        self.write(key, parquet_bytes([shards] if isinstance(shards, pa.Table) else shards))
+        """Put one plan part, under a key made of its content, and return the key; each table is a row group, one shard.
+
+        Equal rows are equal bytes however they are chunked, so the key is never written with others.
+        """
+        tables = [shards] if isinstance(shards, pa.Table) else shards
+        data = parquet_bytes([table.combine_chunks() for table in tables])
+        key = f"{_plan(generation)}/part-{index:05d}-{hashlib.blake2b(data, digest_size=8).hexdigest()}.parquet"
+        self.write(key, data)
         return key
 
     def shard_index(self, generation: int) -> pa.Table:

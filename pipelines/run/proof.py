@@ -48,15 +48,10 @@ class Proof:
     driver: Reach | None = None
 
 
-def describe(run: Folder) -> Reach:
-    """How this process gets at a run folder: place, endpoint, where that and the credentials come from; no secret."""
-    return run.reach()
-
-
 @contextmanager
 def probe_object(run: Folder) -> Iterator[Proof]:
     """A proof for who claims no epoch: written here, and deleted at the end. Raises StorageError."""
-    quick, proof = run.quick(), Proof(f".probe/{secrets.token_hex(8)}", secrets.token_hex(8), describe(run))
+    quick, proof = run.quick(), Proof(f".probe/{secrets.token_hex(8)}", secrets.token_hex(8), run.reach())
     quick.write(proof.key, json.dumps({"token": proof.token}).encode())
     try:
         yield proof

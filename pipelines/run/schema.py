@@ -87,7 +87,6 @@ INDEX_SCHEMA = pa.schema(
         ("pools", pa.list_(pa.string())),  # that served its budgets when it was planned
         ("longest", pa.int32()),  # lane-steps of its longest row
         ("budgets", pa.list_(pa.int32())),
-        ("content", pa.string()),  # hash of its rows: an index that is equal to another's has the same rows
     ]
 )
 
