@@ -95,7 +95,7 @@ def _refuse_one_file(path: str) -> None:
 
 
 def _copy(source: Folder, variant: str | None, metadata_only: bool) -> str:
-    source.probe(write=False)
+    source.check_reading()
     files = {key: size for key, size in source.walk() if not is_odd(key)}  # no file of a checkpoint is called so
     if not files:
         raise StorageError(f"there is no model at {source.url}: the folder is empty. Correct model.path")

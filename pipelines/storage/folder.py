@@ -15,18 +15,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pipelines.pipeline_error import PipelineError, one_line
-from pipelines.storage.backends import Backend, FsspecBackend, Reach, StorageFault, Timeouts, UnusableError
+from pipelines.storage.backends import Backend, Reach, StorageFault, Timeouts
 from pipelines.storage.disk import LocalBackend
-from pipelines.storage.web import WebBackend
+from pipelines.storage.web import WebReader
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONNECTING = threading.Lock()
 
+_S3 = ("s3://", "s3a://")
 CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # Azure: what stands before the @ is the container
 _STORE = re.compile(r"[^:/]+://(?:arn:[^/]*:(?:outpost/[^/]+/)?accesspoint/[^/]+|[^/]*)")
 CHAIN = "credentials come from the environment, a profile or the machine's role"
@@ -66,16 +67,8 @@ class StorageOptions:
             )
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a folder can do. `conditional`: of several creators of one key exactly one wins."""
-
-    writable: bool
-    conditional: bool
-
-
 class Folder:
-    """A folder of objects under one URL: a local path, `file://`, `s3://` or any other that fsspec knows.
+    """A folder of objects under one URL: a local path, `file://`, `s3://`; read only, `https://` and what fsspec knows.
 
     Keys are relative, with `/` between their parts; a key that could leave the folder is a ValueError. Each process
     connects at its first call; a pickle holds the URL and the options only. Every call tries again on what may pass
@@ -120,6 +113,7 @@ class Folder:
 
     def write(self, key: str, data: bytes) -> None:
         """Put the whole object, over what was there; a reader sees the old bytes or the new, never a part."""
+        self._refuse_read_only()
         self._call("write", key, lambda backend: backend.write(_checked(key), data))
 
     def create(self, key: str, data: bytes) -> bool:
@@ -135,6 +129,7 @@ class Folder:
                 return backend.read(key) == data
             return True
 
+        self._refuse_read_only()
         return self._call("write", key, attempt, retry_absent=True)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -162,19 +157,21 @@ class Folder:
 
     def delete_listed(self, keys: Iterable[str]) -> None:
         """The same for keys as a listing gave them: in an object store some may be no plain paths."""
+        self._refuse_read_only()
         keys = iter(keys)
         while batch := list(islice(keys, 1000)):
             self._delete(batch)
 
-    def probe(self, write: bool = True) -> Probe:
-        """Find out in a few seconds whether the folder can be used; StorageError says why not and what to do.
+    def check_reading(self) -> None:
+        """One listing. StorageError says in a few seconds why the folder cannot be read and what to do."""
+        self.quick()._call("read", "", lambda backend: backend.names_page("", None))
 
-        `write=False` only reads (one listing). Leaves nothing behind, save where the store grants no deletes.
+    def probe(self) -> bool:
+        """Whether of several creators of one key exactly one wins. StorageError where the folder cannot be written.
+
+        It answers in a few seconds and leaves nothing behind, save where the store grants no deletes.
         """
         quick = self.quick()
-        if not write:
-            quick._call("read", "", lambda backend: backend.names_page("", None))
-            return Probe(writable=False, conditional=False)
         key = f".probe/{secrets.token_hex(8)}.png"  # with the options that a picture is put with
         first = quick.create(key, b"one")
         second = quick.create(key, b"two")
@@ -193,8 +190,7 @@ class Folder:
                 f"storage.put_options are not applied at {self.url}: {'; '.join(unmet)}. "
                 "Correct them, or allow them in the store"
             )
-        conditional = first and not second and stored == b"one" and quick._backend().conditional
-        return Probe(writable=True, conditional=conditional)
+        return first and not second and stored == b"one" and quick._backend().conditional
 
     def quick(self) -> "Folder":
         """The same folder for who waits four seconds and wants the reason, not each try."""
@@ -206,6 +202,11 @@ class Folder:
     def reach(self) -> Reach:
         """How this process gets at the folder. Nothing is asked of the store."""
         return self._backend().reach()
+
+    def _refuse_read_only(self) -> None:
+        if not os.path.isabs(self.url) and not self.url.startswith(_S3):
+            scheme = self.url.partition("://")[0]
+            raise StorageError(f"{self.url}: {scheme}:// is only read here. Choose a folder on disk or on s3://")
 
     def _delete(self, keys: list[str]) -> None:
         named = "" if is_odd(keys[0]) else keys[0]
@@ -289,19 +290,21 @@ def _checked(key: str) -> str:
 
 
 def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
-    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
+    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet.
+
+    What only reads is given as a whole backend, too: the Folder refuses to write there before it asks.
+    """
     if os.path.isabs(url):
         return LocalBackend(url)
     if url.startswith(("http://", "https://")):
-        return WebBackend(url, timeouts)
-    if url.startswith(("s3://", "s3a://")):
+        return cast("Backend", WebReader(url, timeouts))
+    if url.startswith(_S3):
         from pipelines.storage.put_options import wrong_put_options  # a second of imports that a local run is spared
         from pipelines.storage.s3 import S3Backend
 
         if options.put_options and (wrong := wrong_put_options(options.put_options)):
             raise StorageError(f"storage.put_options: {wrong}. Correct it: an option that is dropped is not applied")
         return S3Backend(url, options, timeouts)
-    try:
-        return FsspecBackend(url)
-    except UnusableError as error:
-        raise StorageError(str(error)) from error
+    from pipelines.storage.other_stores import FsspecReader
+
+    return cast("Backend", FsspecReader(url))

@@ -5,7 +5,6 @@ No listing: who names a file here names it whole. Proxies are those of the envir
 
 import hashlib
 import http.client
-import io
 import socket
 import urllib.error
 import urllib.request
@@ -16,18 +15,16 @@ from urllib.parse import quote, urlsplit
 from pipelines.storage.backends import REFUSED, UNREACHABLE, Reach, StorageFault, Timeouts
 
 MOST_BYTES = 256 << 20  # of a file whose server knows neither its length nor ranges
-READ_ONLY = "a web server is only read"
 
 
 class TooLarge(OSError):
     """A file that would have to be held whole, and is too large for it."""
 
 
-class WebBackend:
+class WebReader:
     """One address and what lies behind it. The last file that had to be read whole is kept."""
 
     errors: tuple[type[BaseException], ...] = (OSError, http.client.HTTPException, zlib.error)
-    conditional = False
 
     def __init__(self, url: str, timeouts: Timeouts) -> None:
         self.url, self.timeouts = url, timeouts
@@ -104,22 +101,6 @@ class WebBackend:
         """None."""
         return [], None
 
-    def write(self, key: str, data: bytes) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def create(self, key: str, data: bytes) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def delete(self, keys: list[str]) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def unmet(self, key: str) -> list[str]:
-        """A web server takes no options."""
-        return []
-
     def reach(self) -> Reach:
         """The server."""
         return Reach(socket.gethostname(), self.url, self._place())
@@ -130,8 +111,6 @@ class WebBackend:
 
     def diagnose(self, error: BaseException) -> StorageFault:
         """By the status of the answer, or by the lack of one."""
-        if isinstance(error, io.UnsupportedOperation):
-            return StorageFault(READ_ONLY, "Choose a folder on disk or in an object store")
         if isinstance(error, TooLarge):
             limit = f"{MOST_BYTES >> 20} MiB"
             return StorageFault(
