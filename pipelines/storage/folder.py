@@ -1,7 +1,7 @@
 """One folder behind a URL, on disk or in an object store: whole reads and writes, create-if-absent, one retry wrapper.
 
-It knows keys and bytes, nothing of runs, plans or images: the layout is `pipelines.run.layout`. On purpose there are no
-streamed writes: a stream that an exception cuts short leaves a truncated object under its final name.
+It knows keys and bytes; `pipelines.run.layout` knows which keys a run has. There are no streamed writes on purpose: a
+stream that an exception cuts short leaves a truncated object under its final name.
 """
 
 import functools
@@ -39,7 +39,7 @@ PROBE_DEADLINE_S = 4.0
 class StorageError(PipelineError, RuntimeError):
     """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later.
 
-    fault: what the store's client said, where it was asked.
+    fault: what the store's client said, None if it was not asked.
     """
 
     def __init__(self, message: str, retryable: bool = False, fault: StorageFault | None = None) -> None:
@@ -96,7 +96,7 @@ class Folder:
         return f"{self.url}/{_checked(key)}" if key else self.url
 
     def below(self, prefix: str) -> "Folder":
-        """The folder behind this one's URL, a prefix as an object store spells it, and a `/`: parts may be empty."""
+        """The folder whose URL is this one's, a prefix and `/`; an object store allows empty parts in the prefix."""
         inner = Folder(self.url, self.options, self.deadline_s)
         inner.url = f"{self.url}{prefix}/"
         return inner
@@ -142,7 +142,7 @@ class Folder:
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object below a folder, page by page.
 
-        What lies in its folders comes by their rising names.
+        Folders come in the order of their names.
         """
         for page in self._pages(prefix, lambda token, backend: backend.walk_page(_checked(prefix), token)):
             yield from page
@@ -156,7 +156,7 @@ class Folder:
         self.delete_listed([_checked(key) for key in keys])
 
     def delete_listed(self, keys: Iterable[str]) -> None:
-        """The same for keys as a listing gave them: in an object store some may be no plain paths."""
+        """Delete keys as a listing gave them: in an object store some may be no plain relative paths."""
         self._refuse_read_only()
         keys = iter(keys)
         while batch := list(islice(keys, 1000)):
@@ -193,7 +193,7 @@ class Folder:
         return first and not second and stored == b"one" and quick._backend().conditional
 
     def quick(self) -> "Folder":
-        """The same folder for who waits four seconds and wants the reason, not each try."""
+        """The same folder with a deadline of four seconds; it does not log each try."""
         quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
         quick._retry_level = logging.DEBUG
         quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
@@ -239,7 +239,8 @@ class Folder:
             if fault.absent and not retry_absent:
                 raise FileNotFoundError(f"{self.url_of(key)}: no such object")
             if not (fault.retryable or fault.absent) or time.monotonic() >= deadline:
-                raise self._error(verb, key, fault)
+                message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
+                raise StorageError(message, fault.retryable, fault)
             if fault.reconnect:
                 backend = self._reconnect(backend)
             pause_s = random.uniform(0.0, wait_s)
@@ -253,10 +254,6 @@ class Folder:
         if self._connection is worn:  # else another thread has done it
             self._connection = None
         return self._backend()
-
-    def _error(self, verb: str, key: str, fault: StorageFault) -> StorageError:
-        message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
-        return StorageError(message, fault.retryable, fault)
 
 
 def _absolute(url: str) -> str:
@@ -278,7 +275,7 @@ def store_of(url: str) -> str:
 
 
 def is_odd(key: str) -> bool:
-    """Whether it is no plain relative path, as only others' tools put them into an object store."""
+    """Whether a key is no plain relative path; only other tools put such keys into an object store."""
     return any(part in ("", ".", "..") or "\0" in part for part in key.split("/"))
 
 
