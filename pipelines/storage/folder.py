@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 from pipelines.pipeline_error import PipelineError, one_line
 from pipelines.storage.backends import Backend, Reach, StorageFault, Timeouts
@@ -56,15 +55,6 @@ class StorageOptions:
     put_options: Mapping[str, Any] = field(default_factory=dict)  # added to every PUT, e.g. ServerSideEncryption
     anonymous: bool = False  # no credentials are looked for, no request is signed
     addressing_style: str | None = None  # path or virtual; None: the AWS configuration's
-
-    def __post_init__(self) -> None:
-        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
-        if place and "@" in place.netloc:
-            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
-        if place and (place.scheme not in ("http", "https") or not place.hostname):
-            raise StorageError(
-                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
-            )
 
 
 class Folder:

@@ -1,6 +1,6 @@
-"""Files of a web server, read only: ranges where the server knows them, else the whole file, kept while it is small.
+"""Reads files of a web server: by ranges if the server knows them, else the whole file, which is kept if it is small.
 
-No listing: who names a file here names it whole. Proxies are those of the environment.
+It lists nothing: an input names one file. The environment sets the proxies.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ class TooLarge(OSError):
 
 
 class WebReader:
-    """One address and what lies behind it. The last file that had to be read whole is kept."""
+    """One web address. It keeps the last file that had to be read whole."""
 
     errors: tuple[type[BaseException], ...] = (OSError, http.client.HTTPException, zlib.error)
 
@@ -40,7 +40,7 @@ class WebReader:
         return self._all(key)[0]
 
     def _all(self, key: str) -> tuple[bytes, str]:
-        """(bytes, etag), by one GET, unless it is the file that is kept."""
+        """(bytes, etag), by one GET, or of the file that is kept."""
         if self._whole is not None and self._whole[0] == key:
             return self._whole[1:]
         with self._open(key) as answer:
@@ -71,7 +71,7 @@ class WebReader:
             raise
 
     def stat(self, key: str) -> tuple[int, str] | None:
-        """(size in bytes, etag); None where there is no such file. Where the size is not told the file is read."""
+        """(size in bytes, etag), None if there is no such file. If the server tells no size, the file is read."""
         self._whole = None
         try:
             with self._open(key, Range="bytes=0-0") as answer:
@@ -94,11 +94,11 @@ class WebReader:
         return len(data), etag
 
     def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
-        """None: a web server lists nothing."""
+        """No names: a web server lists nothing."""
         return [], None
 
     def walk_page(self, prefix: str, token: Any) -> tuple[list[tuple[str, int]], Any]:
-        """None."""
+        """No objects, for the same reason."""
         return [], None
 
     def reach(self) -> Reach:
