@@ -2,25 +2,135 @@
 
     python -m benchmarks.ablation JOB [--seeds 5] [--only "no baseline"]
 
-JOB is the job file of a rollout, with evaluate.table a rollout of held-out prompts. What is measured is the mean gain
-over the fixed curve at equal cost on the held-out prompts, mean over prices, by the job's own scorer and by a judge
-that training never saw; every way is trained to its end, no weights are picked by what they do.
+JOB is the job file of a rollout, with evaluate.table a rollout of held-out prompts. The table shows the mean gain over
+the fixed curve at equal cost on the held-out prompts, mean over prices, by the job's own scorer and by a judge that
+training never saw. Every way is trained to its end; no weights are picked by what they do.
+
+Shapes: P prompts, K budgets, S seeds.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from actors.policy import Network
+from actors.policy_network import StepPolicy
 from actors.prompt_encoder import PromptEncoder
 from jobs.job_file import settings
 from jobs.job_file.read import load_job
 from jobs.steps.judging import unseen_judge
 from jobs.steps.learning import learning_of, rollout_run, table_run, whole_table
-from training.ablation import Way, ablate, outcome_table, ways
-from training.learn.batches import Rows
+from training.judge.frontier import Bootstrap, FixedCurve
+from training.judge.rivals import fixed, sweep
+from training.learn.batches import Rows, num_slots, rows_at
 from training.learn.embeddings import embed
+from training.learn.hyperparameters import Learning, as_in_the_paper
+from training.learn.learner import Learner, new_policy, outputs, start_of, units_of
+from training.learn.reward import in_rises
 from training.reward_table import RewardTable
+
+NUM_PRICES = 12
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a policy is learned. plug_in: the rule reads its quality head instead of its scores."""
+
+    learning: Learning
+    network: Network
+    plug_in: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """gains: by judge, mean gain over the fixed curve at equal cost, one per training seed; costs: mean costs."""
+
+    name: str
+    gains: Mapping[str, tuple[float, ...]]
+    costs: tuple[float, ...]
+
+
+def ways(learning: Learning, network: Network) -> dict[str, Way]:
+    """The method, each of its parts exchanged, the paper's own, the regression head, and sizes."""
+    small, wide = max(network.num_heads, network.width // 4), 2 * network.width
+    return {
+        "leave-one-out": Way(learning, network),
+        "no baseline": Way(replace(learning, baseline="none"), network),
+        "batch mean": Way(replace(learning, baseline="batch_mean"), network),
+        "all actions": Way(replace(learning, gradient="expected"), network),
+        "no entropy": Way(replace(learning, entropy=0.0, entropy_end=0.0), network),
+        "paper's reward and gradient": Way(as_in_the_paper(learning), network),
+        "paper's reward, our gradient": Way(replace(learning, reward="paper", temperature=1.0), network),
+        "regression head": Way(learning, network, plug_in=True),
+        "a quarter as wide": Way(learning, replace(network, width=small)),
+        "twice as wide": Way(learning, replace(network, width=wide)),
+        "one layer": Way(learning, replace(network, num_layers=1)),
+    }
+
+
+def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) -> StepPolicy:
+    """A policy of a table, whose prompts are the rows by number, learned here; its scores in rises."""
+    count = len(table.prompts)
+    slots = num_slots(learning.batch_size, count, 1)
+    units = units_of(table.quality, learning.temperature)
+    policy = new_policy(network, learning.seed, start_of(learning, units))
+    learner = Learner(policy, learning, units, table.choices, table.costs, learning.num_steps(count, slots))
+    while learner.step < learner.num_steps:
+        learner.learn(rows.batch(rows_at(learner.step, range(slots), slots, count, learning.seed)))
+    return units.finished(policy)
+
+
+def ablate(
+    name: str,
+    learned: tuple[RewardTable, Rows],
+    held_out: tuple[Mapping[str, RewardTable], Rows],
+    way: Way,
+    seeds: Sequence[int] = range(5),
+) -> Outcome:
+    """One way with every seed. A way without prices (the paper's) counts by its one point.
+
+    held_out: the same prompts judged by one or several, by the judge's name.
+    """
+    measured = [_measured(learned, held_out, way, seed) for seed in seeds]
+    gains = {judge: tuple(one[judge] for one, _ in measured) for judge in held_out[0]}
+    return Outcome(name, gains, tuple(cost for _, cost in measured))
+
+
+def _measured(
+    learned: tuple[RewardTable, Rows], held_out: tuple[Mapping[str, RewardTable], Rows], way: Way, seed: int
+) -> tuple[dict[str, float], float]:
+    """Mean gain by judge and mean cost over prices."""
+    learning = replace(way.learning, seed=seed)
+    policy = learn(learned[1], learned[0], learning, way.network)
+    scores, estimate = outputs(policy, held_out[1].chunks())
+    prices = [0.0] if learning.reward == "paper" else np.geomspace(*learning.prices, NUM_PRICES).tolist()
+    chosen_by = in_rises(estimate, learned[0].quality) if way.plug_in else scores
+    gains, cost = {}, 0.0
+    for judge, table in held_out[0].items():
+        rule = sweep("policy", table, chosen_by, prices)
+        curve = FixedCurve(fixed(table).points, Bootstrap(len(table.prompts), 1))
+        gains[judge] = float(np.mean([curve.gain(point).value for point in rule.points]))
+        cost = float(np.mean([point.mean_cost for point in rule.points]))
+    return gains, cost
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> str:
+    """One line per way: by judge, mean and spread of the gain over training seeds; the mean cost."""
+    judges = list(outcomes[0].gains) if outcomes else []
+    lines = [f"{'learned by':<30} {'cost':>6} seeds " + " ".join(f"{f'gain by {judge}':>20}" for judge in judges)]
+    for outcome in outcomes:
+        cells = " ".join(f"{_mean_and_spread(outcome.gains[judge]):>20}" for judge in judges)
+        lines.append(f"{outcome.name:<30} {np.mean(outcome.costs):6.3f} {len(outcome.costs):5d} {cells}")
+    return "\n".join(lines)
+
+
+def _mean_and_spread(gains: Sequence[float]) -> str:
+    spread = np.std(gains, ddof=1) if len(gains) > 1 else 0.0
+    return f"{np.mean(gains):+.4f} +-{spread:.4f}"
 
 
 def main() -> int:
@@ -52,7 +162,7 @@ def main() -> int:
             continue
         started = time.perf_counter()
         rows = Rows(dict(enumerate(embeds)), dict(enumerate(learned.quality)))
-        outcomes += ablate((learned, rows), held_out, {name: way}, range(options.seeds))
+        outcomes.append(ablate(name, (learned, rows), held_out, way, range(options.seeds)))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     print(outcome_table(outcomes))
     return 0

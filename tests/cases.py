@@ -215,7 +215,7 @@ CASES: dict[str, Case] = {
     "scheme-abfs": refused("adlfs"),
     "scheme-gs": refused("gcsfs"),
     "scheme-hf": refused("hf://|huggingface.co"),
-    "scheme-output-gs": refused("gcsfs"),
+    "scheme-output-gs": refused("gs:// is only read here"),
     "working-dir-too-large": tested(
         f"{SEEN}::test_ray_refuses_a_working_directory_that_is_too_large",
         f"{SEEN}::test_what_is_too_large_to_be_uploaded_is_named",

@@ -1,14 +1,25 @@
-"""Prompt tables inspected and read in this process: what `pipelines.prompts.dataset` does by Ray's tasks."""
+"""Prompt tables inspected and read in this process, as Ray's tasks do it; a store in memory."""
 
 from pathlib import Path
 from typing import Any
+
+import fsspec
 
 from pipelines.prompts.dataset import NONE_EQUAL
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
 from pipelines.prompts.rows import RowDefaults
 from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
+from pipelines.storage.folder import Folder
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
+
+
+class MemoryFolder(Folder):
+    """A folder in fsspec's memory store, which the project only reads: a test puts the objects there itself."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """By fsspec."""
+        fsspec.filesystem("memory").pipe_file(self.url_of(key), data)
 
 
 def source(path: Path | str, **changes: Any) -> PromptSource:

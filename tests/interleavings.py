@@ -265,7 +265,7 @@ class Bench:
 
     def _plan(self) -> None:
         """Two shards of two rows."""
-        self.run, self.plan = RunFolder("memory://run", deadline_s=0.1), {}
+        self.run, self.plan = RunFolder("s3://run", deadline_s=0.1), {}
         self._wire.handler = lambda op, *args: result(perform(self.plan, op, *args))
         write_plan(self.run, [planned_row(i, num_steps=4 - i) for i in range(4)], 2)
         self.pools = (PoolSpec(actors=3),)

@@ -42,6 +42,7 @@ from pipelines.storage.checkpoints import fetch_model
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from tests import mutated_checkpoints as mutations
 from tests.checkpoints import make_checkpoint
+from tests.inputs import MemoryFolder
 
 ROOT = Path(__file__).parent.parent
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
@@ -544,7 +545,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "s3":
         server = request.getfixturevalue("s3")
         return Folder(f"s3://{server.bucket()}/models/big", StorageOptions(server.endpoint_url))
-    return Folder(f"memory://{tmp_path.name}/models/big")
+    return MemoryFolder(f"memory://{tmp_path.name}/models/big")
 
 
 def upload(local: Path, folder: Folder) -> None:

@@ -13,15 +13,8 @@ from training.judge.chart import frontier_svg
 from training.judge.compare import Evaluation, Evidence, evaluate, quality_margin
 from training.judge.verdict import evaluation_document, frontier_table, groups, pays, too_small, verdict
 from training.learn.reward import centred, in_rises
-from training.reward_table import RewardTable
 
 PRICES = np.geomspace(0.04, 11, 12).tolist()
-
-
-def features(of: RewardTable, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    kind = np.array([[1.0 if kind == "rich" else -1.0] for kind in of.categories])
-    return np.concatenate([kind, rng.normal(size=(len(kind), 3))], axis=1)
 
 
 def evidence(prompts: int = 300, alike: bool = False, noise: float = 0.03, **values: object) -> Evidence:
@@ -38,9 +31,6 @@ def evidence(prompts: int = 300, alike: bool = False, noise: float = 0.03, **val
         "held_out": held_out,
         "seen": held_out.quality,
         "scores": in_rises(scores, learned.quality),
-        "estimate": scores + 0.01,
-        "learned_features": features(learned, 0),
-        "features": features(held_out, 1),
         "prices": PRICES,
         "margin": 1.5 * quality_margin(learned),
         "labels": {"category": [str(kind) for kind in kinds]},
@@ -71,24 +61,11 @@ def test_a_world_where_it_pays(found: Evaluation) -> None:
     assert "Most steps go to category rich" in verdict(found)
 
 
-def test_every_rival_is_there_and_none_beats_the_truth(found: Evaluation) -> None:
+def test_every_rival_is_there_and_counting_words_gains_nothing(found: Evaluation) -> None:
     names = {rule.name for rule in found.rules}
-    assert names == {
-        "policy, shuffled",
-        "words",
-        "words, fitted",
-        "nearest prompts",
-        "linear",
-        "regression head",
-        "best of two",
-        "second try",
-        "cross-seed oracle",
-    }
+    assert names == {"words", "second try", "cross-seed oracle"}
     gains = {name: np.mean([gain.value for gain in each]) for name, each in found.gains.items()}
-    for reader in ("nearest prompts", "linear", "regression head"):
-        assert gains[reader] == pytest.approx(gains["policy"], abs=0.01)
-    for blind in ("policy, shuffled", "words", "words, fitted"):
-        assert gains[blind] < 0.005
+    assert gains["words"] < 0.005 < gains["policy"]
 
 
 def test_a_world_where_all_prompts_are_alike() -> None:

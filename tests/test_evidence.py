@@ -26,7 +26,7 @@ CARD = PolicyCard(
 
 def reading(table: RewardTable) -> PromptReadings:
     count = len(table.prompts)
-    return PromptReadings(CARD, np.zeros((count, 4)), np.zeros((count, 4)), np.zeros((count, 3)), None)
+    return PromptReadings(CARD, np.zeros((count, 4)))
 
 
 def scored(seed: int = 0) -> RewardTable:

@@ -761,7 +761,7 @@ def test_a_web_server_is_no_folder_and_takes_no_output() -> None:
     for url in ("http://127.0.0.1:1/", "http://127.0.0.1:1/x/*.csv", "https://host/folder", "http://host"):
         with pytest.raises(InputError, match=r"over http\(s\) one .* file is read, no folder and no glob"):
             inspect_here(url)
-    with pytest.raises(StorageError, match=r"a web server is only read. Choose a folder on disk or in an object store"):
+    with pytest.raises(StorageError, match=r"http:// is only read here. Choose a folder on disk or on s3://"):
         Folder("http://127.0.0.1:1/x").probe()
 
 

@@ -10,6 +10,7 @@ import pytest
 from actors.checkpoint import inspect_checkpoint
 from pipelines.storage.checkpoints import fetch_model
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
+from tests.inputs import MemoryFolder
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -22,7 +23,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         server = request.getfixturevalue("s3")
         folder = Folder(f"s3://{server.bucket()}/models/tiny", StorageOptions(server.endpoint_url))
     else:
-        folder = Folder(f"memory://{tmp_path.name}/models/tiny")
+        folder = MemoryFolder(f"memory://{tmp_path.name}/models/tiny")
     folder.write("model_index.json", json.dumps({"_class_name": "StableDiffusionPipeline"}).encode())
     folder.write("scheduler/scheduler_config.json", b'{"prediction_type": "epsilon"}')
     folder.write("tokenizer/merges.txt", b"#version: 0.2\n")

@@ -454,7 +454,7 @@ def test_a_put_option_that_would_be_dropped_is_refused(options: dict[str, str], 
 def test_put_options_that_the_store_applies_pass_the_probe(
     s3: S3Server, run: RunFolder, options: dict[str, object]
 ) -> None:
-    assert Folder(run.url, StorageOptions(s3.endpoint_url, put_options=options)).probe().writable
+    assert Folder(run.url, StorageOptions(s3.endpoint_url, put_options=options)).probe()
 
 
 @pytest.mark.parametrize(

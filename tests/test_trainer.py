@@ -20,7 +20,7 @@ from actors.prompt_encoder import PromptEncoder
 from actors.selector import SelectorConfig, StepSelector
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
-from training.learn.embeddings import embed, pooled
+from training.learn.embeddings import embed
 from training.learn.hyperparameters import Learning
 from training.learn.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
 from training.learn.trainer import TrainConfig, TrainingError, train
@@ -68,8 +68,6 @@ def test_embeddings_are_those_the_selector_sees(model: Path) -> None:
         for at, row in enumerate(rows):
             real = expected[at, : int(mask[at].sum())].numpy()
             np.testing.assert_allclose(embeds[row].astype(np.float32), real, atol=2e-3)
-    assert pooled(embeds).shape == (4, 2 * encoder.hidden_size)
-    np.testing.assert_allclose(pooled(embeds)[0, :32], embeds[0][-1], atol=1e-3)
 
 
 def test_a_journal_forgets_what_came_after_its_step(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def check_output(job: Job) -> RunFolder:
     refuse_rays_copy(job)
     with blaming(job, "output.path"):
         run = run_folder(job)
-        probe = run.probe()
-    if not probe.conditional:
+        conditional = run.probe()
+    if not conditional:
         log.warning(
             "%s cannot create an object only if it is absent: two runs at once on this folder may leave pictures that "
             "no manifest names",

@@ -38,7 +38,7 @@ def _job_of(path: str, sets: tuple[str, ...]) -> Job:
 def _demand_reachable(run: RunFolder, path: str) -> None:
     """In seconds, with the endpoint that was tried. Raises ConfigError."""
     try:
-        run.probe(write=False)
+        run.check_reading()
     except StorageError as error:
         reach = run.reach()
         tried = f" ({reach.endpoint}: {reach.endpoint_from}; -s storage.endpoint_url=URL names another)"

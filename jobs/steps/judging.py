@@ -44,7 +44,7 @@ def judged(
 
     given = job.config.evaluate
     with blaming(job, "evaluate"):
-        reading = read_prompts(policy, model_source(job).local(), table, learned)
+        reading = read_prompts(policy, model_source(job).local(), table)
         judge = given.judge or unseen_judge(job, table)
         return {
             name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))

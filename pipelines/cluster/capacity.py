@@ -1,7 +1,7 @@
 """What a Ray cluster has, what its autoscaler could add, and what a pending actor waits for.
 
-It answers questions and keeps nothing; which actors are asked for is the render job's. Behind ray://, where a driver
-does not reach the GCS, a task on the head node asks.
+It keeps no state; `pipelines.render` decides which actors are asked for. Behind ray://, where a driver does not reach
+the GCS, a task on the head node asks.
 """
 
 import time
@@ -26,7 +26,7 @@ Request = Mapping[str, float]  # {"CPU": 1, "GPU": 1, "spot": 1}: what one actor
 P = ParamSpec("P")
 R = TypeVar("R")
 HEAD = "node:__internal_head__"  # a resource of the head node alone
-POLL_S, RPC_S, INSIDE_S = 0.5, 5.0, 120.0
+POLL_S, RPC_S, ASK_S, INSIDE_S = 0.5, 5.0, 30.0, 120.0
 REFUSED_S = 60  # a refusal is news until the cloud was asked again for so long
 SAY_WHICH = "set num_gpus: 1 to wait for a GPU, or num_gpus: 0 to render on CPUs"
 AT_LIMIT, FREE_PLACE = "the cluster is at its limit of nodes", "a free place on the nodes there are"
@@ -38,12 +38,10 @@ class CapacityError(PipelineError, RuntimeError):
 
 @dataclass(frozen=True)
 class Node:
-    """A living node. resources: all of it, used or not."""
+    """A living node. resources: all that it has, used or not."""
 
     id: str
     resources: Mapping[str, float]
-    hostname: str
-    is_head: bool
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,8 @@ class Placement(Enum):
 
 
 def living_nodes() -> tuple[Node, ...]:
-    """Those that Ray takes to be alive; a node that is lost without a word is among them for some 16 s."""
-    return tuple(
-        Node(each["NodeID"], each["Resources"], each["NodeManagerHostname"], HEAD in each["Resources"])
-        for each in ray.nodes()
-        if each["Alive"]
-    )
+    """The nodes that Ray takes to be alive; a node that vanished is among them for some 16 s."""
+    return tuple(Node(each["NodeID"], each["Resources"]) for each in ray.nodes() if each["Alive"])
 
 
 def draining_nodes() -> frozenset[str]:
@@ -94,7 +88,7 @@ def could_hold(request: Request) -> bool:
 
 
 def actor_states(ids: Iterable[str]) -> dict[str, ActorState]:
-    """By the hex id of each actor; an actor that was asked for a moment ago may not be known yet and is left out."""
+    """The state of each actor by its hex id; an actor that Ray does not know yet is left out."""
     return _inside(_actor_states, tuple(ids))
 
 
@@ -122,7 +116,7 @@ def _death(cause: Any) -> str:
     return name + str(said.error_message).strip().partition("\n")[0]
 
 
-def resolve_gpus(request: Request, local: bool, timeout_s: float = 30.0) -> float:
+def resolve_gpus(request: Request, local: bool) -> float:
     """What `num_gpus: auto` is for actors that also ask for `request`: 1.0, or 0.0 on a local Ray without GPUs.
 
     local: this process started its Ray. On a cluster it is 1.0 where there is a GPU or the autoscaler adds one, which
@@ -134,13 +128,13 @@ def resolve_gpus(request: Request, local: bool, timeout_s: float = 30.0) -> floa
         return 1.0
     wanted = {**request, "GPU": 1.0}
     try:
-        answer = _inside(_ask_for, wanted, timeout_s)
+        answer = _inside(_ask_for, wanted)
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CapacityError(f"num_gpus: auto cannot ask this cluster for a GPU ({reason}); {SAY_WHICH}") from error
     if answer is Placement.FITS:
         return 1.0
-    raise CapacityError(_refusal(answer, wanted, timeout_s))
+    raise CapacityError(_refusal(answer, wanted))
 
 
 def check_place(request: Request, local: bool) -> None:
@@ -159,13 +153,13 @@ def check_place(request: Request, local: bool) -> None:
 
 
 def _adds_nodes() -> bool:
-    """A GCS that does not answer is taken for one that could: waiting says why it does not."""
+    """True if the GCS does not answer: then the wait for a place says why."""
     with suppress(RpcError):
         return _autoscaled(_status())
     return True
 
 
-def _refusal(answer: Placement, request: Request, timeout_s: float) -> str:
+def _refusal(answer: Placement, request: Request) -> str:
     if answer is Placement.NO_TYPE:
         return (
             f"no node type of this cluster can hold {_words(request)}; "
@@ -178,27 +172,27 @@ def _refusal(answer: Placement, request: Request, timeout_s: float) -> str:
         )
     missing = "no autoscaler of Ray (v2) that could add one"
     if answer is Placement.SILENT:
-        missing = f"its autoscaler did not say in {timeout_s:.0f} s whether it can add one"
+        missing = f"its autoscaler did not say in {ASK_S:.0f} s whether it can add one"
     return f"num_gpus: auto finds no GPU in this cluster, and {missing}; {SAY_WHICH}"
 
 
 class _Placeholder:
-    """An actor that does nothing: the autoscaler is asked by wanting it."""
+    """An actor that does nothing; its request makes the autoscaler answer."""
 
 
-def _ask_for(request: Request, timeout_s: float) -> Placement:
+def _ask_for(request: Request) -> Placement:
     others = {name: amount for name, amount in request.items() if name not in ("CPU", "GPU")}
     options = {"num_cpus": request.get("CPU", 0), "num_gpus": request.get("GPU", 0), "resources": others}
     placeholder: Any = ray.remote(_Placeholder).options(**options).remote()
     try:
-        return _until_answered(request, timeout_s)
+        return _until_answered(request)
     finally:
         ray.kill(placeholder)
 
 
-def _until_answered(request: Request, timeout_s: float) -> Placement:
+def _until_answered(request: Request) -> Placement:
     """The autoscaler has answered once the last state of the cluster that it saw has the request in it."""
-    deadline, asked = time.monotonic() + timeout_s, None
+    deadline, asked = time.monotonic() + ASK_S, None
     while time.monotonic() < deadline:
         with suppress(RpcError):
             status = _status()

@@ -1,7 +1,7 @@
 """Asks every living node of a cluster, before anything starts, what it sees: the run folder, a local input, a GPU.
 
-Nodes that come later are not asked here: a worker proves the run folder itself, by `pipelines.run.proof`. A local Ray
-that this process started is not asked either: it has this process's disk, environment and devices.
+On nodes that join later each worker proves the run folder itself, by `pipelines.run.proof`. A local Ray that this
+process started is not asked: it has this process's disk, environment and devices.
 """
 
 import glob
@@ -42,15 +42,15 @@ class NodeFault:
 
     key: str
     message: str
-    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What the nodes answered. own: this process started its Ray, nobody was asked.
+    """What the nodes answered. own: this process started its Ray, so no node was asked.
 
-    workers: nodes with CPUs or GPUs that are up. silent: what is said of nodes that did not answer though others did.
-    devices: the most CUDA devices that one node has, None where that was not asked. autoscaled: more nodes may come.
+    workers: the number of living nodes with CPUs or GPUs. silent: one message for nodes that did not answer although
+    others did. devices: the most CUDA devices that one node has, None if that was not asked. autoscaled: more nodes may
+    come.
     """
 
     own: bool = False
@@ -81,7 +81,7 @@ class _Answer:
 
 
 def ask_every_node(run: Folder, proof: Proof, input_path: str | None = None, cuda: bool = False) -> Preflight:
-    """One task on each living node, the head among them. Needs a connected Ray; raises nothing of what a node says.
+    """One task on each living node, the head among them. Needs a connected Ray; a node's fault is not raised.
 
     input_path: a local file, folder or glob, which each node must have as it is here. cuda: count the devices.
     """
@@ -154,7 +154,7 @@ def _edges(path: str, size: int) -> bytes:
 
 
 def cuda_devices() -> int:
-    """Those that torch can use in this process."""
+    """How many torch can use in this process."""
     import torch  # seconds, for the jobs that name a device
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -199,19 +199,19 @@ def _grouped(run: Folder, answers: list[_Answer]) -> list[NodeFault]:
         else:
             remedy = "Put it on a disk that every machine mounts at the same path, copy it to each, or use s3://..."
             text = f"{key} is not the same on {_named(names)}: {finding}. {remedy}"
-        found.append(NodeFault(key, text, tuple(names)))
+        found.append(NodeFault(key, text))
     return found
 
 
 def _silence(silent: list[tuple[dict[str, Any], str]]) -> list[NodeFault]:
-    """Nodes that could not be asked; who has left meanwhile is nobody's fault."""
+    """Nodes that did not answer and are still alive; a node that left is no fault."""
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if silent else set()
     hosts: dict[str, list[str]] = {}
     for node, reason in silent:
         if node["NodeID"] in alive:
             hosts.setdefault(reason, []).append(node["NodeManagerHostname"])
     return [
-        NodeFault(OUTPUT, f"{_named(names)} could not be asked what it sees: {reason}", tuple(names))
+        NodeFault(OUTPUT, f"{_named(names)} could not be asked what it sees: {reason}")
         for reason, names in hosts.items()
     ]
 

@@ -1,7 +1,6 @@
-"""What lies behind an input path: the files to read, and by number and name what is left out.
+"""Decides by names alone which files behind an input path are read; counts and names what is left out.
 
-It looks at names alone. Where they come from is `pipelines.files.walk`; which endings are tables, and the opening of
-them, is `pipelines.files.tables`.
+`pipelines.files.walk` lists the names; `pipelines.files.tables` knows the endings of tables and opens them.
 """
 
 import os
@@ -48,7 +47,7 @@ class LeftOut:
         shown += [name for name in map(one_line, names) if name not in shown][: SHOWN - len(shown)]
 
     def parts(self) -> list[str]:
-        """One phrase a kind."""
+        """One phrase per kind."""
         found = []
         for kind in sorted(self.counts):
             count, names = self.counts[kind], self.names[kind]
@@ -57,13 +56,13 @@ class LeftOut:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """One sentence a kind, for who validates or plans."""
+        """One sentence per kind, for the report of `validate` and `plan`."""
         return tuple(f"{one_line(self.place)}: not read: {part}" for part in self.parts())
 
 
 @dataclass
 class _Sorted:
-    """What a listing holds, as far as names tell. folders: tables below folders that the glob names."""
+    """What the names of a listing say. folders: tables below folders that the glob names."""
 
     left_out: LeftOut
     tables: list[str] = field(default_factory=list)
@@ -86,7 +85,7 @@ class _Sorted:
                 self.lakes[lake[1] or ""] = kind
 
     def leave(self, kind: int, key: str) -> None:
-        """Count what is not read, a folder at a time: it may turn out to lie in a run folder."""
+        """Count what is not read, per folder, since the folder may turn out to lie in a run folder."""
         where = key.rpartition("/")[0], kind
         self.counts[where] = self.counts.get(where, 0) + 1
         names = self.others.setdefault(where, [])
@@ -136,7 +135,7 @@ def tables_below(
 
 
 def _tell_of_runs(found: _Sorted, runs: set[str], place: str) -> None:
-    """Name those that were not looked into, or in which something would have been read."""
+    """Report run folders that were not looked into, or in which something would have been read."""
     inside = [*found.tables, *(f"{folder}/" for folder, _ in found.others)]
     for run in sorted(runs):
         if run in found.pruned or any(_is_below(key, run) for key in inside):
@@ -172,8 +171,9 @@ def _sort_in(found: _Sorted, key: str, kind: int | None, is_table: Callable[[str
 
 
 def _choose_folders(found: _Sorted, is_table: Callable[[str], bool]) -> None:
-    """Folders that the glob names are read where they are called as a table is (Spark's way), or where nothing else is
-    named; else they are told of.
+    """Reads folders that the glob names if they are called like a table, as Spark's are, or if it names nothing else.
+
+    Other folders are reported.
     """
     alone = not found.tables
     for folder, keys in found.folders.items():
@@ -200,7 +200,7 @@ def _spelt_out(path: str) -> str:
 
 
 def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
-    """A note where two names are one file on disk, by a symbolic or a hard link: its rows are there twice."""
+    """A note if two names are one file on disk, by a symbolic or a hard link: its rows are read twice."""
     if not os.path.isabs(folder.url):
         return ()
     first: dict[tuple[int, int], str] = {}
@@ -220,7 +220,7 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def around(folder: Folder) -> str | None:
-    """The message where a folder is a part of a table format: one partition, or the data/ of it."""
+    """The message if a folder is a part of a table format: one partition, or its data/."""
     at, name = _above(folder.url)
     while "=" in name and at:
         if (found := _lake_at(Folder(at, folder.options))) is not None:

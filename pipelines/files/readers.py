@@ -1,7 +1,6 @@
-"""One file of prompts: its header, and its rows in batches of columns, streamed. Parquet, CSV, TSV and JSONL.
+"""Reads one file of prompts as a stream: its header, then its rows in batches of columns. Parquet, CSV, TSV and JSONL.
 
-It knows nothing of what a column means (`pipelines.prompts.columns`), nor of how the files were found
-(`pipelines.files.tables`).
+`pipelines.prompts.columns` decides what a column means; `pipelines.files.tables` finds the files.
 """
 
 import codecs
@@ -11,9 +10,10 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
@@ -51,9 +51,9 @@ class TextRules:
 
 @dataclass(frozen=True)
 class TableFile:
-    """One file of prompts. `columns` is its header (JSONL: keys of the first rows), `row_groups` the rows of each.
+    """One file of prompts. columns: its header (JSONL: the keys of its first rows). row_groups: how many rows each has.
 
-    partition: columns whose one value stands in the names of the folders around it; `columns` and `schema` have them.
+    partition: (column, value) that the names of the folders around it give; `columns` and `schema` include them.
     """
 
     folder: Folder
@@ -93,9 +93,9 @@ def with_partition(file: TableFile) -> TableFile:
 def read_batches(
     file: TableFile, row_groups: Sequence[int] | None = None, columns: Collection[str] | None = None
 ) -> Iterator[Batch]:
-    """The rows of a file in order, as columns of up to BATCH_ROWS; `columns` spares Parquet the others. InputError.
+    """The rows of a file in order, as columns of up to BATCH_ROWS; of Parquet only `columns` are read. InputError.
 
-    Columns that its folders name are checked, where the file has them too, and added where it has not.
+    Columns that the folders name are added; where the file has them as well, their values must agree.
     """
     if columns is not None:
         columns = {*columns, *(name for name, _ in file.partition)}
@@ -105,7 +105,7 @@ def read_batches(
                 yield _partitioned(file, batch, rows)
         else:
             with _text(file) as text:
-                for batch in _TEXT_BATCHES[file.format](file, text):
+                for batch in (_jsonl_batches if file.format == "jsonl" else _csv_batches)(file, text):
                     yield _partitioned(file, batch, len(next(iter(batch.values()), ())))
 
 
@@ -115,18 +115,13 @@ def _partitioned(file: TableFile, batch: Batch, rows: int) -> Batch:
             batch[name] = [value] * rows if file.schema is None else pa.array([value] * rows, pa.string())
             continue
         values = batch[name].to_pylist() if isinstance(batch[name], pa.Array) else batch[name]
-        other = next((own for own in values if not _says(own, value)), value)
+        other = next((own for own in values if (None if own is None else str(own)) != value), value)
         if other != value:
             raise InputError(
                 f"{file.place}: its folder says {name}={value}, a row of it {name} {other!r}. "
                 "Correct one of them, or rename the column"
             )
     return batch
-
-
-def _says(own: Any, value: str | None) -> bool:
-    """Whether a cell and the name of a folder are one value."""
-    return str(own) == value if own is not None and value is not None else own is None and value is None
 
 
 def _opened_parquet(file: TableFile) -> TableFile:
@@ -139,8 +134,7 @@ def _opened_parquet(file: TableFile) -> TableFile:
 
 def _head(file: TableFile, text: TextIO) -> tuple[str, ...]:
     if file.format == "jsonl":
-        rows = (row for row, _ in zip(_json_rows(file, text), range(HEAD_ROWS), strict=False))
-        names = tuple(dict.fromkeys(name for row in rows for name in row))
+        names = tuple(dict.fromkeys(name for row in islice(_json_rows(file, text), HEAD_ROWS) for name in row))
         _not_too_many(file, names)
         return names
     header = next(_records(file, text), None)
@@ -299,21 +293,9 @@ def _without_lone_surrogates(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    chunk = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == BATCH_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
+    rows = iter(rows)
+    while chunk := list(islice(rows, BATCH_ROWS)):
         yield chunk
-
-
-_TEXT_BATCHES: dict[str, Callable[[TableFile, TextIO], Iterator[Batch]]] = {
-    "csv": _csv_batches,
-    "tsv": _csv_batches,
-    "jsonl": _jsonl_batches,
-}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Which files hold the prompts: a file, a folder or a glob, on disk or in an object store, with their headers.
+"""Finds the files of an input, a file, a folder or a glob on disk or in an object store, and reads their headers.
 
-What of a listing is read, and what is left out, is `pipelines.files.chosen`.
+`pipelines.files.chosen` decides which names of a listing are read.
 """
 
 import os
@@ -26,17 +26,10 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = {
     "txt": "a prompt a line becomes a table by the word `prompt` as its first line and the ending .tsv",
     "json": "write one object a line and call it .jsonl",
-    "xlsx": "save the sheet as CSV",
-    "xls": "save the sheet as CSV",
-    "ods": "save the sheet as CSV",
-    "arrow": "write it as Parquet",
-    "feather": "write it as Parquet",
-    "orc": "write it as Parquet",
-    "avro": "write it as Parquet",
+    **dict.fromkeys(("xlsx", "xls", "ods"), "save the sheet as CSV"),
+    **dict.fromkeys(("arrow", "feather", "orc", "avro"), "write it as Parquet"),
     "zip": "unpack it",
-    "zst": "unpack it, or pack it as .gz",
-    "bz2": "unpack it, or pack it as .gz",
-    "xz": "unpack it, or pack it as .gz",
+    **dict.fromkeys(("zst", "bz2", "xz"), "unpack it, or pack it as .gz"),
 }
 
 
@@ -57,15 +50,13 @@ class FoundFiles:
 def find_files(path: str, storage: StorageOptions, text: TextRules | None = None) -> FoundFiles:
     """The files behind a file, a folder or a glob, with their columns. InputError, StorageError."""
     found, notes = _listed(path, storage)
-    found = [replace(file, text=text or TextRules()) for file in found]
     with ThreadPoolExecutor(OPENERS) as pool:
-        opened = list(pool.map(_opened_or_error, found))
-    errors = [outcome for outcome in opened if isinstance(outcome, InputError)]
+        opened = [pool.submit(_opened, replace(file, text=text or TextRules())) for file in found]
+    errors = [error for each in opened if isinstance(error := each.exception(), InputError)]
     if errors:
         more = f" ({len(errors) - 1} more files cannot be read)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}")
-    tables = tuple(outcome for outcome in opened if isinstance(outcome, TableFile))
-    return FoundFiles(tables, tuple(map(one_line, notes)))
+    return FoundFiles(tuple(each.result() for each in opened), tuple(map(one_line, notes)))
 
 
 def _listed(path: str, storage: StorageOptions) -> tuple[list[TableFile], tuple[str, ...]]:
@@ -160,8 +151,7 @@ def _files_below(
 ) -> tuple[list[TableFile], tuple[str, ...]]:
     if (lake := around(folder)) is not None:
         raise InputError(lake)
-    absent = os.path.isabs(folder.url) and not os.path.isdir(folder.url)
-    if absent:
+    if os.path.isabs(folder.url) and not os.path.isdir(folder.url):
         raise InputError(missing)
     keys, left_out = tables_below(folder, path, lambda key: format_of(key) is not None, glob)
     if not keys:
@@ -207,13 +197,6 @@ def format_of(key: str) -> str | None:
     packed = parts[-1] == "gz"
     kind = FORMATS.get(parts[-2 if packed else -1]) if len(parts) > 1 + packed else None
     return None if packed and kind == "parquet" else kind
-
-
-def _opened_or_error(file: TableFile) -> TableFile | InputError:
-    try:
-        return _opened(file)
-    except InputError as error:
-        return error
 
 
 def _opened(file: TableFile) -> TableFile:

@@ -1,6 +1,6 @@
-"""The names behind an input path: a local folder through its symbolic links, or the listing of an object store.
+"""Lists the names behind an input path: a local folder through its symbolic links, or an object store.
 
-What becomes of a name is decided in `pipelines.files.chosen`.
+`pipelines.files.chosen` decides what becomes of a name.
 """
 
 import functools
@@ -42,7 +42,7 @@ class Glob:
         return next((folder for folder in folders if self.matches(folder)), None)
 
     def may_hold(self, folder: str) -> bool:
-        """Whether something that it names may lie below a folder, which then must be looked into."""
+        """Whether something that the glob names may lie below a folder."""
         patterns = self.pattern.split("/")
         for pattern, part in zip(patterns, folder.split("/"), strict=False):
             if pattern == "**":
@@ -58,7 +58,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def listed(folder: Folder, is_table: Callable[[str], bool], glob: Glob | None) -> Iterator[tuple[str, int | None]]:
-    """(key, what it is where that is not a plain file)."""
+    """(key, None for a plain file, else what it is)."""
     if os.path.isabs(folder.url):
         yield from _Disk(folder.url, is_table, glob).files()
         return
@@ -89,12 +89,13 @@ class _Disk:
             for entry in entries:
                 inner = f"{key}/{entry.name}" if key else entry.name
                 found = self._stat(entry, inner)
-                is_folder = found is not None and S_ISDIR(found.st_mode)
-                if is_folder and not (is_hidden(inner) and entry.is_symlink()):
+                if found is None:
+                    yield inner, SPECIAL
+                elif S_ISDIR(found.st_mode) and not (is_hidden(inner) and entry.is_symlink()):
                     if self.glob is None or self.glob.may_hold(inner) or entry.name in LOG_FOLDERS:
-                        pending.append((inner, self._without_loop(inner, found, above)))
+                        pending.append((inner, self._without_loop(inner, identity(found), above)))
                 else:
-                    yield inner, self._kind(found)
+                    yield inner, None if S_ISREG(found.st_mode) else SPECIAL
 
     def _path(self, key: str) -> str:
         return os.path.join(self.root, key) if key else self.root
@@ -128,20 +129,14 @@ class _Disk:
         return self.glob is None or self.glob.matches(key) or self.glob.folder_of(key) is not None
 
     def _without_loop(
-        self, key: str, found: os.stat_result | None, above: tuple[tuple[int, int], ...]
+        self, key: str, folder: tuple[int, int], above: tuple[tuple[int, int], ...]
     ) -> tuple[tuple[int, int], ...]:
-        if found is None:
-            return above
-        if identity(found) in above:
+        if folder in above:
             raise InputError(
                 f"{self._path(key)}: symbolic links lead back to this folder from within. Remove the one that does, or "
                 "name the folders to read by a glob"
             )
-        return (*above, identity(found))
-
-    @staticmethod
-    def _kind(found: os.stat_result | None) -> int | None:
-        return None if found is not None and S_ISREG(found.st_mode) else SPECIAL
+        return (*above, folder)
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
@@ -164,5 +159,5 @@ def _is_run(names: set[str], path: str) -> bool:
 
 
 def is_hidden(key: str) -> bool:
-    """Whether a part of a key begins as what other tools keep to themselves does."""
+    """Whether a part of a key begins with a dot or an underscore, as other tools' private files do."""
     return re.search(r"(^|/)[._]", key) is not None

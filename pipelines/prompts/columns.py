@@ -1,7 +1,6 @@
-"""Which of the user's columns is what: canonical names, and the others with the name and type they are carried under.
+"""Finds the canonical name of each of the user's columns; the others are carried along, under a name and a type.
 
-Pure: names and Arrow types only. What a row means is `pipelines.prompts.rows`, how bytes are read
-`pipelines.files.readers`.
+Pure: names and Arrow types only. `pipelines.prompts.rows` reads the rows, `pipelines.files.readers` the bytes.
 """
 
 import difflib
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.files.csv_rows import SEPARATORS, separated_by
 from pipelines.files.readers import InputError, TableFile
-from pipelines.prompts.rows import EXACT, NUMBERS
+from pipelines.prompts.rows import EXACT, NUMBERS, values_of
 from pipelines.run.schema import RESERVED_NAMES, merged_type
 
 GIVEN = (
@@ -76,7 +75,7 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs
 
 
 def _separated_otherwise(names: list[str]) -> str:
-    """The suspicion that another mark than the one said stands between the columns; "" where there is none."""
+    """A hint that another mark separates the columns; "" if nothing looks like it."""
     for mark, name in SEPARATORS.items():
         parts = [part.strip(" \"'").lower() for whole in names for part in whole.split(mark) if mark in whole]
         if set(parts) & {*PROMPT_NAMES, *GIVEN} or names[:1] == [f"sep={mark}"]:
@@ -159,7 +158,7 @@ class CarriedTypes:
     _seen: dict[str, _Sight] = field(default_factory=dict)
 
     def add(self, name: str, kind: pa.DataType | None, place: str, jsonl: bool) -> None:
-        """One more sight of a column; None: JSON values of several types. InputError where two files disagree."""
+        """Note a column's type in one file; None: JSON values of several types. InputError if two files disagree."""
         new = _Sight(kind, place, jsonl)
         known = self._seen.setdefault(name, new)
         merged = merged_type(known.type, new.type)
@@ -168,7 +167,7 @@ class CarriedTypes:
         self._seen[name] = _Sight(merged, known.place, known.jsonl and jsonl)
 
     def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
-        """The carried columns, and what a user should be told about their names."""
+        """The carried columns, and notes on columns that had to be renamed."""
         taken = {name.casefold() for name in RESERVED_NAMES}  # many readers of tables do not tell A from a
         given = {name.casefold() for name in self._seen}
         carried, notes = [], []
@@ -240,14 +239,13 @@ def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
 
 
 def _sound(column: pa.Array) -> pa.Array:
-    """The column with text that is UTF-8, once it is known that its values survive a turn through Python."""
+    """The column, with text made UTF-8; Arrow's error if its values do not survive the way through Python."""
     kind = column.type
     if _is_text(kind):
         try:
             column.validate(full=True)
-        except pa.ArrowInvalid:  # Parquet's writer did not check its text
-            values = column.cast(pa.binary()).to_pylist()
-            column = pa.array([None if value is None else value.decode("utf-8", "replace") for value in values], kind)
+        except pa.ArrowInvalid:
+            column = pa.array(values_of(column), kind)
     elif not pa.types.is_integer(kind) and not pa.types.is_floating(kind) and not pa.types.is_boolean(kind):
         column.validate(full=True)
         pa.array(column.to_pylist(), kind)

@@ -1,7 +1,7 @@
-"""Equal rows, found by 16 bytes a row: which ids were given twice, and the how-manieth of its kind each row is.
+"""Finds equal rows by 16 bytes per row: which ids were given twice, and the ordinal of each row among its equals.
 
-Pure numpy. The keys stay where they lie, in parts; a share of them at a time is gathered and sorted, those that begin
-alike, so that beside the keys it needs memory for that share and for the rows that are equal to others.
+Pure numpy. The keys stay in their parts; one share of them at a time, those with the same beginning, is gathered and
+sorted. So beside the keys it needs memory for one share and for the rows that equal others.
 """
 
 import heapq

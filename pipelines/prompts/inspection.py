@@ -1,6 +1,6 @@
-"""What the first pass over the prompts found, put together from the chunks that the tasks report. Pure, no Ray.
+"""Puts together what the first pass over the prompts found, from the chunks that the tasks report. Pure, no Ray.
 
-The driver holds 17 bytes a prompt and what is said of equal ones; nothing else grows with rows.
+The driver holds 17 bytes per prompt and the numbers of equal rows; nothing else grows with rows.
 """
 
 import os
@@ -19,10 +19,10 @@ from pipelines.prompts.columns import GIVEN, Carried, CarriedTypes, check_explic
 from pipelines.prompts.duplicates import Occurrences, count_occurrences
 from pipelines.prompts.remarks import Remark, told
 from pipelines.prompts.rows import KEY_BYTES, RowDefaults
-from pipelines.prompts.slices import MAX_SHOWN, Chunk, FileSlice, ReadingRules, ids_given
+from pipelines.prompts.slices import MAX_SHOWN, Chunk, FileSlice, ReadingRules, id_given
 from pipelines.storage.folder import StorageOptions
 
-HEAVY_BYTES, HEAVY_ROW_BYTES = 16 << 20, 4096  # of a carried column: in all, and a row
+HEAVY_BYTES, HEAVY_ROW_BYTES = 16 << 20, 4096  # of a carried column: in all, and per row
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PromptSource:
 
     @property
     def reading(self) -> ReadingRules:
-        """What a task must know of it."""
+        """The part of it that a task needs."""
         return ReadingRules(dict(self.columns), self.defaults, self.images_per_prompt)
 
 
@@ -74,12 +74,12 @@ class Inspection:
 
     @property
     def num_planned(self) -> int:
-        """Rows of a plan of all of it: prompts times images a prompt."""
+        """Rows of a plan of the whole input: prompts times images per prompt."""
         return self.rows * self.source.images_per_prompt
 
     @property
     def place(self) -> str:
-        """The input's path as it is from anywhere: a relative one means a place below this working directory."""
+        """The input's path, made absolute."""
         path = self.source.path
         return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
@@ -89,7 +89,7 @@ class Inspection:
 
 
 def pinned_notes(pinned: Collection[int], menu: Collection[int]) -> tuple[str, ...]:
-    """A note where rows ask for budgets that are not in the menu."""
+    """A note if rows ask for budgets that are not in the menu."""
     beside = sorted(set(pinned) - set(menu))
     if not beside:
         return ()
@@ -101,7 +101,7 @@ def pinned_notes(pinned: Collection[int], menu: Collection[int]) -> tuple[str, .
 
 
 def open_files(source: PromptSource) -> FoundFiles:
-    """The files, with columns that can be what their names say. InputError, StorageError."""
+    """The files; each column has a type that fits its canonical name. InputError, StorageError."""
     check_explicit(source.columns)
     files = find_files(source.path, source.storage, source.text)
     for file in files:
@@ -138,7 +138,7 @@ def assemble(
 
 
 def _seeds_that_count_up(source: PromptSource, chunks: list[Chunk]) -> tuple[str, ...]:
-    """A note where given seeds meet several images a prompt."""
+    """A note if rows give seeds and the job asks for several images per prompt."""
     samples = source.images_per_prompt
     if samples == 1 or not any(chunk.pins_seeds for chunk in chunks):
         return ()
@@ -175,7 +175,7 @@ def _check_columns_seen(source: PromptSource, files: FoundFiles, scanned: list[l
 def _columns(
     source: PromptSource, files: FoundFiles, pieces: list[FileSlice], scanned: list[list[Chunk]]
 ) -> tuple[tuple[str, ...], tuple[Carried, ...], tuple[str, ...]]:
-    """The canonical columns there are, those that are carried along, and what a user should be told of them."""
+    """The canonical columns of the input, the columns that are carried along, and notes on them."""
     types, used, names = CarriedTypes(), set(), set()
     of_file: dict[str, list[Chunk]] = {}
     for piece, chunks in zip(pieces, scanned, strict=True):
@@ -207,9 +207,9 @@ def _columns(
 
 
 def _heavy(files: FoundFiles, carried: tuple[Carried, ...]) -> tuple[str, ...]:
-    """A note where what is carried along makes plan and manifests large, as embedded pictures do.
+    """A note if carried columns make plan and manifests large, as embedded pictures do.
 
-    By the files' own sizes: asking a torn file for those of its columns ends the process (pyarrow 26).
+    It goes by the files' sizes: reading the columns' sizes of a torn file ends the process (pyarrow 26).
     """
     tables = [file for file in files if file.format == "parquet"]
     size, rows = sum(file.size for file in tables), sum(sum(file.row_groups) for file in tables)
@@ -238,7 +238,7 @@ def _bad_samples(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> tuple[s
 
 
 def _remarks(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> dict[tuple[str, str], tuple[int, str]]:
-    """(column, kind) -> rows, at most where the input is cut by a limit, and the place of the first."""
+    """(column, kind) -> the number of rows (an upper bound if a limit cuts the input) and the place of the first."""
     found: dict[tuple[str, str], tuple[int, str]] = {}
     for piece, first, chunk in _placed(pieces, scanned):
         for key, remark in chunk.remarks.items():
@@ -259,7 +259,7 @@ def _placed(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> Iterator[tup
 def _occurrences(
     source: PromptSource, pieces: list[FileSlice], scanned: list[list[Chunk]]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By piece; InputError where an id was given twice. The keys are looked at where they are, and let go."""
+    """By piece; InputError if an id was given twice. The chunks lose their keys, to free memory."""
     chunks = [chunk for of_piece in scanned for chunk in of_piece if chunk.rows]
     found = count_occurrences([(np.frombuffer(chunk.keys, f"S{KEY_BYTES}"), chunk.given) for chunk in chunks])
     for chunk in chunks:
@@ -280,7 +280,7 @@ def _given_twice(source: PromptSource, pieces: list[FileSlice], found: Occurrenc
     for pair in found.given_twice:
         indices = [int(np.searchsorted(starts, row, side="right")) - 1 for row in pair]
         at = [row - int(starts[index]) for row, index in zip(pair, indices, strict=True)]
-        name = ids_given(pieces[indices[0]], {at[0]}, source.reading)[at[0]]
+        name = id_given(pieces[indices[0]], at[0], source.reading)
         places = " and ".join(pieces[index].place(row) for index, row in zip(indices, at, strict=True))
         shown.append(f"{name!r} ({places})")
     more = f" and {found.num_given_twice - len(shown)} more" if found.num_given_twice > len(shown) else ""

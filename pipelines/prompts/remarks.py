@@ -1,6 +1,6 @@
-"""What is told of a prompt that renders, and perhaps not as its author thinks; and of its sibling, the negative prompt.
+"""Remarks on prompts and negative prompts that render, but perhaps not as their author expects.
 
-Pure: texts in, kinds out. A row that cannot be rendered is `pipelines.prompts.rows`'s, one that is cut the manifest's.
+Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered, the manifest those that are cut.
 """
 
 import re
@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass
 class Remark:
-    """How many rows it is true of, and the first of them, counted from the start of what was read."""
+    """How many rows it applies to, and the first of them, counted from the start of what was read."""
 
     rows: int
     first: int
@@ -68,14 +68,14 @@ def _kinds(text: str) -> Iterator[str]:
 
 
 def add_remarks(found: Remarks, new: Iterable[tuple[str, str, int]], first: int) -> None:
-    """Count those of one more batch, whose rows begin at `first`."""
+    """Add the remarks on one more batch, whose rows begin at `first`."""
     for column, kind, row in new:
         known = found.setdefault((column, kind), Remark(0, first + row))
         known.rows += 1
 
 
 def told(found: Mapping[tuple[str, str], tuple[int, str]]) -> tuple[str, ...]:
-    """Notes, of how many rows each is true and the place of the first."""
+    """Notes: to how many rows each applies, and the place of the first."""
     return tuple(
         f"{rows:,} row{'s' * (rows != 1)}: the {column} {KINDS[kind]} (first {place})"
         for (column, kind), (rows, place) in sorted(found.items())

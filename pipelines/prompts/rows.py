@@ -27,7 +27,7 @@ NUMBERS = ("seed", "guidance_scale", "width", "height", "num_inference_steps")
 
 @dataclass(frozen=True)
 class RowDefaults:
-    """What a row gets where it says nothing, and what it may say. Sizes in pixels."""
+    """The values of a row that does not give its own, and which values it may give. Sizes in pixels."""
 
     guidance_scale: float
     width: int
@@ -47,7 +47,7 @@ class RowFault(NamedTuple):
 
 @dataclass
 class RawBatch:
-    """One batch as its user gave it. Numbers are int or float, or the text itself where it is none; None: not given."""
+    """One batch as the user gave it. Numbers are int or float, or the text that is no number; None: not given."""
 
     rows: int
     prompt: Sequence[str | None]
@@ -64,10 +64,10 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class Rules:
-    """How the rows of one format are read. `blank_is_null`: of CSV, where an empty cell is a value not given."""
+    """How the rows of one format are read. blank_is_null: an empty cell is no value, as in CSV."""
 
     defaults: RowDefaults
-    samples: int  # images a prompt
+    samples: int  # images per prompt
     blank_is_null: bool = False
 
 
@@ -78,14 +78,14 @@ def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
     def texts(name: str) -> Sequence[str | None]:
         if name not in columns:
             return [None] * rows
-        found = [_text(value, name, row, faults) for row, value in enumerate(_values(columns[name]))]
+        found = [_text(value, name, row, faults) for row, value in enumerate(values_of(columns[name]))]
         return [value or None for value in found] if rules.blank_is_null and name != "prompt" else found
 
     def numbers(name: str) -> Sequence[Any]:
         if name not in columns:
             return [None] * rows
         exact, whole = _exact_below(columns[name]), name != "guidance_scale"
-        return [_number(value, exact, whole) for value in _values(columns[name])]
+        return [_number(value, exact, whole) for value in values_of(columns[name])]
 
     given = RawBatch(
         rows=rows,
@@ -110,7 +110,7 @@ def content_id(given: RawBatch, row: int, occurrence: int) -> str:
 
 
 def content_hashes(given: RawBatch) -> list[int]:
-    """(rows,) 63 bits each of all that a row says of its picture, steps included; the highest bit is 0."""
+    """(rows,) 63-bit hashes of all that a row gives about its picture, steps included; the highest bit is 0."""
     nothing = (None,) * len(NUMBERS)
     said_nothing = repr(nothing)
     hashes = []
@@ -134,7 +134,7 @@ def derived_seed(row_id: str) -> int:
 
 
 def canonical_table(given: RawBatch, occurrences: Mapping[int, int], rules: Rules, carried: pa.Table) -> pa.Table:
-    """CANONICAL_FIELDS and the carried columns, `samples` rows a prompt with ids and seeds of their own."""
+    """CANONICAL_FIELDS and the carried columns; each prompt becomes `samples` rows with ids and seeds of their own."""
     defaults = rules.defaults
     pinned = _usable(given, "seed", rules, None)
     faults = [given.faults.get(row, RowFault("", "")) for row in range(given.rows)]
@@ -154,9 +154,8 @@ def canonical_table(given: RawBatch, occurrences: Mapping[int, int], rules: Rule
         "error_message": [fault.message for fault in faults],
     }
     types = {column.name: column.type for column in CANONICAL_FIELDS}
-    table = pa.table({name: pa.array(values, types[name]) for name, values in once.items()})
-    for column in carried.schema:
-        table = table.append_column(column, carried.column(column.name))
+    own = {name: carried[name] for name in carried.column_names}
+    table = pa.table({name: pa.array(values, types[name]) for name, values in once.items()} | own)
     return _expanded(table, rules.samples)
 
 
@@ -178,19 +177,20 @@ def _expanded(table: pa.Table, samples: int) -> pa.Table:
 
 
 def _usable(given: RawBatch, name: str, rules: Rules, default: Any) -> list[Any]:
-    """What cannot be used shows as the default; what was given is in the row's message."""
+    """The given numbers, with the default in place of those that cannot be used; the row's message names them."""
     return [
         default if value is None or (row in given.faults and number_fault(name, value, rules)) else value
         for row, value in enumerate(getattr(given, name))
     ]
 
 
-def _values(column: Any) -> list[Any]:
+def values_of(column: Any) -> list[Any]:
+    """Its Python values; bytes that are not UTF-8 become U+FFFD, since not every writer of Parquet checks its text."""
     if not isinstance(column, pa.Array | pa.ChunkedArray):
         return column
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:  # Parquet's writer did not check its text
+    except UnicodeDecodeError:
         return [
             None if value is None else value.decode("utf-8", "replace")
             for value in column.cast(pa.binary()).to_pylist()
@@ -213,7 +213,7 @@ def _text(value: Any, name: str, row: int, faults: dict[int, RowFault]) -> str |
 
 
 def _exact_below(column: Any) -> int:
-    """The first whole number that a column's floats may not tell from its neighbours."""
+    """The first whole number that floats of a column's type may confuse with its neighbours."""
     kind = column.type if isinstance(column, pa.Array | pa.ChunkedArray) else None
     kind = kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
     if kind is not None and pa.types.is_float32(kind):
@@ -284,7 +284,7 @@ def number_fault(name: str, value: Any, rules: Rules) -> RowFault | None:
 
 
 def _why_no_seed(value: Any) -> str:
-    """What a seed that cannot be used most likely was, and what to write instead."""
+    """What an unusable seed most likely was, and what to write instead."""
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
         value = float(value)
         if abs(value) < EXACT:

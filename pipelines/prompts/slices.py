@@ -1,6 +1,6 @@
-"""Pieces of prompt files: what one task reads, once to find what is wrong, once more for the rows. No Ray here.
+"""Pieces of prompt files: a task reads them once to find faults and once more for the rows. No Ray here.
 
-A piece is a text file or some row groups of a Parquet file; tasks get several small ones or one large one.
+A piece is a text file or some row groups of a Parquet file; a task gets several small pieces or one large piece.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -32,7 +32,7 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class ReadingRules:
-    """How rows are read. `columns`: canonical name -> the user's, where said; `samples`: images a prompt."""
+    """How rows are read. columns: canonical name -> the user's, from the job file. samples: images per prompt."""
 
     columns: Mapping[str, str]
     defaults: RowDefaults
@@ -59,10 +59,10 @@ class FileSlice:
 
 @dataclass
 class Chunk:
-    """What the first pass says of a run of rows: keys, which ids were given, which rows are bad, what is carried."""
+    """What the first pass reports of consecutive rows: keys, which ids were given, which rows are bad."""
 
     rows: int = 0
-    keys: bytes = b""  # KEY_BYTES a row
+    keys: bytes = b""  # KEY_BYTES per row
     given: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # (rows,) the id was
     bad_rows: list[int] = field(default_factory=list)  # from the chunk's first
     faults: list[RowFault] = field(default_factory=list)  # of the first MAX_SHOWN of them
@@ -75,7 +75,7 @@ class Chunk:
 
 
 def cut_pieces(files: Iterable[TableFile], limit: int | None) -> list[FileSlice]:
-    """Files in pieces, in order; with a limit no more than could hold the first `limit` rows."""
+    """Cuts files into pieces, in order; with a limit only as many as may hold the first `limit` rows."""
     pieces: list[FileSlice] = []
     known = 0  # rows that are certainly before the next piece
     for file in files:
@@ -101,7 +101,7 @@ def _pieces_of(file: TableFile, limit: int | None) -> Iterator[FileSlice]:
 
 
 def task_lists(pieces: list[FileSlice]) -> list[list[int]]:
-    """Indices of pieces, in order, in lists that are each worth a task."""
+    """Indices of pieces, in order, in lists that are each large enough for a task."""
     lists: list[list[int]] = []
     weight = 1.0
     for index, piece in enumerate(pieces):
@@ -114,10 +114,10 @@ def task_lists(pieces: list[FileSlice]) -> list[list[int]]:
     return lists
 
 
-def _batches(piece: FileSlice, columns: Iterable[str] | None = None) -> Iterator[tuple[Batch, int]]:
+def _batches(piece: FileSlice, columns: Collection[str] | None = None) -> Iterator[tuple[Batch, int]]:
     """(batch, its rows), cut at the piece's rows."""
     left = piece.rows
-    for batch in read_batches(piece.file, piece.row_groups, None if columns is None else set(columns)):
+    for batch in read_batches(piece.file, piece.row_groups, columns):
         rows = len(next(iter(batch.values()), ()))
         if left is not None and rows >= left:
             yield {name: values[:left] for name, values in batch.items()}, left
@@ -187,15 +187,11 @@ def canonical_tables(
         raise changed
 
 
-def ids_given(piece: FileSlice, rows: set[int], reading: ReadingRules) -> dict[int, str | None]:
-    """The ids of a few rows of a piece, for a message."""
-    found: dict[int, str | None] = {}
-    piece = replace(piece, rows=max(rows) + 1)
+def id_given(piece: FileSlice, row: int, reading: ReadingRules) -> str | None:
+    """The id of one row of a piece, for a message."""
     first = 0
-    for batch, count in _batches(piece):
-        wanted = [row for row in rows if first <= row < first + count]
-        if wanted:
-            given = read_given(_canonical(piece, batch, reading), count, reading.rules(piece.file))
-            found |= {row: given.id[row - first] for row in wanted}
+    for batch, count in _batches(replace(piece, rows=row + 1)):
+        if row < first + count:
+            return read_given(_canonical(piece, batch, reading), count, reading.rules(piece.file)).id[row - first]
         first += count
-    return found
+    return None

@@ -1,7 +1,7 @@
-"""A checkpoint's folder on this machine: where it is already, from an object store once a node, or from the hub.
+"""Brings a checkpoint's folder to this machine, from an object store (once per node) or the hub; a local one stays.
 
-Only JSON, text and safetensors are read. A pickle keeps its name and loses its bytes, so that `inspect_checkpoint` can
-say that it is there.
+Only JSON, text and safetensors are read. A pickle becomes an empty file of its name, so that `inspect_checkpoint` can
+report it.
 """
 
 import fcntl
@@ -15,7 +15,6 @@ import shutil
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -31,8 +30,8 @@ _TEXT = (".json", ".txt")
 _ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _LARGEST_HEADER = 100 << 20  # bytes; what safetensors reads at most
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# The blocks that a checkpoint's fingerprint is taken from (actors.checkpoint), so that a driver without the weights
-# comes to the same fingerprint as the workers.
+# actors.checkpoint takes a checkpoint's fingerprint from these blocks, so that a driver without the weights computes
+# the same fingerprint as the workers.
 _BLOCK, _NUM_BLOCKS = 1 << 16, 16
 
 
@@ -60,13 +59,18 @@ def fetch_model(
     options: StorageOptions | None = None,
     metadata_only: bool = False,
 ) -> str:
-    """The local folder of a checkpoint: a local path as it is, `s3://` and the like by a copy, `owner/name` by the hub.
+    """The local folder of a checkpoint: a local path as it is, a copy of `s3://` and the like, the hub's `owner/name`.
 
-    The copy is made once a node, under a lock, and is found again while sizes and etags are the same. `metadata_only`
-    brings of each weight file the size, the header and the blocks that its fingerprint needs, enough for
-    `check_checkpoint` (a hub id is fetched whole). StorageError where the checkpoint cannot be had.
+    The copy is made once per node, under a lock, and is used again while sizes and etags are the same. `metadata_only`
+    copies of each weight file only the size, the header and the blocks that its fingerprint needs, which is enough for
+    `check_checkpoint` (a hub id is fetched whole). StorageError says why the checkpoint cannot be fetched.
     """
-    _refuse_one_file(path)
+    if is_one_file(path):  # most community checkpoints are one file; diffusers writes the folder
+        raise StorageError(
+            f'{path} is one file, and model.path takes a diffusers folder. Convert it once: python -c "from diffusers '
+            "import StableDiffusionXLPipeline as P; P.from_single_file('FILE').save_pretrained('FOLDER')\" "
+            "(StableDiffusionPipeline for SD 1 and 2), and give that folder"
+        )
     if "://" in path and not path.startswith("file://"):
         return _copy(Folder(path, options), variant, metadata_only)
     local = Folder(path).url
@@ -84,30 +88,23 @@ def is_one_file(path: str) -> bool:
     return path.rstrip("/").lower().endswith(_ONE_FILE) and not os.path.isdir(path.removeprefix("file://"))
 
 
-def _refuse_one_file(path: str) -> None:
-    """Most community checkpoints are one file; diffusers writes the folder."""
-    if is_one_file(path):
-        raise StorageError(
-            f'{path} is one file, and model.path takes a diffusers folder. Convert it once: python -c "from diffusers '
-            "import StableDiffusionXLPipeline as P; P.from_single_file('FILE').save_pretrained('FOLDER')\" "
-            "(StableDiffusionPipeline for SD 1 and 2), and give that folder"
-        )
-
-
 def _copy(source: Folder, variant: str | None, metadata_only: bool) -> str:
-    source.probe(write=False)
+    source.check_reading()
     files = {key: size for key, size in source.walk() if not is_odd(key)}  # no file of a checkpoint is called so
     if not files:
         raise StorageError(f"there is no model at {source.url}: the folder is empty. Correct model.path")
     wanted = {key for key in files if _is_wanted(key, files, variant)}
     kind = "headers" if metadata_only else False
-    identity = json.dumps([source.url, sorted(wanted), kind, _etags(source, sorted(files))])
+    with ThreadPoolExecutor(READERS) as pool:
+        etags = list(pool.map(source.stat, sorted(files)))
+    identity = json.dumps([source.url, sorted(wanted), kind, etags])
     name = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
     cache = Path(os.environ.get(CACHE_ENV, "~/.cache/stepthrift")).expanduser() / "models"
     target = cache / name
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f"{name}.lock"):
+        with (cache / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees the lock of a process that dies
             if not target.is_dir():
                 _fill(source, files, wanted, target, metadata_only)
     except OSError as error:
@@ -115,11 +112,6 @@ def _copy(source: Folder, variant: str | None, metadata_only: bool) -> str:
             f"cannot keep {source.url} in {cache}: {error.strerror or error}. Make room or set {CACHE_ENV}"
         ) from None
     return str(target)
-
-
-def _etags(source: Folder, keys: list[str]) -> list[tuple[int, str] | None]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(source.stat, keys))
 
 
 def _is_wanted(key: str, files: dict[str, int], variant: str | None) -> bool:
@@ -184,14 +176,6 @@ def _rest_of_header(first: bytes, size: int) -> tuple[int, int] | None:
     if length > _LARGEST_HEADER or 8 + length <= len(first) or 8 + length > size:
         return None
     return len(first), 8 + length
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process a node at a time; the kernel frees the lock of one that dies."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _from_hub(path: str, revision: str | None, variant: str | None) -> str:

@@ -1,7 +1,7 @@
 """One folder behind a URL, on disk or in an object store: whole reads and writes, create-if-absent, one retry wrapper.
 
-It knows keys and bytes, nothing of runs, plans or images: the layout is `pipelines.run.layout`. On purpose there are no
-streamed writes: a stream that an exception cuts short leaves a truncated object under its final name.
+It knows keys and bytes; `pipelines.run.layout` knows which keys a run has. There are no streamed writes on purpose: a
+stream that an exception cuts short leaves a truncated object under its final name.
 """
 
 import functools
@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar, cast
 
 from pipelines.pipeline_error import PipelineError, one_line
-from pipelines.storage.backends import Backend, FsspecBackend, Reach, StorageFault, Timeouts, UnusableError
+from pipelines.storage.backends import Backend, Reach, StorageFault, Timeouts
 from pipelines.storage.disk import LocalBackend
-from pipelines.storage.web import WebBackend
+from pipelines.storage.web import WebReader
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CONNECTING = threading.Lock()
 
+_S3 = ("s3://", "s3a://")
 CONTAINER_FIRST = ("abfs", "abfss", "wasb", "wasbs")  # Azure: what stands before the @ is the container
 _STORE = re.compile(r"[^:/]+://(?:arn:[^/]*:(?:outpost/[^/]+/)?accesspoint/[^/]+|[^/]*)")
 CHAIN = "credentials come from the environment, a profile or the machine's role"
@@ -38,7 +38,7 @@ PROBE_DEADLINE_S = 4.0
 class StorageError(PipelineError, RuntimeError):
     """One clear message: place, fault and remedy, never a secret. `retryable`: the same call may work later.
 
-    fault: what the store's client said, where it was asked.
+    fault: what the store's client said, None if it was not asked.
     """
 
     def __init__(self, message: str, retryable: bool = False, fault: StorageFault | None = None) -> None:
@@ -56,26 +56,9 @@ class StorageOptions:
     anonymous: bool = False  # no credentials are looked for, no request is signed
     addressing_style: str | None = None  # path or virtual; None: the AWS configuration's
 
-    def __post_init__(self) -> None:
-        place = urlsplit(self.endpoint_url) if self.endpoint_url else None
-        if place and "@" in place.netloc:
-            raise StorageError("storage.endpoint_url has a user or a password in it. Take them out: " + CHAIN)
-        if place and (place.scheme not in ("http", "https") or not place.hostname):
-            raise StorageError(
-                f"storage.endpoint_url {self.endpoint_url!r} is no URL: write http://HOST:PORT or https://HOST"
-            )
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a folder can do. `conditional`: of several creators of one key exactly one wins."""
-
-    writable: bool
-    conditional: bool
-
 
 class Folder:
-    """A folder of objects under one URL: a local path, `file://`, `s3://` or any other that fsspec knows.
+    """A folder of objects under one URL: a local path, `file://`, `s3://`; read only, `https://` and what fsspec knows.
 
     Keys are relative, with `/` between their parts; a key that could leave the folder is a ValueError. Each process
     connects at its first call; a pickle holds the URL and the options only. Every call tries again on what may pass
@@ -103,7 +86,7 @@ class Folder:
         return f"{self.url}/{_checked(key)}" if key else self.url
 
     def below(self, prefix: str) -> "Folder":
-        """The folder behind this one's URL, a prefix as an object store spells it, and a `/`: parts may be empty."""
+        """The folder whose URL is this one's, a prefix and `/`; an object store allows empty parts in the prefix."""
         inner = Folder(self.url, self.options, self.deadline_s)
         inner.url = f"{self.url}{prefix}/"
         return inner
@@ -120,6 +103,7 @@ class Folder:
 
     def write(self, key: str, data: bytes) -> None:
         """Put the whole object, over what was there; a reader sees the old bytes or the new, never a part."""
+        self._refuse_read_only()
         self._call("write", key, lambda backend: backend.write(_checked(key), data))
 
     def create(self, key: str, data: bytes) -> bool:
@@ -135,6 +119,7 @@ class Folder:
                 return backend.read(key) == data
             return True
 
+        self._refuse_read_only()
         return self._call("write", key, attempt, retry_absent=True)
 
     def names(self, prefix: str = "") -> list[str]:
@@ -147,7 +132,7 @@ class Folder:
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object below a folder, page by page.
 
-        What lies in its folders comes by their rising names.
+        Folders come in the order of their names.
         """
         for page in self._pages(prefix, lambda token, backend: backend.walk_page(_checked(prefix), token)):
             yield from page
@@ -161,20 +146,22 @@ class Folder:
         self.delete_listed([_checked(key) for key in keys])
 
     def delete_listed(self, keys: Iterable[str]) -> None:
-        """The same for keys as a listing gave them: in an object store some may be no plain paths."""
+        """Delete keys as a listing gave them: in an object store some may be no plain relative paths."""
+        self._refuse_read_only()
         keys = iter(keys)
         while batch := list(islice(keys, 1000)):
             self._delete(batch)
 
-    def probe(self, write: bool = True) -> Probe:
-        """Find out in a few seconds whether the folder can be used; StorageError says why not and what to do.
+    def check_reading(self) -> None:
+        """One listing. StorageError says in a few seconds why the folder cannot be read and what to do."""
+        self.quick()._call("read", "", lambda backend: backend.names_page("", None))
 
-        `write=False` only reads (one listing). Leaves nothing behind, save where the store grants no deletes.
+    def probe(self) -> bool:
+        """Whether of several creators of one key exactly one wins. StorageError where the folder cannot be written.
+
+        It answers in a few seconds and leaves nothing behind, save where the store grants no deletes.
         """
         quick = self.quick()
-        if not write:
-            quick._call("read", "", lambda backend: backend.names_page("", None))
-            return Probe(writable=False, conditional=False)
         key = f".probe/{secrets.token_hex(8)}.png"  # with the options that a picture is put with
         first = quick.create(key, b"one")
         second = quick.create(key, b"two")
@@ -193,11 +180,10 @@ class Folder:
                 f"storage.put_options are not applied at {self.url}: {'; '.join(unmet)}. "
                 "Correct them, or allow them in the store"
             )
-        conditional = first and not second and stored == b"one" and quick._backend().conditional
-        return Probe(writable=True, conditional=conditional)
+        return first and not second and stored == b"one" and quick._backend().conditional
 
     def quick(self) -> "Folder":
-        """The same folder for who waits four seconds and wants the reason, not each try."""
+        """The same folder with a deadline of four seconds; it does not log each try."""
         quick = Folder(self.url, self.options, min(self.deadline_s, PROBE_DEADLINE_S))
         quick._retry_level = logging.DEBUG
         quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
@@ -206,6 +192,11 @@ class Folder:
     def reach(self) -> Reach:
         """How this process gets at the folder. Nothing is asked of the store."""
         return self._backend().reach()
+
+    def _refuse_read_only(self) -> None:
+        if not os.path.isabs(self.url) and not self.url.startswith(_S3):
+            scheme = self.url.partition("://")[0]
+            raise StorageError(f"{self.url}: {scheme}:// is only read here. Choose a folder on disk or on s3://")
 
     def _delete(self, keys: list[str]) -> None:
         named = "" if is_odd(keys[0]) else keys[0]
@@ -238,7 +229,8 @@ class Folder:
             if fault.absent and not retry_absent:
                 raise FileNotFoundError(f"{self.url_of(key)}: no such object")
             if not (fault.retryable or fault.absent) or time.monotonic() >= deadline:
-                raise self._error(verb, key, fault)
+                message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
+                raise StorageError(message, fault.retryable, fault)
             if fault.reconnect:
                 backend = self._reconnect(backend)
             pause_s = random.uniform(0.0, wait_s)
@@ -252,10 +244,6 @@ class Folder:
         if self._connection is worn:  # else another thread has done it
             self._connection = None
         return self._backend()
-
-    def _error(self, verb: str, key: str, fault: StorageFault) -> StorageError:
-        message = f"cannot {verb} {self.url_of(key)}: {fault.reason}. {fault.remedy}"
-        return StorageError(message, fault.retryable, fault)
 
 
 def _absolute(url: str) -> str:
@@ -277,7 +265,7 @@ def store_of(url: str) -> str:
 
 
 def is_odd(key: str) -> bool:
-    """Whether it is no plain relative path, as only others' tools put them into an object store."""
+    """Whether a key is no plain relative path; only other tools put such keys into an object store."""
     return any(part in ("", ".", "..") or "\0" in part for part in key.split("/"))
 
 
@@ -289,19 +277,21 @@ def _checked(key: str) -> str:
 
 
 def _connect(url: str, options: StorageOptions, timeouts: Timeouts) -> Backend:
-    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet."""
+    """The backend of a URL; an absolute path is the local disk. Nothing is sent yet.
+
+    What only reads is given as a whole backend, too: the Folder refuses to write there before it asks.
+    """
     if os.path.isabs(url):
         return LocalBackend(url)
     if url.startswith(("http://", "https://")):
-        return WebBackend(url, timeouts)
-    if url.startswith(("s3://", "s3a://")):
+        return cast("Backend", WebReader(url, timeouts))
+    if url.startswith(_S3):
         from pipelines.storage.put_options import wrong_put_options  # a second of imports that a local run is spared
         from pipelines.storage.s3 import S3Backend
 
         if options.put_options and (wrong := wrong_put_options(options.put_options)):
             raise StorageError(f"storage.put_options: {wrong}. Correct it: an option that is dropped is not applied")
         return S3Backend(url, options, timeouts)
-    try:
-        return FsspecBackend(url)
-    except UnusableError as error:
-        raise StorageError(str(error)) from error
+    from pipelines.storage.other_stores import FsspecReader
+
+    return cast("Backend", FsspecReader(url))

@@ -1,11 +1,10 @@
-"""Files of a web server, read only: ranges where the server knows them, else the whole file, kept while it is small.
+"""Reads files of a web server: by ranges if the server knows them, else the whole file, which is kept if it is small.
 
-No listing: who names a file here names it whole. Proxies are those of the environment.
+It lists nothing: an input names one file. The environment sets the proxies.
 """
 
 import hashlib
 import http.client
-import io
 import socket
 import urllib.error
 import urllib.request
@@ -16,18 +15,16 @@ from urllib.parse import quote, urlsplit
 from pipelines.storage.backends import REFUSED, UNREACHABLE, Reach, StorageFault, Timeouts
 
 MOST_BYTES = 256 << 20  # of a file whose server knows neither its length nor ranges
-READ_ONLY = "a web server is only read"
 
 
 class TooLarge(OSError):
     """A file that would have to be held whole, and is too large for it."""
 
 
-class WebBackend:
-    """One address and what lies behind it. The last file that had to be read whole is kept."""
+class WebReader:
+    """One web address. It keeps the last file that had to be read whole."""
 
     errors: tuple[type[BaseException], ...] = (OSError, http.client.HTTPException, zlib.error)
-    conditional = False
 
     def __init__(self, url: str, timeouts: Timeouts) -> None:
         self.url, self.timeouts = url, timeouts
@@ -43,7 +40,7 @@ class WebBackend:
         return self._all(key)[0]
 
     def _all(self, key: str) -> tuple[bytes, str]:
-        """(bytes, etag), by one GET, unless it is the file that is kept."""
+        """(bytes, etag), by one GET, or of the file that is kept."""
         if self._whole is not None and self._whole[0] == key:
             return self._whole[1:]
         with self._open(key) as answer:
@@ -74,7 +71,7 @@ class WebBackend:
             raise
 
     def stat(self, key: str) -> tuple[int, str] | None:
-        """(size in bytes, etag); None where there is no such file. Where the size is not told the file is read."""
+        """(size in bytes, etag), None if there is no such file. If the server tells no size, the file is read."""
         self._whole = None
         try:
             with self._open(key, Range="bytes=0-0") as answer:
@@ -97,28 +94,12 @@ class WebBackend:
         return len(data), etag
 
     def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
-        """None: a web server lists nothing."""
+        """No names: a web server lists nothing."""
         return [], None
 
     def walk_page(self, prefix: str, token: Any) -> tuple[list[tuple[str, int]], Any]:
-        """None."""
+        """No objects, for the same reason."""
         return [], None
-
-    def write(self, key: str, data: bytes) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def create(self, key: str, data: bytes) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def delete(self, keys: list[str]) -> None:
-        """Refused, with the remedy: see `diagnose`."""
-        raise io.UnsupportedOperation(READ_ONLY)
-
-    def unmet(self, key: str) -> list[str]:
-        """A web server takes no options."""
-        return []
 
     def reach(self) -> Reach:
         """The server."""
@@ -130,8 +111,6 @@ class WebBackend:
 
     def diagnose(self, error: BaseException) -> StorageFault:
         """By the status of the answer, or by the lack of one."""
-        if isinstance(error, io.UnsupportedOperation):
-            return StorageFault(READ_ONLY, "Choose a folder on disk or in an object store")
         if isinstance(error, TooLarge):
             limit = f"{MOST_BYTES >> 20} MiB"
             return StorageFault(

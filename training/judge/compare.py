@@ -1,10 +1,9 @@
 """The frontier: a policy against all that a user could do instead, on held-out prompts, with intervals.
 
-Pure over reward tables; nothing is rendered and nothing is learned but the rivals that read text. It says what it
-finds, also where a fixed budget does as well. Its words are `training.judge.verdict`, its picture
-`training.judge.chart`.
+It reads reward tables; it renders nothing and learns nothing. It reports what it finds, also where a fixed budget does
+as well as the policy. `training.judge.verdict` puts the result into words, `training.judge.chart` draws it.
 
-Shapes: P held-out prompts, P' learned ones, K budgets, S seeds, F features.
+Shapes: P held-out prompts, P' learned ones, K budgets, S seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,6 @@ from training.judge.frontier import (
     saving,
     smallest_not_worse,
 )
-from training.learn.reward import in_rises
 from training.learning_error import Unlearnable
 from training.reward_table import RewardTable
 
@@ -36,18 +34,15 @@ class Evidence:
     """What an evaluation is made from. margin: the quality one may lose and still call a budget not worse.
 
     held_out: its quality is the judge's. seen: the job's own scorer on the same pictures, by which a second try is
-    chosen. learned: what rivals that read text may learn from; None: there are none. allowed: the budgets (K,) that the
-    policy may choose at a price. variants: held-out tables of the same prompts under another solver or guidance, by
-    name. labels: for groups, such as {"category": [...]}.
+    chosen. learned: the table that the policy learned from, which must not share a prompt with held_out. allowed: the
+    budgets (K,) that the policy may choose at a price. variants: held-out tables of the same prompts under another
+    solver or guidance, by name. labels: for groups, such as {"category": [...]}.
     """
 
-    learned: RewardTable | None  # P' prompts
+    learned: RewardTable | None  # P' prompts; None: unknown
     held_out: RewardTable  # P prompts
     seen: np.ndarray  # (P, K, S)
     scores: np.ndarray  # (P, K): the policy's, in rises
-    estimate: np.ndarray  # (P, K): its quality head's, in the job's scorer's units
-    learned_features: np.ndarray | None  # (P', F): pooled embeddings
-    features: np.ndarray  # (P, F)
     prices: Sequence[float]
     margin: float
     variants: Mapping[str, RewardTable] = field(default_factory=dict)
@@ -68,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was found. gains: by rule, one a point, against the fixed curve at equal mean cost.
+    """All that was found. gains: by rule, one per point, against the fixed curve at equal mean cost.
 
     curve: of fixed budgets in the policy's own setup, so that a gain is adaptivity's; best: with the variants, too.
 
@@ -116,7 +111,8 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
     best = FixedCurve([point for rule in (fixed, *variants) for point in rule.points], bootstrap)
     policy = rivals.sweep("policy", table, evidence.scores, prices, evidence.allowed)
     elsewhere = [rivals.rendered_as(policy, table, other, name) for name, other in evidence.variants.items()]
-    others = (*variants, *elsewhere, *_others(evidence, policy, prices))
+    alternatives = rivals.words(table), rivals.second_try(table, evidence.seen), rivals.oracle(table, prices)
+    others = (*variants, *elsewhere, *alternatives)
     rival = smallest_not_worse(fixed.points, evidence.margin, bootstrap)
     alone, largest = Rule("rival", (rival,)), fixed.points[-1]
     within = replace(largest, quality=largest.quality - evidence.margin)
@@ -143,33 +139,6 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
         agreement=rivals.agreement(table),
         groups=tuple(_groups(evidence, fixed, recommended)),
     )
-
-
-def _others(evidence: Evidence, policy: Rule, prices: Sequence[float]) -> tuple[Rule, ...]:
-    table = evidence.held_out
-    estimates = {**_read_text(evidence), "regression head": in_rises(evidence.estimate, evidence.seen)}
-    return (
-        rivals.shuffled(policy, table),
-        rivals.words(table),
-        *(rivals.sweep(name, table, estimate, prices) for name, estimate in estimates.items()),
-        rivals.best_of_two(table, evidence.seen),
-        rivals.second_try(table, evidence.seen),
-        rivals.oracle(table, prices),
-    )
-
-
-def _read_text(evidence: Evidence) -> dict[str, np.ndarray]:
-    """Estimates of quality (P, K), in rises, by what reads prompts without a network."""
-    learned, features = evidence.learned, evidence.learned_features
-    if learned is None or features is None:
-        return {}
-    words = rivals.word_features(learned.prompts), rivals.word_features(evidence.held_out.prompts)
-    estimates = {
-        "words, fitted": rivals.linear(words[0], learned, words[1]),
-        "nearest prompts": rivals.nearest(features, learned, evidence.features),
-        "linear": rivals.linear(features, learned, evidence.features),
-    }
-    return {name: in_rises(estimate, learned.quality) for name, estimate in estimates.items()}
 
 
 def _recommended(policy: Rule, largest: Point, margin: float, bootstrap: Bootstrap) -> Point:
@@ -212,7 +181,7 @@ def _refuse_strangers(evidence: Evidence) -> None:
             raise Unlearnable(f"the table of {name} is not of the held-out prompts: roll out the same ones")
     if evidence.learned is not None:
         _refuse_learned(evidence.learned, table)
-    for name in ("seen", "scores", "estimate", "features"):
+    for name in ("seen", "scores"):
         if len(getattr(evidence, name)) != count:
             raise Unlearnable(f"{name} has {len(getattr(evidence, name))} rows for {count} held-out prompts")
     for name, labels in evidence.labels.items():

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.policy import PolicyCard, calibrated, check_policy
-from actors.policy_network import StepPolicy, load_policy
+from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
 from training.judge.compare import Evidence, quality_margin
 from training.learn.batches import Rows
-from training.learn.embeddings import embed, pooled
+from training.learn.embeddings import embed
 from training.learn.learner import outputs
 from training.reward_table import RewardTable, TableError
 
@@ -34,31 +34,22 @@ class Setup(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptReadings:
-    """What a policy says of the prompts of a table. scores in rises, estimate in the scorer's units, (P, K) each."""
+    """What a policy says of the prompts of a table. scores (P, K): in rises."""
 
     card: PolicyCard
     scores: np.ndarray
-    estimate: np.ndarray
-    features: np.ndarray  # (P, F)
-    learned_features: np.ndarray | None
 
 
-def read_prompts(policy_path: str, model_path: str, table: RewardTable, learned: RewardTable | None) -> PromptReadings:
+def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> PromptReadings:
     """Load policy and text encoder, read all prompts. PolicyError, TableError where they do not fit."""
     policy, card = load_policy(policy_path)
     if table.choices != card.choices:
         raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
     encoder = PromptEncoder(model_path)
     check_policy(card, text_encoder=encoder.fingerprint)
-    embeds = embed(encoder, table.prompts)
-    scores, estimate = _outputs(policy, table, embeds)
-    known = None if learned is None else pooled(embed(encoder, learned.prompts))
-    return PromptReadings(card, scores, estimate, pooled(embeds), known)
-
-
-def _outputs(policy: StepPolicy, table: RewardTable, embeds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    rows = Rows(dict(enumerate(embeds)), dict(enumerate(table.quality)))
-    return outputs(policy, rows.chunks())
+    rows = Rows(dict(enumerate(embed(encoder, table.prompts))), dict(enumerate(table.quality)))
+    scores, _ = outputs(policy, rows.chunks())
+    return PromptReadings(card, scores)
 
 
 def evidence(
@@ -83,9 +74,6 @@ def evidence(
         held_out=judged,
         seen=table.quality,
         scores=reading.scores,
-        estimate=reading.estimate,
-        learned_features=reading.learned_features,
-        features=reading.features,
         prices=sorted(prices or (point["price"] for point in reading.card.calibration)),
         margin=margin or quality_margin(judged if known is None else known),
         variants=tuned(table, variants or {}, judge, reading.card),

@@ -32,12 +32,3 @@ def embed(encoder: PromptEncoder, prompts: Sequence[object]) -> list[np.ndarray]
         values = embeds.cpu().half().numpy()
         found |= {int(row): values[at, : lengths[at]].copy() for at, row in enumerate(rows)}
     return [found[row] for row in range(len(prompts))]
-
-
-def pooled(embeds: Sequence[np.ndarray]) -> np.ndarray:
-    """(P, 2 H) float32: the last token's embedding, which is CLIP's own pooling, beside the mean of all tokens."""
-    return np.stack([np.concatenate([tokens[-1], tokens.mean(axis=0)]) for tokens in map(_float32, embeds)])
-
-
-def _float32(tokens: np.ndarray) -> np.ndarray:
-    return tokens.astype(np.float32)
