@@ -1,7 +1,6 @@
 """Planned rows become pictures and manifests, and what became of them is told."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -26,17 +25,6 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageError
 
 
-def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
-    """The progress line; with its first state pictures are being made."""
-    line = ProgressLine(console, largest)
-
-    def on_progress(progress: Any) -> None:
-        console.started = True
-        line(progress)
-
-    return on_progress
-
-
 def render_job(
     console: Console,
     job: Job,
@@ -48,7 +36,7 @@ def render_job(
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     plan = planned(run)
     stop.interrupts.graceful = True
-    progress, term = shown(console, plan["largest"]), stop.epoch.term
+    progress, term = ProgressLine(console, plan["largest"]), stop.epoch.term
     if changed := widen_manifests(run, term):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
     result = render(run, settings.render_config(job, info), progress, stop, repair, term=term)

@@ -13,13 +13,13 @@ from jobs.steps.checking import check_output
 from jobs.steps.find_run import find_job
 from jobs.steps.gpus import with_gpus
 from jobs.steps.planning import planned, this_command
-from jobs.steps.rendering import shown
 from jobs.steps.sole_driver import Stop, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.interrupts import Interrupts
+from jobs.terminal.progress import ProgressLine
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
 from pipelines.integrity.verify import verify
@@ -104,7 +104,7 @@ class Repairing:
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
-        progress = shown(self.console, planned(self.run)["largest"])
+        progress = ProgressLine(self.console, planned(self.run)["largest"])
         config, term = settings.render_config(self.job, settings.checkpoint(self.job)), self.epoch.term
         result = render(self.run, config, progress, stop, Repair(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
