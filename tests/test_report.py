@@ -18,7 +18,9 @@ from jobs.pages.html import histogram_svg, report_html
 from jobs.pages.totals import Totals, image_bytes, totals, with_images
 from jobs.steps.rendering import write_report
 from jobs.terminal.console import Console
-from pipelines.run.layout import RunFolder, manifest_schema
+from pipelines.render.sink import Sink
+from pipelines.run.layout import Attempt, RunFolder, manifest_schema
+from pipelines.storage.folder import Folder
 
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -181,6 +183,32 @@ def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
         image_bytes(run, {"id": "b", "uri": "data/s-1-x.parquet#b.png", "offset": None}),
     ]
     assert read == [b"plain", b"packed", b"second"]
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_picture_of_a_packed_layout_is_read_by_its_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Twelve pictures of half a megabyte; what is read for the first one is counted."""
+    run, attempt = RunFolder(str(tmp_path)), Attempt("0001-000000", 1, "0123abcd")
+    sink = Sink(run, attempt.shard, attempt, layout, "png")
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 400, 400, 3), dtype=np.uint8)
+    stored = [sink.put({"id": f"r{i:02}", "prompt": "a fox"}, picture) for i, picture in enumerate(pictures)]
+    uri, offset = sink.close()["r00"]
+    size = run.stat(uri.partition("#")[0])
+    asked: list[int] = []
+    ranged = Folder.read_range
+
+    def count(folder: Folder, key: str, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return ranged(folder, key, start, end)
+
+    monkeypatch.setattr(Folder, "read_range", count)
+    monkeypatch.setattr(Folder, "read", lambda *_: pytest.fail("a whole object was read"))
+    data = image_bytes(run, {"id": "r00", "uri": uri, "offset": offset, "bytes": stored[0].num_bytes})
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pictures[0])
+    assert size is not None
+    assert sum(asked) <= (size[0] // 12 if layout == "webdataset" else size[0] // 2)
 
 
 def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_path: Path) -> None:

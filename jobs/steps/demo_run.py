@@ -68,9 +68,9 @@ def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
 
 def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
     """The rows of the same ids in the other run; None where it has no picture."""
-    run = settings.run_folder(largest)
-    found = with_images(run, totals(run, most_pictures=1 << 20).pictures)
-    theirs = {row["id"]: row for row in found if row["image"]}
+    run, wanted = settings.run_folder(largest), {row["id"] for row in rows}
+    found = [row for row in totals(run, most_pictures=1 << 20).pictures if row["id"] in wanted]
+    theirs = {row["id"]: row for row in with_images(run, found) if row["image"]}
     return [theirs.get(row["id"]) for row in rows]
 
 
