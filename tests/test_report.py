@@ -39,7 +39,7 @@ def test_a_sheet_holds_every_picture_enlarged_by_a_whole_factor() -> None:
     buffer = io.BytesIO()
     flat.save(buffer, "PNG")
     rows = [row(i, image=buffer.getvalue()) for i in range(7)]
-    sheet = Image.open(io.BytesIO(contact_sheet(rows, "title", "subtitle", columns=4)))
+    sheet = Image.open(io.BytesIO(contact_sheet(rows, "title", "subtitle")))
     pixels = np.asarray(sheet.convert("RGB")).astype(int)
     colour = (np.abs(pixels - (200, 30, 90)).max(axis=2) < 3).sum()
     assert colour == 7 * 160 * 160

@@ -56,10 +56,10 @@ def check_nodes(console: Console, job: Job, run: RunFolder, proof: Proof, with_i
         console.say(NOBODY)
 
 
-def check_nodes_by_probe(console: Console, job: Job, run: RunFolder, with_input: bool = True) -> None:
+def check_nodes_by_probe(console: Console, job: Job, run: RunFolder) -> None:
     """The same for a verb that claims no epoch: it writes an object to be read, and deletes it."""
     with blaming(job, "output.path"), probe_object(run) as proof:
-        check_nodes(console, job, run, proof, with_input)
+        check_nodes(console, job, run, proof)
 
 
 def _lacks_device(job: Job, found: Preflight) -> str | None:

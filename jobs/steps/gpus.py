@@ -1,7 +1,5 @@
 """Settles what a job's pools ask Ray for, before anything starts: `num_gpus: auto` is a number, never silently 0."""
 
-from dataclasses import replace
-
 from jobs.job_file.keys import Pool
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
@@ -27,11 +25,10 @@ def with_gpus(console: Console, job: Job) -> Job:
     console.clear()
     if faults:
         raise ConfigError(faults)
-    return replace(job, config=job.config.model_copy(update={"pools": pools}))
+    return job.changed(pools=pools)
 
 
 def _num_gpus(job: Job, pool: Pool, local: bool) -> float:
-
     if pool.num_gpus != "auto":
         return pool.num_gpus
     if job.config.model.device == "cpu":

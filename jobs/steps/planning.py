@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -58,11 +59,10 @@ def make(console: Console, job: Job, run: RunFolder, info: CheckpointInfo, warni
 def planned(run: RunFolder) -> dict[str, Any]:
     """The totals of all generations."""
     plans = [run.read_plan(generation) for generation in run.generations()]
-    budgets: dict[int, int] = {}
+    budgets = Counter[int]()
     for plan in plans:
-        for steps, rows in plan["budget_histogram"].items():
-            budgets[int(steps)] = budgets.get(int(steps), 0) + rows
-    rows = sum(budgets.values())
+        budgets.update({int(steps): rows for steps, rows in plan["budget_histogram"].items()})
+    rows, lane_steps = budgets.total(), sum(plan["lane_steps"] for plan in plans)
     again = sum(plan.get("replaced_rows", 0) for plan in plans)  # bad rows, mended and planned anew: the newest counts
     return {
         "rows": sum(plan["rows"] for plan in plans) - again,
@@ -70,10 +70,10 @@ def planned(run: RunFolder) -> dict[str, Any]:
         "shards": sum(plan["shards"] for plan in plans),
         "generations": len(plans),
         "mean_steps": sum(steps * count for steps, count in budgets.items()) / rows if rows else None,
-        "lane_steps": sum(plan["lane_steps"] for plan in plans),
+        "lane_steps": lane_steps,
         "largest": max([*(plan["largest_budget"] for plan in plans), *budgets], default=None),
         "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
-        "estimates": estimates(run, rows, sum(plan["lane_steps"] for plan in plans)),
+        "estimates": estimates(run, rows, lane_steps),
     }
 
 

@@ -45,7 +45,7 @@ def trained_policy(job: Job) -> str:
         update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
     )
     with blaming(job, "steps.policy"):
-        return settings.local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
+        return settings.local_policy(job.changed(steps=steps))
 
 
 def evaluate_policy(console: Console, job: Job, address: str | None) -> int:

@@ -9,14 +9,11 @@ from jobs.job_file import settings
 from jobs.job_file.read import Job
 from jobs.pages.html import report_html
 from jobs.pages.totals import Totals, totals, with_images
-from jobs.steps.check_nodes import check_nodes
-from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import planned, prepare, this_command
-from jobs.steps.sole_driver import Stop, sole_driver
-from jobs.terminal.connect_ray import start_ray
+from jobs.steps.checking import too_many_failed
+from jobs.steps.planning import planned, prepare
+from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
-from jobs.terminal.interrupts import Interrupts
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import RenderResult, Repair, render
@@ -51,7 +48,10 @@ def render_job(
     if summary["status"] == "incomplete" and not found.damaged:
         console.say(f"error: {missing(run, summary)}")
     console.result(summary, summary_text(summary))
-    return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
+    if summary["status"] == "incomplete":
+        return FAILED
+    too_many = too_many_failed(job, found.status["failed"], found.rows)
+    return stop.interrupts.exit_code or (TOO_MANY_FAILED if too_many else DONE)
 
 
 def missing(run: RunFolder, summary: dict[str, Any]) -> str:
@@ -69,18 +69,9 @@ def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
     return FAILED
 
 
-def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
-    """As the contract has it; failed rows count against all rows done."""
-    if interrupts.exit_code is not None:
-        return interrupts.exit_code
-    allowed = job.config.failures.max_fraction * found.rows
-    return TOO_MANY_FAILED if found.status["failed"] > allowed else DONE
-
-
 def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Totals) -> dict[str, Any]:
     """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
-    too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
-    status = "too many failed" if too_many else "done"
+    status = "too many failed" if too_many_failed(job, found.status["failed"], found.rows) else "done"
     if found.rows < plan["rows"]:
         status = "incomplete"
     if result.interrupted:
@@ -91,13 +82,8 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "status": status,
         "rows": found.rows,
         "planned": plan["rows"],
-        "ok": found.status["ok"],
-        "failed": found.status["failed"],
-        "filtered": found.status["filtered"],
-        "truncated": found.truncated,
-        "negative_truncated": found.negative_truncated,
-        "unscored": found.unscored,
-        "mean_steps": found.mean_steps,
+        **{status: found.status[status] for status in ("ok", "failed", "filtered")},
+        **{name: getattr(found, name) for name in ("truncated", "negative_truncated", "unscored", "mean_steps")},
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,
@@ -131,10 +117,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
         fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
         lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
-    if summary["truncated"]:
-        lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
-    if summary["negative_truncated"]:
-        lines.append(f"{summary['negative_truncated']:,} negative prompts were longer than the text encoder reads")
+    for name, what in (("truncated", "prompts"), ("negative_truncated", "negative prompts")):
+        lines += [f"{summary[name]:,} {what} were longer than the text encoder reads"] if summary[name] else []
     if summary["unscored"]:
         lines.append(f"{summary['unscored']:,} rows were not scored by every scorer (column score_error):")
         lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
@@ -147,8 +131,8 @@ def render_planned(console: Console, job: Job, job_path: str, address: str | Non
     run, info, _ = prepare(job)
     if not run.generations():
         raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
-    with sole_driver(console, job, run, take_over) as epoch:
-        start_ray(address, console.debug)
-        with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, run, epoch.term.proof, with_input=False)
-            return render_job(console, with_gpus(console, job), run, info, Stop(interrupts, epoch))
+    with (
+        sole_driver(console, job, run, take_over) as epoch,
+        ready(console, job, run, epoch, address) as (placed, stop),
+    ):
+        return render_job(console, placed, run, info, stop)
