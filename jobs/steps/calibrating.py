@@ -3,11 +3,13 @@
 import json
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from actors.calibration import Calibration, calibrate
 from actors.checkpoint import CheckpointInfo
+from actors.sampler import DDIMSampler
 from jobs.job_file import settings
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
@@ -16,17 +18,11 @@ from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE
 from pipelines.render.quality import ScorerSource, load_scorer
 
-if TYPE_CHECKING:
-    from actors.calibration import Calibration
-
 SCORED = 8  # pictures of one call of the scorers
 
 
-def measure(job: Job, info: CheckpointInfo, calls: int) -> "tuple[Calibration, float | None]":
+def measure(job: Job, info: CheckpointInfo, calls: int) -> tuple[Calibration, float | None]:
     """On this machine's device, with the threads of the job's first pool; seconds of a score None without scorers."""
-    from actors.calibration import calibrate
-    from actors.sampler import DDIMSampler
-
     sampling, threads = job.config.sampling, max(1, int(job.config.pools[0].num_cpus))
     config = replace(
         settings.sampler_config(job, info),
@@ -57,7 +53,7 @@ def seconds_of_a_score(scorers: tuple[ScorerSource, ...], device: str, width: in
     return seconds / SCORED
 
 
-def calibration_text(found: "Calibration", score: float | None) -> str:
+def calibration_text(found: Calibration, score: float | None) -> str:
     """The trials and what follows from them."""
     lines = [found.place]
     for trial in found.trials:
