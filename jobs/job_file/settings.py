@@ -1,7 +1,4 @@
-"""What the rooms get from a job file: their own plain dataclasses.
-
-The rooms are imported inside the functions: a `--help` pays for none of them.
-"""
+"""What the rooms get from a job file: their own plain dataclasses."""
 
 import importlib
 import logging

@@ -105,14 +105,9 @@ def upload_fault(folder: Path, reason: str) -> ConfigError:
 
 def uploaded_files(folder: Path) -> list[tuple[int, Path]]:
     """(bytes, path) of all that Ray takes along, the largest first."""
-    found: list[tuple[int, Path]] = []
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            found.append((path.stat().st_size, path))
-
-    packaging._dir_travel(folder, [], note, include_gitignore=True)  # what is ignored is Ray's own rule
-    return sorted(found, reverse=True)
+    found: list[Path] = []
+    packaging._dir_travel(folder, [], found.append, include_gitignore=True)  # what is ignored is Ray's own rule
+    return sorted(((path.stat().st_size, path) for path in found if path.is_file()), reverse=True)
 
 
 def _unreachable(address: str, reason: str) -> ConfigError:
