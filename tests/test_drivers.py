@@ -109,8 +109,7 @@ def test_the_second_driver_is_refused_before_anything_starts(
     monkeypatch.chdir(tmp_path)
     Path("prompts.csv").write_text("prompt\na red circle\n")
     Path("job.yaml").write_text("input: {path: prompts.csv}\nsteps: {selector: words}\noutput: {path: out}\n")
-    monkeypatch.setattr("jobs.steps.whole_job.start_ray", lambda *_: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.steps.rendering.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.steps.sole_driver.start_ray", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr("jobs.steps.planning.start_ray", lambda *_: pytest.fail("Ray was started"))
     run = RunFolder("out")
     if verb == "render":

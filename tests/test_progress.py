@@ -123,6 +123,20 @@ def test_on_a_terminal_one_line_is_redrawn_and_fits(terminal: Console, monkeypat
     assert "\n" not in written(terminal)
 
 
+def test_whatever_is_drawn_fits_one_line(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its first half stays on the screen when the next line is drawn."""
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal.draw("reading s3://bucket/" + "a" * 40)
+    assert written(terminal) == "\r\x1b[2Kreading s3://bucket/" + "a" * 18 + "…"
+
+
+def test_with_the_first_state_pictures_are_being_made(plain: Console) -> None:
+    line = ProgressLine(plain, 50)
+    assert not plain.started
+    line(State())
+    assert plain.started
+
+
 def test_a_message_stays_above_the_line(terminal: Console) -> None:
     terminal.draw("1/2 images")
     terminal.say("a note")

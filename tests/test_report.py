@@ -18,9 +18,11 @@ from jobs.pages.html import histogram_svg, report_html
 from jobs.pages.totals import Totals, image_bytes, totals, with_images
 from jobs.steps.rendering import write_report
 from jobs.terminal.console import Console
-from pipelines.run.layout import RunFolder
+from pipelines.render.sink import Sink
+from pipelines.run.layout import Attempt, RunFolder
 from pipelines.run.plan import read_plan
-from pipelines.run.schema import manifest_schema
+from pipelines.run.schema import manifest_schema, planned_row
+from pipelines.storage.folder import Folder
 
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -39,7 +41,7 @@ def test_a_sheet_holds_every_picture_enlarged_by_a_whole_factor() -> None:
     buffer = io.BytesIO()
     flat.save(buffer, "PNG")
     rows = [row(i, image=buffer.getvalue()) for i in range(7)]
-    sheet = Image.open(io.BytesIO(contact_sheet(rows, "title", "subtitle", columns=4)))
+    sheet = Image.open(io.BytesIO(contact_sheet(rows, "title", "subtitle")))
     pixels = np.asarray(sheet.convert("RGB")).astype(int)
     colour = (np.abs(pixels - (200, 30, 90)).max(axis=2) < 3).sum()
     assert colour == 7 * 160 * 160
@@ -183,6 +185,34 @@ def test_a_picture_is_read_from_every_layout(tmp_path: Path) -> None:
         image_bytes(run, {"id": "b", "uri": "data/s-1-x.parquet#b.png", "offset": None}),
     ]
     assert read == [b"plain", b"packed", b"second"]
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_picture_of_a_packed_layout_is_read_by_its_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Twelve pictures of half a megabyte; what is read for the first one is counted."""
+    run, attempt = RunFolder(str(tmp_path)), Attempt("0001-000000", 1, "0123abcd")
+    sink = Sink(run, attempt.shard, attempt, layout, "png")
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 400, 400, 3), dtype=np.uint8)
+    stored = [
+        sink.put(planned_row({"id": f"r{i:02}", "prompt": "a fox"}), picture) for i, picture in enumerate(pictures)
+    ]
+    uri, offset = sink.close()["r00"]
+    size = run.stat(uri.partition("#")[0])
+    asked: list[int] = []
+    ranged = Folder.read_range
+
+    def count(folder: Folder, key: str, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return ranged(folder, key, start, end)
+
+    monkeypatch.setattr(Folder, "read_range", count)
+    monkeypatch.setattr(Folder, "read", lambda *_: pytest.fail("a whole object was read"))
+    data = image_bytes(run, {"id": "r00", "uri": uri, "offset": offset, "bytes": stored[0].num_bytes})
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pictures[0])
+    assert size is not None
+    assert sum(asked) <= (size[0] // 12 if layout == "webdataset" else size[0] // 2)
 
 
 def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_path: Path) -> None:

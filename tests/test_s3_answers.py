@@ -14,7 +14,7 @@ import pytest
 from botocore import exceptions as boto
 
 from jobs.job_file.positions import ConfigError
-from jobs.steps.find_run import find_run
+from jobs.steps.find_run import find_job
 from pipelines.storage.folder import Folder, StorageError, StorageOptions
 from pipelines.storage.put_options import content_type, not_applied, wrong_put_options
 from pipelines.storage.s3_answers import answer_of
@@ -408,7 +408,7 @@ def test_verify_names_the_endpoint_that_it_tried_and_how_to_name_another() -> No
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConfigError) as raised:
-            find_run("s3://bucket/run", (f"storage.endpoint_url={place}",))
+            find_job("s3://bucket/run", (f"storage.endpoint_url={place}",))
     (fault,) = raised.value.faults
     assert f"{place} cannot be reached" in fault.message
     assert f"({place}: storage.endpoint_url of the job; -s storage.endpoint_url=URL names another)" in fault.message
@@ -418,7 +418,7 @@ def test_verify_names_the_endpoint_of_the_environment(monkeypatch: pytest.Monkey
     with store(always("NoSuchBucket", 404)) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.endpoint_url)
         with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL_S3 in the environment; -s storage\.endpoint_url=URL"):
-            find_run("s3://bucket/run", ())
+            find_job("s3://bucket/run", ())
 
 
 # ---- what is put with an object

@@ -70,7 +70,7 @@ def test_a_folder_that_another_user_left_where_ray_puts_its_own(monkeypatch: pyt
     """Nothing is set in the environment: it is /tmp/ray, or here what stands for /tmp."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         (Path(folder) / "ray").write_text("no folder")
-        monkeypatch.setattr("ray._common.utils.get_default_system_temp_dir", lambda: folder)
+        monkeypatch.setattr("jobs.terminal.surroundings.get_default_system_temp_dir", lambda: folder)
         with pytest.raises(ConfigError) as error:
             check_temporary_folder()
     assert f"Ray's folder: {folder}/ray cannot be written (File exists); set RAY_TMPDIR" in said(error)

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.__main__ import main
 from jobs.job_file.keys import Input, JobConfig
-from jobs.steps.find_run import find_run
+from jobs.steps.find_run import find_job
 from pipelines.run.layout import RunFolder, manifest_key
 from pipelines.storage.folder import StorageOptions
 from tests.finished import finished_run, store
@@ -160,9 +160,9 @@ def test_the_endpoint_is_that_of_the_job(
     run.write_job(text)
     elsewhere = s3.endpoint_url.replace("127.0.0.1", "localhost")
     monkeypatch.setenv("AWS_ENDPOINT_URL", elsewhere)  # by which job.yaml is found; the rest is read as it says
-    assert find_run(url, ()).options.endpoint_url == s3.endpoint_url
+    assert find_job(url, ())[1].options.endpoint_url == s3.endpoint_url
     assert main(["verify", url]) == 0
-    assert find_run(url, (f"output.storage={{endpoint_url: '{elsewhere}'}}",)).options.endpoint_url == elsewhere
+    assert find_job(url, (f"output.storage={{endpoint_url: '{elsewhere}'}}",))[1].options.endpoint_url == elsewhere
     assert capsys.readouterr().out.count("clean") == 2
 
 

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -61,6 +61,10 @@ class Job:
     def fault(self, dotted: str, message: str) -> ConfigError:
         """The error that blames this key."""
         return ConfigError([Fault(self.at(dotted), message)])
+
+    def changed(self, **sections: Any) -> "Job":
+        """The same job with other sections."""
+        return replace(self, config=self.config.model_copy(update=sections))
 
 
 def load_job(path: str, sets: Sequence[str] = (), limit: int | None = None) -> Job:

@@ -54,7 +54,7 @@ class Grid:
         return MARGIN_PX + column * (self.width + GAP_PX), self.top(row)
 
 
-def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "", columns: int | None = None) -> bytes:
+def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "") -> bytes:
     """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps.
 
     A row with `beside`, another row, shows that one's picture and steps to the right of its own.
@@ -62,7 +62,7 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = ""
     groups = [[row, row["beside"]] if row.get("beside") else [row] for row in rows]
     pictures = [[_enlarged(shown["image"]) for shown in group] for group in groups]
     abreast = max(map(len, groups), default=1)
-    columns = columns or max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows)) / abreast))))
+    columns = max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows)) / abreast))))
     side = max((max(picture.size) for group in pictures for picture in group), default=128)
     font, room = _font(PROMPT_SIZE_PX), abreast * (side + PAD_PX) - PAD_PX
     prompts = [wrapped(str(row["prompt"]), lambda text: font.getlength(text) <= room, MOST_LINES) for row in rows]

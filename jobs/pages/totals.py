@@ -4,7 +4,6 @@ It counts every row of every run on the folder, where `RenderResult` knows its o
 """
 
 import heapq
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +12,6 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder
 from pipelines.run.plan import Plan
@@ -97,17 +95,20 @@ def _image_or_none(run: RunFolder, row: dict[str, Any]) -> bytes | None:
 
 
 def image_bytes(run: RunFolder, row: dict[str, Any]) -> bytes:
-    """One row's picture, whatever the layout. Raises what the folder raises, ValueError where it has no such row."""
-    key, _, _ = row["uri"].partition("#")
+    """One row's picture, of a packed layout by ranges. Raises what the folder raises, LookupError for no such row."""
+    key = row["uri"].partition("#")[0]
     if row.get("offset") is not None:
         return run.read_range(key, row["offset"], row["offset"] + row["bytes"])
-    data = run.read(key)
-    return _from_parquet(data, row["id"]) if key.endswith(".parquet") else data
+    return _from_parquet(run, key, row["id"]) if key.startswith("data/") else run.read(key)
 
 
-def _from_parquet(data: bytes, row_id: str) -> bytes:
-    table = pq.read_table(io.BytesIO(data), columns=["id", "image"])
-    return table["image"][table["id"].to_pylist().index(row_id)].as_py()
+def _from_parquet(run: RunFolder, key: str, row_id: str) -> bytes:
+    """Read up to the row, and no further."""
+    with run.open_parquet(key, pre_buffer=False) as file:
+        for batch in file.iter_batches(1, columns=["id", "image"]):
+            if batch["id"][0].as_py() == row_id:
+                return batch["image"][0].as_py()
+    raise LookupError(f"{key} has no row {row_id}")
 
 
 def _draw(row: dict[str, Any]) -> bytes:

@@ -3,10 +3,12 @@
 import json
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from actors.calibration import Calibration, calibrate
+from actors.sampler import DDIMSampler
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
@@ -16,17 +18,11 @@ from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE
 from pipelines.render.quality import ScorerSource, load_scorer
 
-if TYPE_CHECKING:
-    from actors.calibration import Calibration
-
 SCORED = 8  # pictures of one call of the scorers
 
 
-def measure(settings: Settings, calls: int) -> "tuple[Calibration, float | None]":
+def measure(settings: Settings, calls: int) -> tuple[Calibration, float | None]:
     """On this machine's device, with the threads of the job's first pool; seconds of a score None without scorers."""
-    from actors.calibration import calibrate
-    from actors.sampler import DDIMSampler
-
     threads, defaults, scorers = max(1, int(settings.pools[0].num_cpus)), settings.source.defaults, settings.scorers
     config = replace(settings.sampler, model_path=settings.model.local(), num_threads=threads, calibrated=())
     sampler = DDIMSampler(config)
@@ -51,7 +47,7 @@ def seconds_of_a_score(scorers: tuple[ScorerSource, ...], device: str, width: in
     return seconds / SCORED
 
 
-def calibration_text(found: "Calibration", score: float | None) -> str:
+def calibration_text(found: Calibration, score: float | None) -> str:
     """The trials and what follows from them."""
     lines = [found.place]
     for trial in found.trials:

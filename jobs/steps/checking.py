@@ -110,7 +110,12 @@ def certain_exit(job: Job, inspection: Inspection, planned: int) -> int | None:
     """3 where so many rows are bad that a run cannot end otherwise; None where that is open. planned: rows so far."""
     bad = inspection.bad_rows * inspection.source.images_per_prompt
     most = inspection.num_planned + planned  # of all rows that the run folder may come to hold
-    return TOO_MANY_FAILED if bad > job.config.failures.max_fraction * most else None
+    return TOO_MANY_FAILED if too_many_failed(job, bad, most) else None
+
+
+def too_many_failed(job: Job, failed: int, rows: int) -> bool:
+    """More of the rows than failures.max_fraction allows."""
+    return failed > job.config.failures.max_fraction * rows
 
 
 def read_input(job: Job, source: PromptSource) -> Inspection:

@@ -13,7 +13,7 @@ from jobs.job_file.read import Job, read_job
 from jobs.job_file.settings import largest_budget
 from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
-from jobs.pages.totals import totals, with_images
+from jobs.pages.totals import SHOWN_PICTURES, totals, with_images
 from jobs.steps.rollouts import NestedConsole
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
@@ -47,15 +47,15 @@ def at_largest(job: Job) -> Job:
     """The same prompts and seeds, each at the largest budget of the menu, in a folder beside."""
     steps = StepBudgets(selector="fixed", fixed=largest_budget(job))
     output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
-    return Job(job.config.model_copy(update={"steps": steps, "output": output}), job.source)
+    return job.changed(steps=steps, output=output)
 
 
-def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
+def write_sheet(job: Job, largest: Job) -> str:
     """Draws the first pictures, in the order of the prompts, in pairs; the path of the PNG."""
     run = run_folder(job)
     found = totals(read_plan(run), most_pictures=1 << 20)
     order = {row["id"]: index for index, row in enumerate(_prompts())}
-    rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:most]
+    rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:SHOWN_PICTURES]
     budget = largest_budget(job)
     mean = steps_text(found.mean_steps, budget) if found.mean_steps else "no steps"
     chosen = job.config.steps.selector
@@ -70,9 +70,9 @@ def write_sheet(job: Job, largest: Job, most: int = 48) -> str:
 
 def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
     """The rows of the same ids in the other run; None where it has no picture."""
-    run = run_folder(largest)
-    found = with_images(run, totals(read_plan(run), most_pictures=1 << 20).pictures)
-    theirs = {row["id"]: row for row in found if row["image"]}
+    run, wanted = run_folder(largest), {row["id"] for row in rows}
+    found = [row for row in totals(read_plan(run), most_pictures=1 << 20).pictures if row["id"] in wanted]
+    theirs = {row["id"]: row for row in with_images(run, found) if row["image"]}
     return [theirs.get(row["id"]) for row in rows]
 
 

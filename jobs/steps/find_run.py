@@ -10,13 +10,11 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageError
 
 
-def find_run(path: str, sets: tuple[str, ...]) -> RunFolder:
-    """The run folder of a job file, a path or a URL, by the storage options of its job. Raises ConfigError."""
-    return find_job(path, sets)[1]
-
-
 def find_job(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
-    """The same, with the job: the file's, or the one that the folder was last run by. Raises ConfigError."""
+    """The run folder of a job file, a path or a URL, and its job: the file's, or the one that it was last run by.
+
+    Raises ConfigError.
+    """
     is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
     job = load_job(path, sets) if is_job else _job_of(path, sets)
     run = run_folder(job)

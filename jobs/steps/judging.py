@@ -6,7 +6,7 @@ What is compared is `training.judge.compare`'s, the words are `training.judge.ve
 import json
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +23,9 @@ from pipelines.storage.folder import Folder
 from training.judge.chart import frontier_svg
 from training.judge.compare import Evaluation, evaluate, quality_margin
 from training.judge.curve import curve, curve_text
+from training.judge.evidence import Setup, evidence, labels, read_prompts
 from training.judge.verdict import evaluation_document, frontier_table, groups, verdict
 from training.reward_table import RewardTable
-
-if TYPE_CHECKING:
-    from training.judge.evidence import Setup
 
 OWN = "the job's own scorer"
 
@@ -37,11 +35,9 @@ def judged(
     policy: str,
     table: RewardTable,
     learned: RewardTable | None,
-    variants: "Mapping[Setup, RewardTable]",
+    variants: Mapping[Setup, RewardTable],
 ) -> dict[str, Evaluation]:
     """By judge, the headline first: a scorer that training never counted, where there is one, and the job's own."""
-    from training.judge.evidence import evidence, read_prompts
-
     given = job.config.evaluate
     with blaming(job, "evaluate"):
         reading = read_prompts(policy, model_source(job).local(), table)
@@ -64,8 +60,6 @@ def unseen_judge(job: Job, table: RewardTable) -> str | None:
 
 def curves(job: Job, table: RewardTable) -> str:
     """What steps buy on a table's prompts, by judge and group, and what a policy could gain at most."""
-    from training.judge.evidence import labels
-
     judge = job.config.evaluate.judge or unseen_judge(job, table)
     tables = ({judge: table.judged_by(judge)} if judge else {}) | {OWN: table}
     return "\n\n".join(

@@ -83,8 +83,7 @@ def policy_folder(job: Job) -> Folder:
 def variant_job(job: Job, variant: Variant) -> Job:
     """The same job with another solver and guidance."""
     changes = {"solver": variant.solver, "guidance_scale": variant.guidance_scale}
-    sampling = job.config.sampling.model_copy(update=changes)
-    return Job(job.config.model_copy(update={"sampling": sampling}), job.source)
+    return job.changed(sampling=job.config.sampling.model_copy(update=changes))
 
 
 def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:

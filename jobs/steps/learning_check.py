@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import ray
+
 from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_solver
 from actors.policy import read_card
@@ -102,8 +104,6 @@ def check_judged_policy(job: Job) -> None:
 
 def check_workers(job: Job) -> None:
     """Whether a Ray of its own has a place for each worker of a training: Ray Train would wait for ever."""
-    import ray
-
     if not is_own_ray():
         return
     train, there = job.config.train, ray.cluster_resources()

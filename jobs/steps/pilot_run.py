@@ -31,7 +31,7 @@ def with_quality(job: Job) -> Job:
         return job
     if job.config.model.path is not None:
         raise job.fault("quality", "a pilot needs scorers: set quality, for example [{scorer: clip, path: ...}]")
-    return Job(job.config.model_copy(update={"quality": EMBEDDED_QUALITY}), job.source)
+    return job.changed(quality=EMBEDDED_QUALITY)
 
 
 def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.Table:

@@ -1,7 +1,5 @@
 """Prompts in, every row's steps and the shards out; and a plan in words."""
 
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,18 +13,13 @@ from jobs.steps.checking import check_output, read_earlier, read_input
 from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.interrupts import Interrupts
+from jobs.terminal.interrupts import Interrupts, this_command
 from jobs.terminal.progress import duration, steps_text
 from pipelines.plan.make import make_plan
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan, read_plan
 
 BAR = 32  # characters of the longest bar
-
-
-def this_command() -> str:
-    """What the user typed, to be typed again."""
-    return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
 
 
 def prepare(job: Job) -> tuple[Settings, list[str]]:

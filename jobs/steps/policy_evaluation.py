@@ -1,7 +1,5 @@
 """What an evaluation reads: the policy, and the tables it is judged on."""
 
-from typing import TYPE_CHECKING
-
 from actors.policy import read_card
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
@@ -14,18 +12,14 @@ from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE
 from pipelines.run.layout import RunFolder
+from training.judge.evidence import Setup
 from training.reward_table import RewardTable
-
-if TYPE_CHECKING:
-    from training.judge.evidence import Setup
 
 
 def variant_tables(
     console: Console, job: Job, run: RunFolder, table: RewardTable
-) -> "tuple[int, dict[Setup, RewardTable]]":
+) -> tuple[int, dict[Setup, RewardTable]]:
     """The table's prompts under each of evaluate.variants, rendered where they are not yet; the exit code with them."""
-    from training.judge.evidence import Setup
-
     found: dict[Setup, RewardTable] = {}
     variants = job.config.evaluate.variants
     prompts = prompts_of(run, table) if variants else None
@@ -46,7 +40,7 @@ def trained_policy(job: Job) -> str:
         update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
     )
     with blaming(job, "steps.policy"):
-        return local_policy(Job(job.config.model_copy(update={"steps": steps}), job.source))
+        return local_policy(job.changed(steps=steps))
 
 
 def evaluate_policy(console: Console, job: Job, address: str | None) -> int:

@@ -1,7 +1,6 @@
 """Planned rows become pictures and manifests, and what became of them is told."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,14 +8,11 @@ from jobs.job_file.read import Job
 from jobs.job_file.settings import Settings
 from jobs.pages.html import report_html
 from jobs.pages.totals import Totals, totals, with_images
-from jobs.steps.check_nodes import check_nodes
-from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import prepare, this_command
-from jobs.steps.sole_driver import Stop, sole_driver
-from jobs.terminal.connect_ray import start_ray
+from jobs.steps.checking import too_many_failed
+from jobs.steps.planning import prepare
+from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
-from jobs.terminal.interrupts import Interrupts
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import RenderResult, Repair, render
@@ -24,17 +20,6 @@ from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import StorageError
-
-
-def shown(console: Console, largest: int | None) -> Callable[[Any], None]:
-    """The progress line; with its first state pictures are being made."""
-    line = ProgressLine(console, largest)
-
-    def on_progress(progress: Any) -> None:
-        console.started = True
-        line(progress)
-
-    return on_progress
 
 
 def render_job(
@@ -47,7 +32,7 @@ def render_job(
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    progress, term = shown(console, totalled["largest"]), stop.epoch.term
+    progress, term = ProgressLine(console, totalled["largest"]), stop.epoch.term
     if changed := widen_manifests(plan, term):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
     result = render(plan, settings.render, progress, stop, repair, term=term)
@@ -62,7 +47,10 @@ def render_job(
     if summary["status"] == "incomplete" and not found.damaged:
         console.say(f"error: {missing(run, summary)}")
     console.result(summary, summary_text(summary))
-    return FAILED if summary["status"] == "incomplete" else exit_code(job, found, stop.interrupts)
+    if summary["status"] == "incomplete":
+        return FAILED
+    too_many = too_many_failed(job, found.status["failed"], found.rows)
+    return stop.interrupts.exit_code or (TOO_MANY_FAILED if too_many else DONE)
 
 
 def missing(run: RunFolder, summary: dict[str, Any]) -> str:
@@ -80,18 +68,9 @@ def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
     return FAILED
 
 
-def exit_code(job: Job, found: Totals, interrupts: Interrupts) -> int:
-    """As the contract has it; failed rows count against all rows done."""
-    if interrupts.exit_code is not None:
-        return interrupts.exit_code
-    allowed = job.config.failures.max_fraction * found.rows
-    return TOO_MANY_FAILED if found.status["failed"] > allowed else DONE
-
-
 def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Totals) -> dict[str, Any]:
     """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
-    too_many = found.status["failed"] > job.config.failures.max_fraction * found.rows
-    status = "too many failed" if too_many else "done"
+    status = "too many failed" if too_many_failed(job, found.status["failed"], found.rows) else "done"
     if found.rows < plan["rows"]:
         status = "incomplete"
     if result.interrupted:
@@ -102,13 +81,8 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "status": status,
         "rows": found.rows,
         "planned": plan["rows"],
-        "ok": found.status["ok"],
-        "failed": found.status["failed"],
-        "filtered": found.status["filtered"],
-        "truncated": found.truncated,
-        "negative_truncated": found.negative_truncated,
-        "unscored": found.unscored,
-        "mean_steps": found.mean_steps,
+        **{status: found.status[status] for status in ("ok", "failed", "filtered")},
+        **{name: getattr(found, name) for name in ("truncated", "negative_truncated", "unscored", "mean_steps")},
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,
@@ -142,10 +116,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
         fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
         lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
-    if summary["truncated"]:
-        lines.append(f"{summary['truncated']:,} prompts were longer than the text encoder reads")
-    if summary["negative_truncated"]:
-        lines.append(f"{summary['negative_truncated']:,} negative prompts were longer than the text encoder reads")
+    for name, what in (("truncated", "prompts"), ("negative_truncated", "negative prompts")):
+        lines += [f"{summary[name]:,} {what} were longer than the text encoder reads"] if summary[name] else []
     if summary["unscored"]:
         lines.append(f"{summary['unscored']:,} rows were not scored by every scorer (column score_error):")
         lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
@@ -159,8 +131,8 @@ def render_planned(console: Console, job: Job, job_path: str, address: str | Non
     run = settings.run
     if not read_plan(run):
         raise job.fault("output.path", f"nothing is planned in {run.url}: python -m jobs plan {job_path}")
-    with sole_driver(console, job, run, take_over) as epoch:
-        start_ray(address, console.debug)
-        with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, run, epoch.term.proof, with_input=False)
-            return render_job(console, with_gpus(console, settings), read_plan(run), Stop(interrupts, epoch))
+    with (
+        sole_driver(console, job, run, take_over) as epoch,
+        ready(console, settings, epoch, address) as (settings, stop),
+    ):
+        return render_job(console, settings, read_plan(run), stop)

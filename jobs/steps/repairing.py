@@ -7,18 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.job_file.settings import Settings, refuse_changed, resolve
-from jobs.steps.check_nodes import check_nodes
-from jobs.steps.checking import check_output
+from jobs.steps.checking import check_output, too_many_failed
 from jobs.steps.find_run import find_job
-from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import this_command
-from jobs.steps.rendering import shown
-from jobs.steps.sole_driver import Stop, sole_driver
+from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
-from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
-from jobs.terminal.interrupts import Interrupts
+from jobs.terminal.progress import ProgressLine
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
 from pipelines.integrity.verify import verify
@@ -42,35 +37,30 @@ def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
 
 @dataclass
 class Outcome:
-    """Of the rows that were rendered again. same, other: whose bytes are those, or not those, that the manifest named
-    before; the rest had none, or none are stored. classes: of the others, render class before and now.
+    """Of the rows that were rendered again. same: whose bytes are those that the manifest named before; classes: of
+    those whose bytes are others, render class before and now; the rest had no bytes, or none are stored.
     """
 
     shards: int = 0
-    rows: int = 0
-    ok: int = 0
-    failed: int = 0
+    status: Counter[str] = field(default_factory=Counter)
     same: int = 0
-    other: int = 0
     classes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """A row's manifest rows."""
-        self.rows += 1
-        self.ok += after["status"] == "ok"
-        self.failed += after["status"] == "failed"
+        self.status[after["status"]] += 1
         if not before.get("sha256") or not after["sha256"]:
             return
         self.same += before["sha256"] == after["sha256"]
         if before["sha256"] != after["sha256"]:
-            self.other += 1
             self.classes[before["render_class"], after["render_class"]] += 1
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
         classes = [{"before": old, "now": new, "rows": rows} for (old, new), rows in self.classes.items()]
-        counts = {name: getattr(self, name) for name in ("shards", "rows", "ok", "failed")}
-        return counts | {"same_bytes": self.same, "other_bytes": self.other, "render_classes": classes}
+        counts = {"shards": self.shards, "rows": self.status.total()}
+        counts |= {status: self.status[status] for status in ("ok", "failed")}
+        return counts | {"same_bytes": self.same, "other_bytes": self.classes.total(), "render_classes": classes}
 
 
 class Repairing:
@@ -105,7 +95,7 @@ class Repairing:
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
-        progress, term = shown(self.console, self.plan.totals()["largest"]), self.epoch.term
+        progress, term = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.term
         result = render(self.plan, self.settings.render, progress, stop, Repair(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
@@ -116,12 +106,11 @@ class Repairing:
         self._conclude(result.interrupted, stop)
 
     def _conclude(self, interrupted: bool, stop: Stop) -> None:
-        allowed = self.job.config.failures.max_fraction * self.outcome.rows
         if interrupted and stop.epoch.lost.is_set():
             self.code, self.status = FAILED, "superseded"
         elif interrupted:
             self.code, self.status = stop.interrupts.exit_code or FAILED, "interrupted"
-        elif self.outcome.failed > allowed:
+        elif too_many_failed(self.job, self.outcome.status["failed"], self.outcome.status.total()):
             self.code, self.status = TOO_MANY_FAILED, "too many failed"
 
     def delete_orphans(self) -> None:
@@ -207,11 +196,8 @@ def repair_run(
         if delete_orphans:  # a stray may stand where something is to be written
             repairing.delete_orphans()
         if repairing.orders and repairing.code == DONE:
-            start_ray(address, console.debug)
-            with Interrupts(console, this_command()) as interrupts:
-                check_nodes(console, job, run, epoch.term.proof, with_input=False)
-                repairing.settings = with_gpus(console, settings)
-                repairing.render(Stop(interrupts, epoch))
+            with ready(console, settings, epoch, address) as (repairing.settings, stop):
+                repairing.render(stop)
         if delete_orphans and repairing.orders and repairing.code in (DONE, TOO_MANY_FAILED):
             repairing.delete_orphans()
         document = repairing.document(run_path)

@@ -4,6 +4,7 @@ Each is a run like any other, in a folder beside the run that asked for it, and 
 """
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,13 +39,11 @@ def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: 
     """All prompts (columns of a prompt table) at every budget, scored, without pictures; -> the exit code."""
     output = job.config.output
     storage = output.storage or job.config.storage
-    changes = {
-        "input": Input(path=f"{path}/{PROMPTS}", images_per_prompt=seeds, storage=storage),
-        "steps": StepBudgets(selector="words", choices=list(choices)),
-        "output": Output(path=path, layout="none", storage=output.storage),
-    }
-    config = job.config.model_copy(update=changes)
-    rollout = Job(config, job.source, rollout=True)
+    rollout = replace(job, rollout=True).changed(
+        input=Input(path=f"{path}/{PROMPTS}", images_per_prompt=seeds, storage=storage),
+        steps=StepBudgets(selector="words", choices=list(choices)),
+        output=Output(path=path, layout="none", storage=output.storage),
+    )
     put_prompts(rollout, prompts)
     return run_job(NestedConsole(console), rollout, None)
 

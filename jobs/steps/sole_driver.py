@@ -1,5 +1,7 @@
 """One driver at a time on a run folder: `--take-over`, the refusal, and the stop of the superseded driver.
 
+What is settled between the claim of the folder and the first picture is here, too.
+
 What an epoch is, and why none is needed for a run to be right, is `pipelines.run.drivers`'.
 """
 
@@ -8,8 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from jobs.job_file.read import Job
+from jobs.job_file.settings import Settings
+from jobs.steps.check_nodes import check_nodes
+from jobs.steps.gpus import with_gpus
+from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.interrupts import Interrupts
+from jobs.terminal.interrupts import Interrupts, this_command
 from pipelines.run.drivers import ActiveRunError, Epoch, driving
 from pipelines.run.layout import RunFolder
 
@@ -35,3 +41,17 @@ class Stop:
     def is_set(self) -> bool:
         """Whether either did."""
         return self.interrupts.stop.is_set() or self.epoch.lost.is_set()
+
+
+@contextmanager
+def ready(
+    console: Console, settings: Settings, epoch: Epoch, address: str | None, with_input: bool = False
+) -> Iterator[tuple[Settings, Stop]]:
+    """Ray is up, its nodes were asked, and signals ask the body to stop; -> the settings with a number for each `auto`.
+
+    Raises ConfigError where the nodes, or a place for the pools, are lacking.
+    """
+    start_ray(address, console.debug)
+    with Interrupts(console, this_command()) as interrupts:
+        check_nodes(console, settings.job, settings.run, epoch.term.proof, with_input)
+        yield with_gpus(console, settings), Stop(interrupts, epoch)

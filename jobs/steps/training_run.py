@@ -10,11 +10,12 @@ from jobs.steps.learning import policy_folder, reward_table, train_config
 from jobs.steps.learning_check import check_workers
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
+from training.learn.trainer import TrainConfig, train
+from training.reward_table import RewardTable
 
 
-def learn(console: Console, job: Job, table: Any, config: Any) -> PolicyCard:
+def learn(console: Console, job: Job, table: RewardTable, config: TrainConfig) -> PolicyCard:
     """The training, with a line of progress for each report. Raises ConfigError for what does not fit."""
-    from training.learn.trainer import train
 
     def on_progress(record: dict[str, float]) -> None:
         console.started = True

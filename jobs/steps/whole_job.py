@@ -1,14 +1,10 @@
 """Plan, then render: the whole job."""
 
 from jobs.job_file.read import Job
-from jobs.steps.check_nodes import check_nodes
-from jobs.steps.gpus import with_gpus
-from jobs.steps.planning import estimated, make, plan_text, prepare, this_command
+from jobs.steps.planning import estimated, make, plan_text, prepare
 from jobs.steps.rendering import render_job
-from jobs.steps.sole_driver import Stop, sole_driver
-from jobs.terminal.connect_ray import start_ray
+from jobs.steps.sole_driver import ready, sole_driver
 from jobs.terminal.console import Console
-from jobs.terminal.interrupts import Interrupts
 from pipelines.integrity.repair import Repairs
 from pipelines.render.driver import Repair
 from pipelines.run.plan import Plan
@@ -29,12 +25,11 @@ def run_job(
 ) -> int:
     """The whole job; the exit code."""
     settings, warnings = prepare(job)
-    with sole_driver(console, job, settings.run, take_over) as epoch:
-        start_ray(address, console.debug)
-        with Interrupts(console, this_command()) as interrupts:
-            check_nodes(console, job, settings.run, epoch.term.proof)
-            settings = with_gpus(console, settings)
-            plan = make(console, settings, warnings, epoch.term)
-            console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
-            again = failed_rows(plan) if retry_failed else None
-            return render_job(console, settings, plan, Stop(interrupts, epoch), again)
+    with (
+        sole_driver(console, job, settings.run, take_over) as epoch,
+        ready(console, settings, epoch, address, with_input=True) as (settings, stop),
+    ):
+        plan = make(console, settings, warnings, epoch.term)
+        console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
+        again = failed_rows(plan) if retry_failed else None
+        return render_job(console, settings, plan, stop, again)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
+from ray.data import DataContext
+
 from jobs.job_file.places import ROOT
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.terminal.interrupts import leave_on_signals
@@ -20,9 +23,6 @@ def start_ray(address: str | None, debug: bool = False) -> None:
 
     Raises ConfigError where the address does not answer, or Ray cannot be started here.
     """
-    import ray
-    from ray.data import DataContext
-
     if not debug:  # what ends a dataset comes as an exception, too
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():

@@ -6,10 +6,11 @@ Under `--json` stdout carries one document and nothing else.
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from typing import Any, TextIO
 
 from jobs.job_file.errors import OURS
@@ -27,22 +28,19 @@ class Lasting:
 
     def write(self, text: str) -> int:
         """As the stream's own."""
-        with self._losing():
-            self._stream.write(text)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """As the stream's own."""
-        with self._losing():
-            self._stream.flush()
+        self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    @contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _try(self, call: Callable[..., Any], *text: str) -> None:
         try:
-            yield
+            call(*text)
         except (OSError, ValueError):
             self.lost = True
 
@@ -66,10 +64,11 @@ def hold_streams() -> Lasting:
     return held
 
 
-class Console:
+class Console(logging.Handler):
     """json: one document on stdout. debug: tracebacks and debug records. started: pictures are being made."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
         self.stream = stream or sys.stderr
         self.out = sys.stdout
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -86,10 +85,11 @@ class Console:
             self.draw(line)
 
     def draw(self, line: str) -> None:
-        """Replace the redrawn line; on a terminal only."""
+        """Replace the redrawn line, which is cut to the width; on a terminal only."""
         with self._lock:
             if self.is_terminal and line:
-                self.stream.write(f"\r\x1b[2K{line}")
+                width = shutil.get_terminal_size().columns
+                self.stream.write(f"\r\x1b[2K{line if len(line) < width else line[: width - 2] + '…'}")
             self._line = line
             self.stream.flush()
 
@@ -106,26 +106,18 @@ class Console:
         self.stream.flush()
         print(json.dumps(document, ensure_ascii=False) if self.json else text, file=self.out, flush=True)
 
-    @contextmanager
-    def alone_on_stdout(self) -> Iterator[None]:
+    def alone_on_stdout(self) -> "redirect_stdout[TextIO]":
         """Whatever else prints in here, as Ray does, goes to stderr."""
-        with redirect_stdout(self.stream):
-            yield
+        return redirect_stdout(self.stream)
 
     def log(self) -> None:
         """Send log records through this console: ours from INFO on, others' from WARNING on."""
-        handler = _Handler(self)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if self.debug else "%(message)s"))
-        logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if self.debug else "%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[self], force=True)
         for name in OURS:
             logging.getLogger(name).setLevel(logging.DEBUG if self.debug else logging.INFO)
 
-
-class _Handler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # a terminal that is gone must not end what it was told of
-            self.console.say(self.format(record))
+        """A log record as a message; a terminal that is gone must not end what it was told of."""
+        with suppress(OSError, ValueError):
+            self.say(self.format(record))

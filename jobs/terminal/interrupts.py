@@ -5,15 +5,22 @@ SIGHUP, more than once: that never ends a run at once, and where nohup made it i
 """
 
 import os
+import shlex
 import signal
+import sys
 import threading
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from jobs.terminal.console import Console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def this_command() -> str:
+    """What the user typed, to be typed again."""
+    return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
 
 
 class Interrupted(BaseException):
@@ -64,9 +71,7 @@ class Interrupts:
         self._before = [_set(number, self._on_signal) for number in SIGNALS]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in zip(SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
 

@@ -1,46 +1,14 @@
 """One line that says how a render goes, redrawn on a terminal and repeated every ten seconds elsewhere."""
 
-import shutil
+import math
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from jobs.terminal.console import Console
+from pipelines.render.driver import Progress
 
 EVERY_S = 10.0
 REDRAW_S = 0.2
-
-
-class Progress(Protocol):
-    """What `pipelines.render.driver` tells: rows by what became of them, rates, and what the run waits for."""
-
-    @property
-    def total(self) -> int:
-        """Rows of the plan."""
-
-    @property
-    def done(self) -> int:
-        """Rows that are ok, failed or filtered."""
-
-    @property
-    def failed(self) -> int:
-        """Rows without a picture."""
-
-    @property
-    def mean_steps(self) -> float | None:
-        """Mean steps of the rows done."""
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Of this run, lately."""
-
-    @property
-    def waiting(self) -> str | None:
-        """What nothing goes on without, such as a GPU; a whole phrase."""
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds to the end."""
 
 
 def progress_line(progress: Progress, largest: int | None) -> str:
@@ -77,7 +45,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Call it with each Progress; it draws at most five lines a second.
+    """Call it with each Progress; it draws at most five lines a second. The first one says that pictures are made.
 
     Off a terminal it says one in ten seconds, and at once what is newly waited for.
     """
@@ -86,21 +54,18 @@ class ProgressLine:
         self.console = console
         self.largest = largest
         self.clock = clock
-        self._last: float | None = None
+        self._last = -math.inf
         self._shown = ""
         self._waiting: str | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Draw this state if it is time, and the last one always."""
+        self.console.started = True
         now, line = self.clock(), progress_line(progress, self.largest)
         interval = REDRAW_S if self.console.is_terminal else EVERY_S
-        due = self._last is None or now - self._last >= interval or progress.done >= progress.total
-        due = due or (progress.waiting is not None and progress.waiting != self._waiting)
+        due = now - self._last >= interval or progress.done >= progress.total
+        due = due or progress.waiting not in (None, self._waiting)
         if not due or line == self._shown:
             return
         self._last, self._shown, self._waiting = now, line, progress.waiting
-        if self.console.is_terminal:
-            width = shutil.get_terminal_size().columns
-            self.console.draw(line if len(line) < width else line[: width - 2] + "…")
-        else:
-            self.console.say(line)
+        (self.console.draw if self.console.is_terminal else self.console.say)(line)

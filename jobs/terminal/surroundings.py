@@ -10,6 +10,10 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
+from ray._common.utils import get_default_system_temp_dir, get_ray_address_file
+from ray._private.runtime_env import packaging
+
 from jobs.job_file.positions import ConfigError, Fault
 
 START_REMEDY = "is it up, and is its token at hand (RAY_AUTH_MODE=token and ~/.ray/auth_token)?"
@@ -21,8 +25,6 @@ SHOWN = 3  # of the largest files
 
 def check_temporary_folder() -> None:
     """Raises ConfigError where a local Ray cannot put its sockets into its folder, named by the environment or not."""
-    from ray._common.utils import get_default_system_temp_dir
-
     names = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform.startswith("linux") else [])]
     name = next((name for name in names if name in os.environ), "")
     folder = get_default_system_temp_dir()
@@ -68,8 +70,6 @@ def check_address(address: str) -> None:
 
 def _current_cluster() -> str:
     """What "auto" means to Ray: the environment's address, else the one that `ray start` left here."""
-    from ray._common.utils import get_ray_address_file
-
     if named := os.environ.get("RAY_ADDRESS"):
         return named
     try:
@@ -82,8 +82,6 @@ def _speaks_grpc(place: str) -> bool:
     """As a GCS and a client server do; with TLS, which needs its certificates, nobody is asked."""
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return True
-    import grpc
-
     with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(TIMEOUT_S)
@@ -94,8 +92,6 @@ def _speaks_grpc(place: str) -> bool:
 
 def upload_fault(folder: Path, reason: str) -> ConfigError:
     """Where Ray could not bring the working directory to the cluster: its size, and the largest files in it."""
-    from ray._private.runtime_env import packaging
-
     files = uploaded_files(folder)
     largest = ", ".join(f"{path.relative_to(folder)} {size / 1e6:,.0f} MB" for size, path in files[:SHOWN])
     return _fault(
@@ -109,16 +105,9 @@ def upload_fault(folder: Path, reason: str) -> ConfigError:
 
 def uploaded_files(folder: Path) -> list[tuple[int, Path]]:
     """(bytes, path) of all that Ray takes along, the largest first."""
-    from ray._private.runtime_env.packaging import _dir_travel  # what is ignored is Ray's own rule
-
-    found: list[tuple[int, Path]] = []
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            found.append((path.stat().st_size, path))
-
-    _dir_travel(folder, [], note, include_gitignore=True)
-    return sorted(found, reverse=True)
+    found: list[Path] = []
+    packaging._dir_travel(folder, [], found.append, include_gitignore=True)  # what is ignored is Ray's own rule
+    return sorted(((path.stat().st_size, path) for path in found if path.is_file()), reverse=True)
 
 
 def _unreachable(address: str, reason: str) -> ConfigError:

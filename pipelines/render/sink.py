@@ -151,4 +151,4 @@ def _parquet(held: Mapping[str, tuple[str, bytes, PlannedRow]]) -> tuple[bytes, 
     columns = {"id": list(held), "image": [data for _, data, _ in held.values()]}
     columns["prompt"] = [row.prompt for _, _, row in held.values()]
     schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("prompt", pa.string())])
-    return parquet_bytes([pa.table(columns, schema=schema)]), {}
+    return parquet_bytes([pa.table(columns, schema=schema)], write_batch_size=1), {}

@@ -111,7 +111,7 @@ class RunFolder(Folder):
 
     def open_parquet(self, key: str, pre_buffer: bool = True) -> pq.ParquetFile:
         """A Parquet object of this folder, read by ranges; without `pre_buffer` a little at a time."""
-        options: dict[str, Any] = {"pre_buffer": True} if pre_buffer else {"buffer_size": 1 << 20}
+        options = {"pre_buffer": pre_buffer, "buffer_size": 0 if pre_buffer else 1 << 20}
         found = self.stat(key)
         if found is None:
             raise FileNotFoundError(self.url_of(key))
@@ -243,10 +243,13 @@ def done_of(names: Iterable[str]) -> set[str]:
     return {name.removesuffix(".parquet") for name in plain if name.endswith(".parquet")}
 
 
-def parquet_bytes(row_groups: list[pa.Table]) -> bytes:
-    """A Parquet file in memory (zstd, checksums of its pages), each table one row group."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, row_groups[0].schema, compression="zstd", write_page_checksum=True) as writer:
+def parquet_bytes(row_groups: list[pa.Table], write_batch_size: int = 1024) -> bytes:
+    """A Parquet file in memory (zstd, checksums of its pages), each table one row group.
+
+    A page ends at a MiB, which is looked at once in so many rows: with pictures in them, 1024 rows make a huge page.
+    """
+    sink, options = io.BytesIO(), {"compression": "zstd", "write_page_checksum": True}
+    with pq.ParquetWriter(sink, row_groups[0].schema, write_batch_size=write_batch_size, **options) as writer:
         for table in row_groups:
             writer.write_table(table, row_group_size=max(1, table.num_rows))
     return sink.getvalue()
