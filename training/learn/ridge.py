@@ -1,0 +1,65 @@
+"""Ridge regression with its penalty by leave-one-out error, in closed form. Pure numpy.
+
+Shapes: P prompts, D features, T targets, F folds.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.learning_error import Unlearnable
+
+PENALTIES = (*np.geomspace(1e-2, 1e6, 33).tolist(), math.inf)  # inf: the mean alone
+HIGHEST_LEVERAGE = 0.999
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """(P, D) features -> (P, T): intercept + ((features - mean) / spread) @ weights."""
+
+    mean: np.ndarray  # (D,)
+    spread: np.ndarray  # (D,)
+    intercept: np.ndarray  # (T,)
+    weights: np.ndarray  # (D, T), of standardized features
+    penalty: float
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(P, T)."""
+        return self.intercept + ((features - self.mean) / self.spread) @ self.weights
+
+
+def fit_ridge(features: np.ndarray, targets: np.ndarray, penalties: Sequence[float] = PENALTIES) -> Ridge:
+    """One penalty for all targets (P, T): the one with the least leave-one-out error. Constant features weigh nothing.
+
+    Hastie et al., The Elements of Statistical Learning, eq. 7.64, with an intercept that is not penalized.
+    """
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 1e-9 * (np.abs(mean) + 1e-9), spread, np.inf)
+    u, s, vt = np.linalg.svd((features - mean) / spread, full_matrices=False)
+    level = targets.mean(axis=0)
+    projected = u.T @ (targets - level)  # (min(P, D), T)
+
+    def error(penalty: float) -> float:
+        shrunk = s**2 / (s**2 + penalty)
+        leverage = np.minimum((u**2) @ shrunk + 1 / len(u), HIGHEST_LEVERAGE)
+        residual = targets - level - u @ (shrunk[:, None] * projected)
+        return float(np.square(residual / (1 - leverage)[:, None]).mean())
+
+    penalty = min(penalties, key=error)
+    weights = vt.T @ ((s / (s**2 + penalty))[:, None] * projected)
+    return Ridge(mean, spread, level, weights, float(penalty))
+
+
+def folds_of(groups: Sequence[Hashable], num_folds: int, seed: int = 0) -> np.ndarray:
+    """The fold (P,) of each prompt; equal groups, such as one text under two ids, share theirs.
+
+    Unlearnable: fewer groups than folds.
+    """
+    number: dict[Hashable, int] = {}
+    labels = np.array([number.setdefault(group, len(number)) for group in groups])
+    if len(number) < num_folds:
+        raise Unlearnable(f"{len(number)} different prompts are too few for {num_folds} folds")
+    places = np.random.default_rng(seed).permutation(len(number)) % num_folds
+    return places[labels]
