@@ -23,7 +23,7 @@ class Ridge:
     spread: np.ndarray  # (D,)
     intercept: np.ndarray  # (T,)
     weights: np.ndarray  # (D, T), of standardized features
-    penalty: float
+    penalty: np.ndarray  # (T,)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(P, T)."""
@@ -31,7 +31,7 @@ class Ridge:
 
 
 def fit_ridge(features: np.ndarray, targets: np.ndarray, penalties: Sequence[float] = PENALTIES) -> Ridge:
-    """One penalty for all targets (P, T): the one with the least leave-one-out error. Constant features weigh nothing.
+    """Each target (P, T) with the penalty of its least leave-one-out error. Constant features weigh nothing.
 
     Hastie et al., The Elements of Statistical Learning, eq. 7.64, with an intercept that is not penalized.
     """
@@ -41,15 +41,16 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, penalties: Sequence[flo
     level = targets.mean(axis=0)
     projected = u.T @ (targets - level)  # (min(P, D), T)
 
-    def error(penalty: float) -> float:
+    def errors(penalty: float) -> np.ndarray:
         shrunk = s**2 / (s**2 + penalty)
         leverage = np.minimum((u**2) @ shrunk + 1 / len(u), HIGHEST_LEVERAGE)
         residual = targets - level - u @ (shrunk[:, None] * projected)
-        return float(np.square(residual / (1 - leverage)[:, None]).mean())
+        return np.square(residual / (1 - leverage)[:, None]).mean(axis=0)  # (T,)
 
-    penalty = min(penalties, key=error)
-    weights = vt.T @ ((s / (s**2 + penalty))[:, None] * projected)
-    return Ridge(mean, spread, level, weights, float(penalty))
+    best = np.stack([errors(each) for each in penalties]).argmin(axis=0)
+    penalty = np.array(penalties)[best]  # (T,)
+    weights = vt.T @ (s[:, None] / (s[:, None] ** 2 + penalty) * projected)
+    return Ridge(mean, spread, level, weights, penalty)
 
 
 def folds_of(groups: Sequence[Hashable], num_folds: int, seed: int = 0) -> np.ndarray:

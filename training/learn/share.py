@@ -15,17 +15,18 @@ def share_of(score: np.ndarray, judge: np.ndarray | None) -> tuple[np.ndarray, t
     """share (K,) of score and judge (P, K, S), and notes where it could not be found.
 
     The slope of the judge on the score within prompts, over that slope across the recipes' means. It is no correlation
-    and may pass 1; a score that is noise to the judge has about 0, and none is below. Without a judge it is 1; without
-    a slope across recipes 1 where the judge rises with the score within prompts at all, else 0.
+    and may pass 1. Without a judge it is 1; where the judge does not rise with the score within prompts for certain, 0,
+    and no other try is bought; where it does and there is no slope across recipes, 1.
     """
     ones = np.ones(score.shape[1])
     if judge is None:
         return ones, ("no judge: every difference in score between seeds counts as quality (share 1)",)
     within, across = slopes_within(score, judge), slope_across(score, judge)
-    if across is not None:
-        return np.maximum(within.drawn, 0.0) / across, ()
-    share = float(within.pooled > LEAST_SLOPE * within.error) * ones
-    return share, (f"the recipes' mean scores hardly differ, or the judge falls as they rise: share {share[0]:.0f}",)
+    if within.pooled <= LEAST_SLOPE * within.error:
+        return 0 * ones, ("the judge sees no quality in the score's differences between seeds: share 0, no other try",)
+    if across is None:
+        return ones, ("the recipes' mean scores hardly differ, or the judge falls as they rise: share 1",)
+    return np.maximum(within.drawn, 0.0) / across, ()
 
 
 class SlopesWithin(NamedTuple):
