@@ -12,7 +12,7 @@ import numpy as np
 from training.learning_error import Unlearnable
 
 PENALTIES = (*np.geomspace(1e-2, 1e6, 33).tolist(), math.inf)  # inf: the mean alone
-HIGHEST_LEVERAGE = 0.999
+LEAST_REMAINDER = 1e-10  # of 1 - leverage: no clamp that fits of more features than prompts reach
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, penalties: Sequence[flo
 
     def errors(penalty: float) -> np.ndarray:
         shrunk = s**2 / (s**2 + penalty)
-        leverage = np.minimum((u**2) @ shrunk + 1 / len(u), HIGHEST_LEVERAGE)
+        remainder = np.maximum(1 - 1 / len(u) - (u**2) @ shrunk, LEAST_REMAINDER)  # 1 - leverage, (P,)
         residual = targets - level - u @ (shrunk[:, None] * projected)
-        return np.square(residual / (1 - leverage)[:, None]).mean(axis=0)  # (T,)
+        return np.square(residual / remainder[:, None]).mean(axis=0)  # (T,)
 
     best = np.stack([errors(each) for each in penalties]).argmin(axis=0)
     penalty = np.array(penalties)[best]  # (T,)
