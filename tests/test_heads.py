@@ -5,18 +5,12 @@ import warnings
 import numpy as np
 import pytest
 
-from actors.offers import Bank
+from actors.offers import Bank, bank_of
 from benchmarks.offer_controls import says_pays, tries_bought
 from benchmarks.offer_worlds import SKEW, Kind, skewed, world
-from training.learn.heads import (
-    Components,
-    calibration,
-    fit_components,
-    fit_heads,
-    negative_log_likelihood,
-    out_of_fold,
-    seed_residuals,
-)
+from training.learn.banks import seed_bank, seed_residuals
+from training.learn.components import Components, fit_components, negative_log_likelihood
+from training.learn.heads import calibration, fit_heads, out_of_fold
 from training.learn.ridge import fit_ridge, folds_of
 from training.learn.share import share_of, slope_across, slopes_within
 from training.learning_error import Unlearnable
@@ -76,6 +70,30 @@ def test_residuals_keep_the_skew_that_differences_lose(seeds: int, least: float)
     within = (score - score.mean(axis=2, keepdims=True)).ravel()
     assert (residuals**3).mean() / SKEW > least
     assert (residuals**3).mean() / SKEW > ((within / within.std()) ** 3).mean() / SKEW + 0.05
+
+
+def test_a_residual_is_what_the_other_seeds_do_not_say() -> None:
+    score = scores(20_000, 4, [0.5], [0.25])
+    residuals = seed_residuals(score, np.zeros((20_000, 1)), Components(np.array([0.5]), np.array([0.25])))
+    others = score.sum(axis=2, keepdims=True) - score
+    assert np.corrcoef(residuals.ravel(), others.ravel())[0, 1] == pytest.approx(0, abs=0.015)
+
+
+@pytest.mark.parametrize("seeds", [2, 4])
+@pytest.mark.parametrize("level_sd", [0.0, 0.3, 0.6])
+def test_a_bank_is_what_the_seed_decides_without_the_level(level_sd: float, seeds: int) -> None:
+    """Against the bank that made the scores; as they come, residuals would promise a tenth more at high bars."""
+    score = scores(20_000, seeds, [0.5], [0.5 * level_sd], skew=-1.5)
+    found = fit_components(score, np.zeros((20_000, 1)))
+    residuals, bars = seed_residuals(score, np.zeros((20_000, 1)), found), np.array([-0.5, 0.0, 0.5, 1.0])
+    made = bank_of(skewed(np.random.default_rng(1), (200_000,), -1.5), level_sd)
+    bank = seed_bank(residuals, score / found.sigma[0], float(found.tau[0] / found.sigma[0]))
+    np.testing.assert_allclose(bank.acceptance(bars), made.acceptance(bars), atol=0.015)
+    np.testing.assert_allclose(bank.expected_tries(bars, 4), made.expected_tries(bars, 4), rtol=0.02)
+    np.testing.assert_allclose(bank.gain(bars, 4), made.gain(bars, 4), rtol=0.03)
+    if level_sd == 0.6:
+        raw = bank_of(residuals, level_sd)
+        assert raw.gain(1.0, 4) > 1.06 * made.gain(1.0, 4)
 
 
 def test_a_prompt_does_not_speak_for_itself() -> None:
@@ -184,6 +202,12 @@ def test_a_prompts_own_sigma_is_taken_where_held_out_prompts_gain_from_it(slope:
         assert error.std() < 0.15
 
 
+def test_a_prompts_own_sigma_is_hardly_ever_taken_where_there_is_none() -> None:
+    rng = np.random.default_rng(24)
+    found = [fit_heads(rng.normal(size=(100, 6)), rng.normal(size=(100, 2, 3))).scale is not None for _ in range(40)]
+    assert not any(found)
+
+
 def test_a_prompts_own_sigma_is_judged_on_held_out_prompts() -> None:
     """Features that only name the prompt: on its own prompts a fit of sigma would gain much."""
     rng = np.random.default_rng(19)
@@ -210,6 +234,14 @@ def test_slopes_are_drawn_together_as_far_as_they_are_noise() -> None:
     assert np.ptp(alike.drawn) < 0.5 * np.ptp(errors)
     np.testing.assert_allclose(apart.drawn, np.arange(5) + errors, atol=0.01)
     assert alike.error == pytest.approx(1 / np.sqrt(400 * 5 * 3), rel=0.1)
+
+
+def test_no_recipes_share_is_below_nothing() -> None:
+    seed, here = np.random.default_rng(22).normal(size=(1500, 5, 4)), world(np.random.default_rng(23), 1500, Kind())
+    share = np.array([-0.5, 0.6, 0.6, 0.6, 0.6])[:, None]
+    found, _ = share_of(here.mu[:, :, None] + 0.1 * seed, here.mu[:, :, None] + 0.1 * share * seed)
+    assert found[0] == 0
+    np.testing.assert_allclose(found[1:], 0.6, rtol=0.05)
 
 
 def test_a_share_may_pass_one() -> None:

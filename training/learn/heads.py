@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from actors.offers import Bank, bank_of, price_unit
+from actors.offers import Bank, price_unit
+from training.learn.banks import seed_bank, seed_residuals
+from training.learn.components import Components, fit_components, negative_log_likelihood
 from training.learn.ridge import Ridge, fit_ridge, folds_of
 from training.learn.share import share_of
 from training.learning_error import Unlearnable
@@ -38,60 +40,6 @@ def fit_mean(features: np.ndarray, means: np.ndarray) -> MeanScore:
     """Of means over seeds (P, K). Level and contrasts are orthogonal, so each has its own penalty."""
     level = means.mean(axis=1, keepdims=True)
     return MeanScore(fit_ridge(features, level), fit_ridge(features, means - level))
-
-
-class Components(NamedTuple):
-    """Standard deviations (K,) in the scorer's units: between seeds, and of what mu does not know of a prompt."""
-
-    sigma: np.ndarray
-    tau: np.ndarray
-
-
-def negative_log_likelihood(
-    score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, tau: np.ndarray, by_prompt: bool = False
-) -> np.ndarray:
-    """(K,) sums over prompts, or (P, K), of scores (P, K, S) under a random intercept a prompt, without its constant.
-
-    Half of (S - 1) log sigma^2 + SS / sigma^2 + log(sigma^2 + S tau^2) + S (mean - mu)^2 / (sigma^2 + S tau^2), SS the
-    sum of squares about the prompt's mean: the normal density of exchangeable seeds (Searle et al., Variance
-    Components, 1992, section 3.7). sigma, tau: (K,) or (P, K).
-    """
-    seeds, mean = score.shape[2], score.mean(axis=2)
-    squares = np.square(score - mean[:, :, None]).sum(axis=2)
-    within, between = np.square(sigma), np.square(sigma) + seeds * np.square(tau)
-    terms = (seeds - 1) * np.log(within) + squares / within + np.log(between) + seeds * (mean - mu) ** 2 / between
-    return terms / 2 if by_prompt else terms.sum(axis=0) / 2
-
-
-def fit_components(score: np.ndarray, mu: np.ndarray) -> Components:
-    """The sigma and tau with the largest likelihood given mu (P, K), in closed form since every prompt has S seeds.
-
-    With mu of held-out prompts tau holds its error, too, which is what the tries of a new prompt share.
-    """
-    seeds, mean = score.shape[2], score.mean(axis=2)
-    squares = np.square(score - mean[:, :, None]).sum(axis=2).mean(axis=0)  # (K,)
-    between = seeds * np.square(mean - mu).mean(axis=0)  # sigma^2 + S tau^2
-    within = squares / (seeds - 1)
-    none = between <= within
-    within = np.where(none, (squares + between) / seeds, within)
-    return Components(np.sqrt(within), np.sqrt(np.where(none, 0.0, (between - within) / seeds)))
-
-
-def seed_residuals(score: np.ndarray, mu: np.ndarray, found: Components) -> np.ndarray:
-    """(P, K, S) of mean 0 and variance 1 a recipe: a seed's score less what mu and the other seeds say of it.
-
-    The other seeds' mean, shrunk as a random intercept is, leaves the seed's own part untouched, and with it the skew;
-    differences within a prompt would lose it (all of it with two seeds). Zeros where seeds do not differ.
-    """
-    seeds, error = score.shape[2], score - mu[:, :, None]
-    sigma, tau = (np.expand_dims(values, -1) for values in found)  # (K, 1) or (P, K, 1)
-    variance = np.square(sigma) + (seeds - 1) * np.square(tau)
-    shrunk = np.divide(np.square(tau), variance, out=np.zeros_like(variance), where=variance > 0)
-    residual = error - shrunk * (error.sum(axis=2, keepdims=True) - error)
-    residual = np.divide(residual, sigma, out=np.zeros_like(residual), where=np.broadcast_to(sigma > 0, score.shape))
-    residual = residual - residual.mean(axis=(0, 2), keepdims=True)
-    spread = residual.std(axis=(0, 2), keepdims=True)
-    return residual / np.where(spread > 0, spread, 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,13 +88,19 @@ def fit_heads(
     mu = out_of_fold(features, means, fold)
     pooled = fit_components(score, mu)
     scale, sigma = _fit_scale(features, score, mu, pooled, fold)
-    residuals = seed_residuals(score, mu, Components(sigma, np.broadcast_to(pooled.tau, sigma.shape)))
-    level = np.divide(pooled.tau, pooled.sigma, out=np.zeros_like(pooled.tau), where=pooled.sigma > 0)
     share, notes = share_of(score, judge)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    banks = tuple(bank_of(residuals[:, k], float(level[k])) for k in range(score.shape[1]))
+    banks = _banks(score, mu, sigma, pooled)
     return ScoreHeads(fit_mean(features, means), *pooled, share, banks, scale, mu, fold, notes)
+
+
+def _banks(score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, pooled: Components) -> tuple[Bank, ...]:
+    """A bank a recipe; sigma (P, K). Where seeds make no difference, one of zeros."""
+    residuals = seed_residuals(score, mu, Components(sigma, np.broadcast_to(pooled.tau, sigma.shape)))
+    safe = np.where(pooled.sigma > 0, pooled.sigma, np.inf)
+    errors = (score - mu[:, :, None]) / np.where(sigma > 0, sigma, np.inf)[:, :, None]
+    return tuple(seed_bank(residuals[:, k], errors[:, k], float(pooled.tau[k] / safe[k])) for k in range(mu.shape[1]))
 
 
 def _check(features: np.ndarray, score: np.ndarray, judge: np.ndarray | None) -> None:
