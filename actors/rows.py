@@ -11,6 +11,18 @@ class EngineBroken(ActorError, RuntimeError):
     """The device or the model fails for a known-good row, too: no row is to blame, and the process is of no use."""
 
 
+class NotFinite(RuntimeError):
+    """The picture holds inf or nan."""
+
+
+class FlatPicture(RuntimeError):
+    """All pixels are alike: there is nothing in the picture."""
+
+
+JUNK = (NotFinite.__name__, FlatPicture.__name__)  # what a row failed with that another seed may mend
+FLAT_LEVELS = 2  # of 255, between the darkest and the brightest pixel of each channel
+
+
 @dataclass(frozen=True)
 class Row:
     """What decides a picture, with the render class. width, height in px; seed in [0, 2**63)."""

@@ -23,15 +23,11 @@ from actors.denoise import Denoiser, EndOfRows
 from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds, resolve_device
 from actors.fault import each_alone, is_out_of_memory
 from actors.lanes import Flight
-from actors.rows import EngineBroken, Picture, Row, SamplerConfig
+from actors.rows import FLAT_LEVELS, EngineBroken, FlatPicture, NotFinite, Picture, Row, SamplerConfig
 from actors.solver import guided_steps, noise_schedule, step_table
 
 log = logging.getLogger(__name__)
 _STOP = object()
-
-
-class NotFinite(RuntimeError):
-    """The picture holds inf or nan."""
 
 
 class _Requests:
@@ -335,8 +331,17 @@ class DDIMSampler:
         if not finite:
             self._drop(flight, NotFinite("the picture holds inf or nan; model.dtype float32 or bfloat16 may help"))
             return
+        if _is_flat(image):
+            self._drop(flight, FlatPicture("all pixels of the picture are alike; more steps or another seed may help"))
+            return
         row = flight.row.row
         render_class = self.render_class(row.width, row.height, flight.call_lanes)
         self._ended = [e for e in self._ended if e[0] is not flight]
         cut = (flight.truncated, flight.negative_truncated)
         flight.row.future.set_result(Picture(image, flight.table.lane_steps, flight.seconds, render_class, *cut))
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    """(H, W, 3) uint8: whether every channel has all pixels within FLAT_LEVELS of each other."""
+    low, high = image.min(axis=(0, 1)).astype(int), image.max(axis=(0, 1)).astype(int)
+    return bool((high - low <= FLAT_LEVELS).all())

@@ -8,6 +8,7 @@ import pyarrow as pa
 from actors.rows import Picture, SamplerConfig
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.sink import Sink
+from pipelines.render.tries import RowTries, Try
 from pipelines.run.layout import Attempt, RunFolder
 from pipelines.run.schema import PlannedRow, planned_rows, schema_from_json
 from tests.plans import planned_row, write_plan
@@ -38,7 +39,7 @@ def _result(sink: Sink, row: PlannedRow) -> dict[str, Any]:
         return failed_row(row, sink.shard, sink.attempt, row.error_type, row.error_message)
     made = picture(row)
     key = render_key(row, RENDER_CLASS, SamplerConfig(""))
-    return ok_row(row, sink.shard, sink.attempt, made, sink.put(row, made.image), key, "png")
+    return ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), key, sink)
 
 
 def render_shard(run: RunFolder, shard: str, layout: str = "files") -> bool:

@@ -30,6 +30,7 @@ PLAN_SCHEMA = pa.schema(
         ("action_probability", pa.float32()),
         ("policy_version", pa.string()),
         ("price", pa.float64()),
+        ("bar", pa.float64()),
         ("shard", pa.string()),
         ("note", pa.string()),
     ]

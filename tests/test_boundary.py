@@ -28,7 +28,18 @@ from pipelines.storage.folder import StorageError
 ROOT = Path(__file__).parent.parent
 BASES = {"ActorError", "PipelineError", "LearningError", "Unlearnable", "ConfigError"}
 CONTROL = {  # ends a loop, a row or an attempt, and is caught where it means something
-    *("EndOfRows", "NotFinite", "_Torn", "CsvFault", "TooLarge", "Dropped", "BadRow", "RowFailed", "AttemptFailed"),
+    *(
+        "EndOfRows",
+        "NotFinite",
+        "FlatPicture",
+        "_Torn",
+        "CsvFault",
+        "TooLarge",
+        "Dropped",
+        "BadRow",
+        "RowFailed",
+        "AttemptFailed",
+    ),
     *("WorkerDied", "RowTimeout", "Abandoned", "Interrupted"),
 }
 JOB = "input: {path: prompts.csv}\nsteps: {selector: words}\n"

@@ -14,8 +14,8 @@ from actors.denoise import Denoiser, EndOfRows, ListSource
 from actors.diffusion import Diffusion
 from actors.fault import check_engine, each_alone
 from actors.lanes import Lanes
-from actors.rows import EngineBroken, SamplerConfig
-from actors.sampler import _STOP, DDIMSampler, NotFinite, _Request, _Requests
+from actors.rows import EngineBroken, NotFinite, SamplerConfig
+from actors.sampler import _STOP, DDIMSampler, _Request, _Requests
 from actors.solver import InvalidSteps
 from tests.checkpoints import make_checkpoint
 from tests.engine import SHAPE, denoiser, flight, row, run

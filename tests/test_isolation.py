@@ -8,15 +8,20 @@ import pytest
 
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler
+from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
 from pipelines.render import isolation
-from pipelines.render.attempt import AttemptFailed, Inline, RowFailed, Span, Work, engine_row
+from pipelines.render.attempt import AttemptFailed, Inline, Span, Work, engine_row
 from pipelines.render.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
-from pipelines.run.layout import Attempt
+from pipelines.render.quality import ShardScores
+from pipelines.render.sink import Sink
+from pipelines.render.tries import RowFailed, TryRules
+from pipelines.run.layout import Attempt, RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
-from tests.plans import typed_row
+from tests.plans import brightness, typed_row
 
 FATAL = "sitecustomize.py"
+SHARD, BAR = "0001-000000", 143.0  # of `brightness`, prompt length and all: some rows are below it
 KILLER = """
 import os
 if "ISOLATION_TEST_FATAL" in os.environ:
@@ -209,3 +214,24 @@ def test_a_store_that_takes_long_is_no_hanging_child(config, monkeypatch):
     Isolation(config, deliver, silence_s=10).render([row(str(i), seed=i) for i in range(4)])
     assert sorted(found) == ["0", "1", "2", "3"]
     assert not [result for result in found.values() if isinstance(result, Exception)]
+
+
+@pytest.mark.slow
+def test_tries_in_child_processes_are_those_of_the_worker(config, tmp_path):
+    """A row that is tried again waits until the other rows of its shard are done: its pictures are the same."""
+    rows = [typed_row(i, num_steps=2, bar=BAR) for i in range(6)]
+
+    def tried(folder, submit, in_work):
+        run = RunFolder(str(tmp_path / folder))
+        sink = Sink(run, SHARD, run.begin_attempt(SHARD), "files", "png")
+        scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=brightness),)))
+        work = Work(rows, sink, config, Span(), ShardScores(scorer, rows, threading.Lock()), TryRules(3))
+        found = work.render(submit, Inline(), in_work)
+        return [(row["id"], row["seed"], row["sha256"], [each["seed"] for each in row["tries"]]) for row in found]
+
+    sampler = DDIMSampler(config)
+    alone = tried("alone", sampler.submit, len(rows))
+    sampler.close()
+    isolated = IsolatedRows(config, [engine_row(row) for row in rows], SILENCE_S, lambda: None)
+    assert tried("isolated", isolated.submit, len(rows)) == alone
+    assert 1 < max(len(tries) for *_, tries in alone) <= 3

@@ -6,14 +6,16 @@ import pytest
 
 from actors.rows import Picture, SamplerConfig
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
-from pipelines.render.sink import Stored, encoder_name
-from pipelines.run.layout import Attempt
+from pipelines.render.sink import Sink, Stored, encoder_name
+from pipelines.render.tries import RowTries, Try
+from pipelines.run.layout import Attempt, RunFolder
 from pipelines.run.schema import manifest_schema
 from tests.plans import CARRIED, typed_row
 
 ATTEMPT = Attempt("0002-000007", 3, "0badcafe")
 RENDER_CLASS = "abcd/cpu-avx512-1t/float32/16x16-4lanes-8decode/ddim/torch-2"
 SAMPLER = SamplerConfig("")
+SINK = Sink(RunFolder("run"), "0002-000007", ATTEMPT, "files", "png")
 
 
 def full_row(**values):
@@ -23,7 +25,7 @@ def full_row(**values):
 def ok():
     picture = Picture(np.zeros((16, 16, 3), np.uint8), 4, 0.25, RENDER_CLASS, truncated=True)
     stored = Stored("images/x.png", None, 10, "00ff")
-    return ok_row(full_row(), "0002-000007", ATTEMPT, picture, stored, "key", "png")
+    return ok_row(RowTries(full_row(), done=[Try(1001, picture)]), stored, "key", SINK)
 
 
 def test_rows_fit_the_one_schema_and_keep_what_is_carried():
@@ -33,7 +35,7 @@ def test_rows_fit_the_one_schema_and_keep_what_is_carried():
     good, bad = table.to_pylist()
     assert (good["status"], good["lane_steps"], good["seconds"], good["truncated"]) == ("ok", 4, 0.25, True)
     assert (good["attempts"], good["plan_version"], good["revision"]) == (3, "0002.0", 0)
-    assert good["tries"] == [{"seed": 1001, "num_steps": 2, "scores": []}]
+    assert good["tries"] == [{"seed": 1001, "num_steps": 2, "scores": [], "uri": None}]
     assert good["note"] == bad["note"] == "note 1"
     assert (bad["status"], bad["error_type"], bad["error_message"], bad["uri"]) == ("failed", "ValueError", "no", None)
 
@@ -41,7 +43,7 @@ def test_rows_fit_the_one_schema_and_keep_what_is_carried():
 def test_the_render_class_of_stored_bytes_names_their_encoder():
     assert ok()["render_class"] == f"{RENDER_CLASS}/{encoder_name('png')}"
     picture = Picture(np.zeros((16, 16, 3), np.uint8), 4, 0.25, RENDER_CLASS, truncated=True)
-    unstored = ok_row(full_row(), "0002-000007", ATTEMPT, picture, Stored(), "key", "png")
+    unstored = ok_row(RowTries(full_row(), done=[Try(1001, picture)]), Stored(), "key", SINK)
     assert unstored["render_class"] == RENDER_CLASS
 
 

@@ -12,6 +12,7 @@ from pipelines.integrity.verify import verify
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.repairing import RepairedShard, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
+from pipelines.render.tries import RowTries, Try
 from pipelines.run.drivers import Epoch, SupersededError, claim
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from pipelines.run.plan import read_plan
@@ -46,7 +47,7 @@ def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> l
             continue
         made = picture(row)
         key = render_key(row, RENDER_CLASS, SamplerConfig(""))
-        rows.append(ok_row(row, mending.shard, attempt, made, sink.put(row, made.image), key, "png"))
+        rows.append(ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), key, sink))
     packed = sink.close()
     return [with_place(row, packed) for row in rows]
 

@@ -16,7 +16,7 @@ from pipelines.render.quality import Scored, ScorerSource, ShardScores, load_sco
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.storage.checkpoints import ModelSource
-from tests.plans import brightness, typed_row, write_plan
+from tests.plans import brightness, planned_row, typed_row, write_plan
 from training.reward_table import scores_of
 
 
@@ -40,9 +40,9 @@ def image(value: int) -> np.ndarray:
     return np.full((4, 4, 3), value, np.uint8)
 
 
-def rollout_rows(prompts: int = 3, budgets=(2, 5, 9)):
+def rollout_rows(prompts: int = 3, budgets=(2, 5, 9), make=typed_row):
     return [
-        typed_row(i, id=f"p{p}-{steps}", prompt_id=f"p{p}", num_steps=steps)
+        make(i, id=f"p{p}-{steps}", prompt_id=f"p{p}", num_steps=steps)
         for i, (p, steps) in enumerate((p, steps) for p in range(prompts) for steps in budgets)
     ]
 
@@ -101,7 +101,7 @@ def test_scorers_are_loaded_from_where_they_lie():
 @pytest.mark.ray
 def test_a_job_with_scorers_writes_them_down(ray_cluster, sleeping, tmp_path):
     run = RunFolder(str(tmp_path / "run"))
-    write_plan(run, rollout_rows(4), 6)
+    write_plan(run, rollout_rows(4, make=planned_row), 6)
     scorers = (
         ScorerSource("bright", "function", 2.0, function=brightness),
         ScorerSource("same", "fidelity", 0.0),
@@ -114,7 +114,7 @@ def test_a_job_with_scorers_writes_them_down(ray_cluster, sleeping, tmp_path):
         scores = scores_of(row["scores"])
         assert row["quality"] == pytest.approx(2 * scores["bright"])
         assert row["uri"] is None
-        if row.num_steps == 9:
+        if row["num_steps"] == 9:
             assert scores["same"] == pytest.approx(1.0, abs=1e-6)
         else:
             assert scores["same"] < 1

@@ -31,9 +31,10 @@ from actors.diffusion import TextEmbeds
 from actors.lanes import Lanes
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler, _Request, _Requests
-from pipelines.render.attempt import Dropped, RowFailed, Span, Work, settled
+from pipelines.render.attempt import Dropped, Span, Work, settled
 from pipelines.render.ledger_actor import LedgerActor
 from pipelines.render.messages import DONE, HeartbeatReply, LeasedShard, Slot, Worker
+from pipelines.render.tries import RowFailed, RowTries
 from pipelines.render.watchdog import Watchdog
 from pipelines.render.worker import RenderWorker
 from pipelines.run.layout import Attempt
@@ -221,8 +222,9 @@ def attempt(rows: int = 0) -> Work:
 def images(turns: Turns, left_out: bool) -> None:
     with turns:
         work = without(attempt(2), "_counting", left_out)
+        never: Any = None  # these rows have one try
         failed: Future[Any] = settled(RowFailed("Killed", "by itself"))
-        turns.run(*[lambda row=row: work._store(row, failed) for row in work.rows])
+        turns.run(*[lambda row=row: work._store(never, RowTries(row), failed) for row in work.rows])
         assert work.images == 2
 
 

@@ -14,6 +14,7 @@ def contradictions(config: JobConfig) -> Iterator[Contradiction]:
     yield from _bounds(config)
     yield from _pools(config)
     yield from _train(config)
+    yield from _tries(config)
     if known := known_choices(config):
         yield from unserved(config.pools, known)
 
@@ -69,6 +70,22 @@ def _bounds(config: JobConfig) -> Iterator[Contradiction]:
         yield [*keys, ("steps", "fixed")], f"steps.fixed {steps.fixed} lies outside steps.min {low} to steps.max {high}"
     elif steps.selector != "fixed" and steps.choices and not any(low <= n <= high for n in steps.choices):
         yield [*keys, ("steps", "choices")], f"none of steps.choices lies between steps.min {low} and steps.max {high}"
+
+
+def _tries(config: JobConfig) -> Iterator[Contradiction]:
+    tries = config.tries
+    if tries.max == 1:
+        return
+    if tries.bar == "auto":
+        remedy = "give tries.bar a number, or {quantile: 0.4} and tries.scores"
+        yield [("tries", "bar"), ("tries", "max")], f"tries.bar: auto needs a policy that knows scores: {remedy}"
+    if not isinstance(tries.bar, str | float) and tries.scores is None:
+        remedy = "name a run folder whose pictures were scored, for example a pilot's"
+        yield [("tries", "scores"), ("tries", "bar")], f"tries.bar: a quantile needs tries.scores: {remedy}"
+    if not any(scorer.weight for scorer in config.quality):
+        yield [("tries", "max"), ("quality",)], "tries.max needs a scorer that counts: set quality"
+    if tries.keep and config.output.layout != "files":
+        yield [("tries", "keep"), ("output", "layout")], "tries.keep needs output.layout: files"
 
 
 def _train(config: JobConfig) -> Iterator[Contradiction]:

@@ -265,6 +265,30 @@ class Scorer(Section):
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+class ScoreQuantile(Section):
+    """A bar by the share of known scores that lie below it. Not a leaf: `tries.bar` is one."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Tries(Section):
+    """Another try where the picture is poor: the same row with another seed, and the best one is kept."""
+
+    max: Annotated[int, Field(ge=1, le=16)] = picture(
+        1, "pictures of a row at most; 1: no second try. A row that gives its seed has one try"
+    )
+    bar: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] | ScoreQuantile = picture(
+        "auto",
+        "a picture whose quality is below it is tried again. A number, in the units of `quality`; {quantile: 0.4}: the "
+        "quality that 40 % of the pictures of `tries.scores` fall below; auto: by the policy",
+    )
+    scores: Place | None = picture(None, "run folder with scores of one try a row, which a quantile is taken of")
+    keep: bool = picture(
+        False,
+        "true: the pictures that were not chosen are stored, too (layout files); their seeds and scores always are",
+    )
+
+
 Prices = Annotated[
     list[Annotated[float, Field(gt=0, allow_inf_nan=False)]],
     Field(min_length=2, max_length=2),
@@ -380,6 +404,7 @@ class JobConfig(Section):
         "folder, hub id or URL), aesthetic (head: a linear head in safetensors, too), fidelity (in a rollout: to the "
         "same seed at the largest budget), or module:function of images and prompts; weight 0: scored, not counted",
     )
+    tries: Tries = Tries()
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
     storage: Storage = Storage()

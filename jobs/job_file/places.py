@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from jobs.job_file.keys import JobConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = ("input.path", "output.path", "model.path", "steps.policy", "train.table", "train.path", "evaluate.table")
+KEYS = (
+    "input.path",
+    "output.path",
+    "model.path",
+    "steps.policy",
+    "tries.scores",
+    "train.table",
+    "train.path",
+    "evaluate.table",
+)
 OF_SCORERS = ("path", "head")
 
 

@@ -23,6 +23,7 @@ from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
+from jobs.job_file.tries import Bar, bar_of
 from pipelines.cluster.pools import PoolSpec
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import TextRules
@@ -31,6 +32,7 @@ from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults
 from pipelines.render.pool import RenderConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
 from pipelines.storage.checkpoints import ModelSource
@@ -57,6 +59,7 @@ class Settings:
     sampler: SamplerConfig
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
+    bar: Bar
     calibrations: Mapping[str, Any]
 
     @property
@@ -73,6 +76,8 @@ class Settings:
             selector_num_gpus=steps.num_gpus,
             fingerprint=fingerprint(self.job, self.checkpoint),
             rollout=self.job.rollout,
+            bar=self.bar.quality,
+            expected_tries=self.bar.expected_tries,
             num_workers=sum(pool.actors for pool in self.pools),
             lanes=max((pool.lanes for pool in self.pools if pool.lanes), default=None),
         )
@@ -88,6 +93,7 @@ class Settings:
             layout=output.layout,
             image_format=output.format,
             scorers=self.scorers,
+            tries=TryRules(self.job.config.tries.max, self.job.config.tries.keep),
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
@@ -111,6 +117,7 @@ def resolve(job: Job) -> Settings:
         sampler=_sampler(job, info, measured),
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
+        bar=bar_of(job),
         calibrations=measured,
     )
 

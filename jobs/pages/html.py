@@ -82,7 +82,9 @@ def thumbnail(data: bytes) -> str | None:
 def _card(row: Mapping[str, Any], bounds: tuple[int, int]) -> str:
     steps, image = int(row["num_steps"]), row["image"] and thumbnail(row["image"])
     shown = f'<img src="{image}" alt="">' if image else "<p class=grey>no picture is there: run repair</p>"
-    badge = f'<span class=badge style="background:{budget_colour(steps, bounds)}">{steps} steps</span>'
+    tries = len(row.get("tries") or ())
+    also = f", {tries} tries" if tries > 1 else ""
+    badge = f'<span class=badge style="background:{budget_colour(steps, bounds)}">{steps} steps{also}</span>'
     return f"<div class=card>{shown}{badge} {escape(str(row['prompt'])[:500])}</div>"
 
 

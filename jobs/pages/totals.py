@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
 SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
-TOLD = ("truncated", "negative_truncated", "score_error")  # counted, where a version's manifests have them
+TOLD = ("truncated", "negative_truncated", "score_error", "tries")  # counted, where a version's manifests have them
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Totals:
     truncated: int = 0
     negative_truncated: int = 0
     unscored: int = 0
+    tries: int = 0  # of the rows with a picture
     status: Counter[str] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +51,11 @@ class Totals:
         done = sum(self.budgets.values())
         return sum(steps * rows for steps, rows in self.budgets.items()) / done if done else None
 
+    @property
+    def mean_tries(self) -> float | None:
+        """Pictures made for each of the rows with one."""
+        return self.tries / self.status["ok"] if self.status["ok"] else None
+
     def add(self, table: pa.Table) -> None:
         """Count one manifest."""
         rows = table.select([name for name in (*SHOWN, *TOLD) if name in table.column_names]).to_pylist()
@@ -62,6 +68,7 @@ class Totals:
         self.status.update(row["status"] for row in rows)
         done = [row for row in rows if row["status"] == "ok"]
         self.budgets.update(row["num_steps"] for row in done)
+        self.tries += sum(len(row.get("tries") or ()) or 1 for row in done)
         self.pictures = heapq.nsmallest(self.most_pictures, [*self.pictures, *done], key=_draw)
         failed = [row for row in rows if row["status"] == "failed"]
         self.failures += failed[: SHOWN_FAILURES - len(self.failures)]

@@ -1,7 +1,7 @@
 """Prompts in, every row's steps and the shards out; and a plan in words."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from jobs.job_file.places import placed
@@ -60,15 +60,22 @@ def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
     """The plan's totals, and what one actor would take for it on each device that was calibrated."""
     found = plan.totals()
     rows = sum(found["budget_histogram"].values())
-    return found | {"estimates": estimates(settings.calibrations, rows, found["lane_steps"])}
+    tries = {"max": settings.job.config.tries.max, **asdict(settings.bar)}
+    expected = estimates(settings.calibrations, rows, found["lane_steps"], settings.bar.expected_tries)
+    return found | {"tries": tries, "estimates": expected}
 
 
-def estimates(calibrations: Mapping[str, Any], rows: int, lane_steps: int) -> list[dict[str, Any]]:
-    """Seconds that one actor would take for all of it, and for 1,000 images, on each device that was calibrated."""
+def estimates(
+    calibrations: Mapping[str, Any], rows: int, lane_steps: int, tries: float | None = None
+) -> list[dict[str, Any]]:
+    """Seconds that one actor would take for all of it, and for 1,000 images, on each device that was calibrated.
+
+    tries: expected of a row; None: one.
+    """
     found = []
     for place, measured in calibrations.items() if rows else ():
         each = sum(measured.get(f"seconds_per_{name}") or 0 for name in ("decode", "prompt", "score"))
-        seconds = lane_steps * measured["seconds_per_lane_step"] + rows * each
+        seconds = (tries or 1.0) * (lane_steps * measured["seconds_per_lane_step"] + rows * each)
         found.append({"place": place, "actor_seconds": seconds, "actor_seconds_per_1000": 1000 * seconds / rows})
     return found
 
@@ -83,10 +90,18 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     most = max(found["budget_histogram"].values(), default=1)
     for steps, rows in found["budget_histogram"].items():
         lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
+    if found.get("tries") and found["tries"]["quality"] is not None:
+        lines.append(tries_text(found["tries"]))
     for estimate in found["estimates"]:
         whole, thousand = duration(estimate["actor_seconds"]), duration(estimate["actor_seconds_per_1000"])
         lines.append(f"about {whole} of one actor, {thousand} for 1,000 images, on {estimate['place']}")
     return "\n".join(lines)
+
+
+def tries_text(tries: Mapping[str, Any]) -> str:
+    """When a row gets another picture, and how many are expected."""
+    expected = f", {tries['expected_tries']:.2f} tries expected a row" if tries["expected_tries"] else ""
+    return f"another try below a quality of {tries['quality']:.4g}, at most {tries['max']}{expected}"
 
 
 def plan_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:

@@ -82,7 +82,10 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "rows": found.rows,
         "planned": plan["rows"],
         **{status: found.status[status] for status in ("ok", "failed", "filtered")},
-        **{name: getattr(found, name) for name in ("truncated", "negative_truncated", "unscored", "mean_steps")},
+        **{
+            name: getattr(found, name)
+            for name in ("truncated", "negative_truncated", "unscored", "mean_steps", "mean_tries")
+        },
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,
@@ -112,6 +115,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines.append(
             f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
         )
+    if (summary.get("mean_tries") or 1) > 1:
+        lines.append(f"{summary['mean_tries']:.2f} tries a picture")
     if summary["rendered_now"]:
         speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
         fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""

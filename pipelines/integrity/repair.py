@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.integrity.findings import Finding
 from pipelines.render.repairing import RepairOrder, first_of_each, written_rows
 from pipelines.run.drivers import EpochId, demand_driver
-from pipelines.run.layout import UNREADABLE, RunFolder, shard_of
+from pipelines.run.layout import UNREADABLE, RunFolder, named_objects, shard_of
 from pipelines.run.plan import Plan
 from pipelines.storage.folder import is_odd
 
@@ -106,9 +106,9 @@ def objects_of(run: RunFolder, place: str) -> list[str]:
 def _named(run: RunFolder, shard: str) -> set[str] | None:
     """The objects that a shard's manifest names, planned or not; None where it cannot be read: then all must stay."""
     try:
-        uris = run.read_manifest(shard)["uri"].drop_null().to_pylist()
+        rows = run.read_manifest(shard).select(["uri", "tries"]).to_pylist()
     except FileNotFoundError:
         return set()
     except (*UNREADABLE, KeyError):
         return None
-    return {uri.partition("#")[0] for uri in uris}
+    return {key for row in rows for key in named_objects(row)}

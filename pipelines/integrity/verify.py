@@ -19,7 +19,7 @@ from pipelines.integrity.findings import Finding
 from pipelines.integrity.image_listing import ImageListing
 from pipelines.integrity.images import ShardImages
 from pipelines.prompts.rows import KEY_BYTES, id_key
-from pipelines.run.layout import FOLDERS, READERS, UNREADABLE, RunFolder, done_of, manifest_key, shard_of
+from pipelines.run.layout import FOLDERS, READERS, UNREADABLE, RunFolder, done_of, manifest_key, named_objects, shard_of
 from pipelines.run.plan import Generation, Plan
 from pipelines.storage.folder import is_odd
 
@@ -38,7 +38,7 @@ SAME = {  # column of the plan: of the manifest
 # What file managers and archivers put into any folder that they touch; all other hidden names are left alone.
 _DROPPING = re.compile(r"\.DS_Store|\._.*|\.nfs\w+|\.directory|__MACOSX|thumbs\.db|desktop\.ini|Icon\r", re.IGNORECASE)
 PLANNED = ("id", *SAME)
-STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "format")
+STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "format", "tries")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class _Verification:
             return Checked(shard.name, planned, findings=(*findings, manifest))
         if shard.rows is not None:
             findings += compare(shard.rows, manifest, shard.name)
-        named = {str(row["uri"]).partition("#")[0] for row in manifest}
+        named = {key for row in manifest for key in named_objects(row)}
         stored = {**self.data.get(shard.name, {}), **self._listed(shard, named)}
         images = ShardImages(
             self.run,

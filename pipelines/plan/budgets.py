@@ -28,6 +28,8 @@ class Scoring:
     served: frozenset[int] | None = None
     selector_class: type | None = None
     model: ModelSource | None = field(default=None, compare=False)
+    bar: float | None = None  # below this quality a row without a pinned seed is tried again
+    expected_tries: float | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,6 +68,9 @@ def score(table: pa.Table, scoring: Scoring) -> pa.Table:
         "num_steps": [value if fine else None for value, fine in zip(steps, good, strict=True)],
         **{name: _nullable(chosen[name]) for name in ("action_probability", "policy_version", "price")},
     }
+    free = [fine and not pinned for fine, pinned in zip(good, table["seed_pinned"].to_pylist(), strict=True)]
+    for name, value in (("bar", scoring.bar), ("expected_tries", scoring.expected_tries)):
+        columns[name] = [value if each else None for each in free]
     own = [name for name in table.column_names if name not in {column.name for column in CANONICAL_FIELDS}]
     carried = table.select(own)
     table = table.select([column.name for column in CANONICAL_FIELDS])

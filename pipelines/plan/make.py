@@ -65,6 +65,8 @@ class PlanConfig:
     lane_steps: LaneSteps = plain_lane_steps
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
+    bar: float | None = None  # below this quality another seed is tried; None: every picture is taken
+    expected_tries: float | None = None  # of a row with that bar, where it is known
     rollout: bool = False  # every row at every budget of the menu, instead of the selector's choice
     keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
 
@@ -134,6 +136,8 @@ def make_plan(
         "selector": "rollout" if config.rollout else config.selector.selector,
         "choices": list(menu),
         "lanes": config.lanes,
+        "bar": config.bar,
+        "expected_tries": config.expected_tries,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,
@@ -207,7 +211,9 @@ def _scored(
     config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[pa.Table]:
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
-    scoring = Scoring(config.selector, served_budgets(config.pools), config.selector_class, config.model)
+    served = served_budgets(config.pools)
+    again = (config.bar, config.expected_tries)
+    scoring = Scoring(config.selector, served, config.selector_class, config.model, *again)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
         expand = functools.partial(at_every_budget, choices=menu)

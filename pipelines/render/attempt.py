@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipelines.boundary import raised_by
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
+from pipelines.render.tries import RowFailed, RowTries, Try, TryRules
 from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
 from pipelines.storage.folder import StorageError
@@ -31,10 +32,6 @@ class Dropped(Exception):
 
 class BadRow(Exception):
     """A row that was bad at plan time: error type, message."""
-
-
-class RowFailed(Exception):
-    """A row that failed in another process: error type, message."""
 
 
 class AttemptFailed(RuntimeError):
@@ -76,6 +73,7 @@ class Work:
     sampler: SamplerConfig
     span: Span
     scores: ShardScores | None = None
+    tries: TryRules = field(default_factory=TryRules)
     images: int = 0
     error: BaseException | None = None
     _rendering: set[Future] = field(default_factory=set)
@@ -141,7 +139,8 @@ class Work:
             if self.error:
                 break
             room.acquire()
-            stored = _then(self._rendered(submit, row), writers, partial(self._store, row))
+            tries = RowTries(row, self.tries)
+            stored = _until_settled(self._rendered(submit, row), writers, partial(self._store, submit, tries))
             stored.add_done_callback(self._note)
             stored.add_done_callback(lambda _: room.release())
             results.append(stored)
@@ -175,27 +174,58 @@ class Work:
             rendered.cancel()
         return rendered
 
-    def _store(self, row: PlannedRow, rendered: "Future[Picture]") -> dict[str, Any]:
-        """On a writer's thread: the row's manifest columns. Raises what ends the attempt: a store, a broken engine."""
+    def _store(
+        self, submit: Submit, tries: RowTries, rendered: "Future[Picture]"
+    ) -> "dict[str, Any] | Future[Picture]":
+        """On a writer's thread: the row's manifest columns, or its next picture to come.
+
+        Raises what ends the attempt: a store, a broken engine.
+        """
         if self.error:
             raise self.error
-        sink, error = self.sink, rendered.exception()
+        row, error = tries.row, rendered.exception()
         if isinstance(error, EngineBroken | AttemptFailed):
             raise error
         if isinstance(error, BadRow):
-            return failed_row(row, sink.shard, sink.attempt, *error.args)
+            return failed_row(row, self.sink.shard, self.sink.attempt, *error.args)
         self.span.reach()
+        tries.done.append(self._judged(tries, rendered))
+        if tries.wants_another():
+            return self._rendered(submit, tries.next_row)
         with self._counting:
             self.images += 1
-        if self.scores:
-            self.scores.add(row, None if error is not None else rendered.result().image)
-        if error is not None:
-            words = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
-            return failed_row(row, sink.shard, sink.attempt, *words)
-        picture = rendered.result()
-        stored = sink.put(row, picture.image)
-        key = render_key(row, picture.render_class, self.sampler)
-        return ok_row(row, sink.shard, sink.attempt, picture, stored, key, sink.image_format)
+        return self._settled(tries)
+
+    def _judged(self, tries: RowTries, rendered: "Future[Picture]") -> Try:
+        seed, error = tries.next_row.seed, rendered.exception()
+        picture = None if error is not None else rendered.result()
+        scored = None
+        if tries.are_judged and self.scores and picture:
+            scored = self.scores.judge(tries.row, picture.image)
+        elif self.scores and not tries.are_judged:
+            self.scores.add(tries.row, picture.image if picture else None)
+        return Try(seed, picture, scored, error)
+
+    def _settled(self, tries: RowTries) -> dict[str, Any]:
+        """The manifest columns of a row that is tried no more; its picture is stored."""
+        sink, chosen = self.sink, tries.chosen
+        if chosen.picture is None:
+            error = chosen.error
+            kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
+            return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)
+        if self.tries.keep:
+            tries.done = [self._stored_aside(tries, number) for number in range(len(tries.done))]
+        final = replace(tries.row, seed=chosen.seed)
+        stored = sink.put(final, chosen.picture.image)
+        key = render_key(final, chosen.picture.render_class, self.sampler)
+        return ok_row(tries, stored, key, sink)
+
+    def _stored_aside(self, tries: RowTries, number: int) -> Try:
+        """A try with its picture stored, where it has one and is not the chosen one."""
+        each = tries.done[number]
+        if each is tries.chosen or each.picture is None:
+            return each
+        return replace(each, uri=self.sink.put(tries.row, each.picture.image, number).uri)
 
 
 def engine_row(row: PlannedRow) -> Row:
@@ -225,13 +255,20 @@ class Inline(Executor):
         return future
 
 
-def _then(first: Future, pool: Executor, call: Callable[[Future], Any]) -> "Future[Any]":
-    """The future of call(first), which runs on the pool once `first` is settled."""
-    second: Future[Any] = Future()
+def _until_settled(first: Future, pool: Executor, call: Callable[[Future], Any]) -> "Future[Any]":
+    """The future of call(first), which runs on the pool once `first` is settled; again where it gives a future."""
+    last: Future[Any] = Future()
+
+    def follow(rendered: Future) -> None:
+        rendered.add_done_callback(lambda _: pool.submit(call, rendered).add_done_callback(settle))
 
     def settle(done: Future) -> None:
-        error = done.exception()
-        second.set_result(done.result()) if error is None else second.set_exception(error)
+        if (error := done.exception()) is not None:
+            last.set_exception(error)
+        elif isinstance(done.result(), Future):
+            follow(done.result())
+        else:
+            last.set_result(done.result())
 
-    first.add_done_callback(lambda _: pool.submit(call, first).add_done_callback(settle))
-    return second
+    follow(first)
+    return last

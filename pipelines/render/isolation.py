@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 from actors.rows import EngineBroken, Picture, Row, SamplerConfig
 from actors.sampler import DDIMSampler
 from pipelines.boundary import raised_by
-from pipelines.render.attempt import AttemptFailed, RowFailed
+from pipelines.render.attempt import AttemptFailed
+from pipelines.render.tries import RowFailed
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,24 +52,34 @@ Deliver = Callable[[str, "Picture | Exception"], None]
 
 
 class IsolatedRows:
-    """submit(row) -> Future[Picture], as the sampler has it; the children start once all rows are there."""
+    """submit(row) -> Future[Picture], as the sampler has it; the children start once all rows are there.
+
+    A row that is submitted again, with another seed, waits until the others are done.
+    """
 
     def __init__(
         self, config: SamplerConfig, rows: Sequence[Row], silence_s: float, on_move: Callable[[], None]
     ) -> None:
         self._isolation = Isolation(config, self._deliver, silence_s, on_move)
-        self._rows = rows
+        self._rows, self._again = rows, list[Row]()
+        self._started = False
         self._futures: dict[str, Future[Picture]] = {}
 
     def submit(self, row: Row) -> "Future[Picture]":
         """Its callbacks run before the next picture is read."""
         future = self._futures[row.id] = Future()
-        if len(self._futures) == len(self._rows):
+        if self._started:
+            self._again.append(row)
+        elif len(self._futures) == len(self._rows):
+            self._started = True
             threading.Thread(target=self._run, name="isolation", daemon=True).start()
         return future
 
     def _run(self) -> None:
-        error = raised_by(lambda: self._isolation.render(self._rows))
+        error, rows = None, self._rows
+        while rows and error is None:
+            error = raised_by(lambda rows=rows: self._isolation.render(rows))  # type: ignore[misc]
+            rows, self._again = self._again, []
         if not isinstance(error, EngineBroken):  # whatever it is, no row is to blame
             error = AttemptFailed(f"isolation ended with {type(error).__name__}: {error}")
         for future in list(self._futures.values()):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actors.rows import Picture, SamplerConfig
+from actors.rows import SamplerConfig
 from pipelines.prompts.rows import EXACT
 from pipelines.render.quality import Scored
-from pipelines.render.sink import FORMATS, Stored, encoder_name
+from pipelines.render.sink import FORMATS, Sink, Stored, encoder_name
+from pipelines.render.tries import RowTries
 from pipelines.run.layout import Attempt
 from pipelines.run.schema import PlannedRow
 
@@ -27,26 +28,32 @@ REASON_CHARS = 160
 _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
 
 
-def ok_row(
-    row: PlannedRow, shard: str, attempt: Attempt, picture: Picture, stored: Stored, key: str, image_format: str
-) -> dict[str, Any]:
-    """A row with its picture. Its place is still open in packed layouts: see `with_place`."""
-    return _row(row, shard, attempt) | {
-        "status": "ok",
-        "uri": stored.uri,
-        "offset": stored.offset,
-        "bytes": stored.num_bytes,
-        "sha256": stored.sha256,
-        "media_type": FORMATS[image_format],
-        "format": image_format,
-        "lane_steps": picture.lane_steps,
-        "seconds": picture.seconds,
-        "render_class": _with_encoder(picture.render_class, stored, image_format),
-        "render_key": key,
-        "truncated": picture.truncated,
-        "negative_truncated": picture.negative_truncated,
-        "tries": [{"seed": row.seed, "num_steps": row.num_steps, "scores": []}],
-    }
+def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, Any]:
+    """A row with its picture, and what all of its tries took. Its place is still open in packed layouts."""
+    chosen, image_format = tries.chosen, sink.image_format
+    picture = chosen.picture
+    assert picture is not None
+    return (
+        _row(tries.row, sink.shard, sink.attempt)
+        | {
+            "status": "ok",
+            "seed": chosen.seed,
+            "uri": stored.uri,
+            "offset": stored.offset,
+            "bytes": stored.num_bytes,
+            "sha256": stored.sha256,
+            "media_type": FORMATS[image_format],
+            "format": image_format,
+            "lane_steps": sum(each.lane_steps for each in tries.pictures),
+            "seconds": sum(each.seconds for each in tries.pictures),
+            "render_class": _with_encoder(picture.render_class, stored, image_format),
+            "render_key": key,
+            "truncated": picture.truncated,
+            "negative_truncated": picture.negative_truncated,
+            "tries": [each.record(tries.row.num_steps) for each in tries.done],
+        }
+        | _scores(chosen.scored)
+    )
 
 
 def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
@@ -54,9 +61,13 @@ def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
     return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
 
 
-def failed_row(row: PlannedRow, shard: str, attempt: Attempt, error_type: str, message: str) -> dict[str, Any]:
+def failed_row(
+    row: PlannedRow, shard: str, attempt: Attempt, error_type: str, message: str, tries: RowTries | None = None
+) -> dict[str, Any]:
     """A row without a picture, and why."""
-    return _row(row, shard, attempt) | {"status": "failed", "error_type": error_type, "error_message": message}
+    tried = [each.record(row.num_steps) for each in tries.done] if tries and len(tries.done) > 1 else []
+    failed = {"status": "failed", "error_type": error_type, "error_message": message, "tries": tried}
+    return _row(row, shard, attempt) | failed
 
 
 def _row(row: PlannedRow, shard: str, attempt: Attempt) -> dict[str, Any]:
@@ -87,9 +98,15 @@ def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
     """The row with what its scorers said, where there are scorers and a picture."""
     if scored is None:
         return row
+    found = _scores(scored)
+    return row | found | {"tries": [each | {"scores": found["scores"]} for each in row["tries"]]}
+
+
+def _scores(scored: Scored | None) -> dict[str, Any]:
+    if scored is None:
+        return {}
     scores = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
-    tries = [each | {"scores": scores} for each in row["tries"]]
-    return row | {"scores": scores, "quality": scored.quality, "tries": tries, "score_error": scored.error}
+    return {"scores": scores, "quality": scored.quality, "score_error": scored.error}
 
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

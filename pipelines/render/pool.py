@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
+from pipelines.render.tries import TryRules
 from pipelines.render.worker import RenderWorker, WorkerJob
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
@@ -54,6 +55,7 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
+    tries: TryRules = field(default_factory=TryRules)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
     max_failed: float | None = None
@@ -137,6 +139,7 @@ class Pool:
             image_format=config.image_format,
             schema=plan.manifest_schema,
             scorers=config.scorers,
+            tries=config.tries,
             row_timeout_s=config.row_timeout_s,
             term=term,
             auto_dtype=auto_dtype(config),

@@ -84,21 +84,27 @@ class ShardScores:
             del self._held[group]
         self._score(held)
 
+    def judge(self, row: PlannedRow, image: np.ndarray) -> Scored:
+        """The scores of one picture, in a call of its own: they depend on no other. image: (H, W, 3) uint8."""
+        return self._called([row], [image], [None])[0]
+
     def _score(self, held: list[tuple[PlannedRow, np.ndarray | None]]) -> None:
         pictures = [(row, image) for row, image in held if image is not None]
         if not pictures:
             return
         _, reference = max(held, key=lambda each: each[0].num_steps or 0)
-        batch = {
-            "image": [image for _, image in pictures],
-            "prompt": [row.prompt for row, _ in pictures],
-            "reference": [reference if len(held) > 1 else None] * len(pictures),
-        }
-        with self._running:  # one group at a time: the scorer's threads are the actor's
+        rows, images = zip(*pictures, strict=True)
+        references = [reference if len(held) > 1 else None] * len(pictures)
+        for row, scored in zip(rows, self._called(rows, images, references), strict=True):
+            self.found[row.id] = scored
+
+    def _called(
+        self, rows: Sequence[PlannedRow], images: Sequence[np.ndarray], references: Sequence[np.ndarray | None]
+    ) -> list[Scored]:
+        batch = {"image": list(images), "prompt": [row.prompt for row in rows], "reference": list(references)}
+        with self._running:  # one call at a time: the scorer's threads are the actor's
             scored = self._scorer(batch)
-        found = zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)
-        for (row, _), each in zip(pictures, found, strict=True):
-            self.found[row.id] = Scored(*each)
+        return [Scored(*each) for each in zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)]
 
 
 def _group(row: PlannedRow) -> tuple[str, int]:

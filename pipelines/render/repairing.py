@@ -5,7 +5,7 @@ driver of the latest epoch may replace or delete.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ from pipelines.run.schema import PlannedRow, planned_rows
 class RepairedShard:
     """One shard's repair. again: planned rows with the final seed and num_steps of their manifest; none may be needed.
 
-    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`.
+    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`;
+    tries: those of them that had several.
     """
 
     shard: str
@@ -30,17 +31,21 @@ class RepairedShard:
     kept: dict[str, dict[str, Any]]
     again: tuple[PlannedRow, ...]
     seeds: dict[str, int | None]
+    tries: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self, rendered: Iterable[dict[str, Any]]) -> pa.Table:
         """The new manifest from the rows kept and those rendered again. ValueError where one is missing."""
-        fresh = {
-            row["id"]: row | {"seed_planned": self.seeds[row["id"]]} for row in rendered if row["id"] in self.seeds
-        }
+        fresh = {row["id"]: self._as_before(row) for row in rendered if row["id"] in self.seeds}
         rows = self.kept | fresh
         if rows.keys() != set(self.ids) or len(fresh) != len(self.seeds):
             raise ValueError(f"shard {self.shard}: {len(fresh)} of {len(self.seeds)} rows were rendered again")
         ordered = [rows[id] | {"revision": self.revision} for id in self.ids]
         return manifest_table(ordered, self.schema)
+
+    def _as_before(self, row: dict[str, Any]) -> dict[str, Any]:
+        """With what its repair does not do again: the seed it was planned with, and the tries that led to its seed."""
+        tries = self.tries.get(row["id"]) if row["status"] == "ok" else None
+        return row | {"seed_planned": self.seeds[row["id"]]} | ({"tries": tries} if tries else {})
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class RepairOrder:
             kept={id: row for id, row in found.items() if id not in ill},
             again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
             seeds={id: planned[id].seed for id in self.ids},
+            tries={id: tries for id in self.ids if len(tries := trusted.get(id, {}).get("tries") or ()) > 1},
         )
 
 
@@ -103,7 +109,10 @@ def replace_manifest(run: RunFolder, term: EpochId, shard: str, table: pa.Table)
 
 
 def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
-    """What the worker renders: with the seed and the steps that the manifest ended with."""
-    if written is None or written["seed"] is None or written["num_steps"] is None:
+    """What the worker renders: the seed and the steps that the manifest ended with, and no other seed.
+
+    A row that failed is rendered as it was planned, with all of its tries.
+    """
+    if written is None or written["status"] != "ok" or written["seed"] is None or written["num_steps"] is None:
         return planned
-    return replace(planned, seed=written["seed"], num_steps=written["num_steps"])
+    return replace(planned, seed=written["seed"], num_steps=written["num_steps"], bar=None)

@@ -98,12 +98,17 @@ class Sink:
     keys: list[str] = field(default_factory=list)  # what a loser of the commit has to delete
     _held: dict[str, tuple[str, bytes, PlannedRow]] = field(default_factory=dict)
 
-    def put(self, row: PlannedRow, image: np.ndarray) -> Stored:
-        """Encodes one row's image; writes it in the `files` layout, keeps it for `close` in the packed ones."""
+    def put(self, row: PlannedRow, image: np.ndarray, other_try: int | None = None) -> Stored:
+        """Encodes one row's image; writes it in the `files` layout, keeps it for `close` in the packed ones.
+
+        other_try: the number of a try that was not chosen, stored beside the row's picture; in `files` alone.
+        """
         if self.layout == "none":
             return Stored()
         data = encode_image(image, self.image_format)
         extension, name = EXTENSIONS[self.image_format], self.run.image_name(row.id)
+        if other_try is not None:
+            name = f"{name}.try{other_try}"
         digest = hashlib.sha256(data).hexdigest()
         if self.layout == "files":
             key = self.run.image_key(self.shard, self.attempt, name, extension)

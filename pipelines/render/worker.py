@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from pipelines.render.messages import (
 from pipelines.render.quality import ScorerSource, ShardScores, load_scorer
 from pipelines.render.repairing import replace_manifest
 from pipelines.render.sink import Sink
+from pipelines.render.tries import TryRules
 from pipelines.render.watchdog import Submit, Watchdog
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder, manifest_key
@@ -75,6 +76,7 @@ class WorkerJob:
     image_format: str
     schema: pa.Schema
     scorers: tuple[ScorerSource, ...] = ()
+    tries: TryRules = field(default_factory=TryRules)
     row_timeout_s: float | None = None
     term: EpochId | None = None
     auto_dtype: str = "float32"
@@ -308,7 +310,7 @@ class RenderWorker:
         term, worker = self.job.term, self._worker
         attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
-        work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows))
+        work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries)
         with self._handing:
             self._works[shard.id] = work
             if self._leaving or shard.id in self._unwanted:

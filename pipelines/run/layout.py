@@ -11,7 +11,7 @@ import re
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -235,6 +235,12 @@ def shard_of(key: str) -> str:
     """The shard of `images/<shard>/...` and of `data/<shard>-<attempt>.<ext>`."""
     folder, _, rest = key.partition("/")
     return rest.partition("/")[0] if folder == "images" else rest.partition(".")[0].rsplit("-", 2)[0]
+
+
+def named_objects(row: Mapping[str, Any]) -> set[str]:
+    """The objects that a manifest row names: that of its picture, and those of tries that were not chosen."""
+    uris = [row["uri"], *(each.get("uri") for each in row.get("tries") or ())]
+    return {uri.partition("#")[0] for uri in uris if uri}
 
 
 def done_of(names: Iterable[str]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import pyarrow as pa
 
 _SCORES = pa.list_(pa.struct([("scorer", pa.string()), ("score", pa.float64())]))  # no map: not all readers have one
-_TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _SCORES)])
+_TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _SCORES), ("uri", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class PlannedRow(PromptRow):
     action_probability: Annotated[float | None, pa.float32()]
     policy_version: Annotated[str | None, pa.string()]
     price: Annotated[float | None, pa.float64()]
+    bar: Annotated[float | None, pa.float64()]  # below this quality another seed is tried; null: never
+    expected_tries: Annotated[float | None, pa.float32()]  # null: one, or not known
     carried: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
     pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
+    *_planned("bar"),
 )
 MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
 RESERVED_NAMES = MANIFEST_NAMES | _NOT_CARRIED  # no column of a user is carried under one of these

@@ -1,0 +1,198 @@
+"""Another try where the picture is poor: in a worker's own steps, whatever the company, the order and the threads."""
+
+import io
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.rows import FlatPicture, NotFinite, Picture, Row, SamplerConfig
+from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
+from actors.tries import try_seed
+from pipelines.render.attempt import Inline, Span, Work, settled
+from pipelines.render.manifest_rows import manifest_table
+from pipelines.render.quality import ShardScores
+from pipelines.render.repairing import RepairOrder
+from pipelines.render.sink import Sink
+from pipelines.render.tries import TryRules
+from pipelines.run.layout import RunFolder, named_objects
+from pipelines.run.plan import read_plan
+from pipelines.run.schema import PlannedRow, planned_rows
+from tests.finished import RENDER_CLASS
+from tests.plans import planned_row, typed_row, write_plan
+
+BAR = 128.0
+Submit = Callable[[Row], "Future[Picture]"]
+
+
+def brightness(images: list[np.ndarray], prompts: list[str]) -> list[float]:
+    return [float(image.mean()) for image in images]
+
+
+def painted(row: Row | PlannedRow) -> Picture:
+    """A function of the seed alone, of a brightness that differs between seeds."""
+    base = np.random.default_rng(row.seed).integers(20, 236)
+    image = np.full((8, 8, 3), base, np.uint8)
+    image[0, 0] = 255
+    return Picture(image, 2 * (row.num_steps or 0), 0.5, RENDER_CLASS, truncated=False)
+
+
+def quality(image: np.ndarray) -> float:
+    return float(image.mean())
+
+
+def wanted(row: PlannedRow, most: int, bar: float) -> tuple[int, list[int]]:
+    """By hand: the seed that is kept, and the seeds that were tried."""
+    seeds, found = [], []
+    for number in range(most):
+        seeds.append(try_seed(row.seed, number))
+        found.append(quality(painted(replace(row, seed=seeds[-1])).image))
+        if found[-1] >= bar:
+            break
+    return seeds[int(np.argmax(found))], seeds
+
+
+def worked(
+    folder: Path,
+    rows: list[PlannedRow],
+    writers: Executor,
+    most: int = 4,
+    keep: bool = False,
+    submit: Submit = lambda row: settled(painted(row)),
+    score: Callable[..., Any] = brightness,
+) -> tuple[RunFolder, list[dict[str, Any]]]:
+    run, shard = RunFolder(str(folder)), "0001-000000"
+    scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=score),)))
+    sink = Sink(run, shard, run.begin_attempt(shard), "files", "png")
+    scores = ShardScores(scorer, rows, threading.Lock())
+    work = Work(rows, sink, SamplerConfig(""), Span(), scores, TryRules(most, keep))
+    return run, work.render(submit, writers)
+
+
+def rows_with_bars(count: int = 40, bar: float | None = BAR) -> list[PlannedRow]:
+    return [typed_row(i, bar=bar) for i in range(count)]
+
+
+def told(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {row["id"]: (row["seed"], row["sha256"], row["quality"], row["tries"]) for row in rows}
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 7])
+def test_the_first_picture_above_the_bar_is_kept_or_else_the_best(tmp_path: Path, most: int) -> None:
+    rows = rows_with_bars()
+    run, found = worked(tmp_path / "run", rows, Inline(), most)
+    for row, made in zip(rows, found, strict=True):
+        seed, seeds = wanted(row, most, BAR)
+        assert (made["seed"], made["seed_planned"]) == (seed, row.seed)
+        assert [each["seed"] for each in made["tries"]] == seeds
+        stored = np.asarray(Image.open(io.BytesIO(run.read(made["uri"]))))
+        np.testing.assert_array_equal(stored, painted(replace(row, seed=seed)).image)
+        assert made["quality"] == quality(stored)
+        assert made["lane_steps"] == 2 * (row.num_steps or 0) * len(seeds)
+        assert made["seconds"] == 0.5 * len(seeds)
+    assert max(len(row["tries"]) for row in found) == min(most, 5)  # the unluckiest of these rows passes at its fifth
+    assert len(list(run.walk("images"))) == len(rows)
+
+
+def test_bytes_seeds_and_scores_depend_on_no_company_no_order_and_no_thread(tmp_path: Path) -> None:
+    rows = rows_with_bars()
+    expected = told(worked(tmp_path / "alone", rows, Inline())[1])
+    for seed in range(3):
+        shuffled = rows[:]
+        random.Random(seed).shuffle(shuffled)
+        with ThreadPoolExecutor(8) as writers, ThreadPoolExecutor(4) as engine:
+            found = worked(tmp_path / f"{seed}", shuffled, writers, submit=lambda row: engine.submit(painted, row))[1]
+        assert told(found) == expected
+    for row in rows[:5]:
+        assert told(worked(tmp_path / row.id, [row], Inline())[1]) == {row.id: expected[row.id]}
+
+
+def test_a_row_without_a_bar_has_one_try(tmp_path: Path) -> None:
+    _, found = worked(tmp_path / "run", rows_with_bars(bar=None), Inline())
+    assert all(len(row["tries"]) == 1 and row["seed"] == row["seed_planned"] for row in found)
+    assert all(row["quality"] is not None for row in found)
+
+
+def test_a_scorer_that_fails_makes_no_verdict_and_the_row_says_so(tmp_path: Path) -> None:
+    def lame(images: list[np.ndarray], prompts: list[str]) -> list[float]:
+        raise ValueError("no idea")
+
+    _, found = worked(tmp_path / "run", rows_with_bars(5), Inline(), score=lame)
+    assert all(len(row["tries"]) == 1 and row["seed"] == row["seed_planned"] for row in found)
+    assert {row["score_error"] for row in found} == {"bright: ValueError: no idea"}
+
+
+@pytest.mark.parametrize("error", [NotFinite, FlatPicture])
+def test_junk_is_a_failed_try(tmp_path: Path, error: type[Exception]) -> None:
+    """The first seed of every row gives no picture; the others do."""
+    rows = rows_with_bars(10)
+    first = {row.seed for row in rows}
+
+    def submit(row: Row) -> "Future[Picture]":
+        return settled(error("nothing to see")) if row.seed in first else settled(painted(row))
+
+    _, found = worked(tmp_path / "run", rows, Inline(), submit=submit)
+    assert all(row["status"] == "ok" and row["seed"] != row["seed_planned"] for row in found)
+    assert all(row["tries"][0]["scores"] == [] for row in found)
+    _, alone = worked(tmp_path / "one", rows, Inline(), most=1, submit=submit)
+    assert {(row["status"], row["error_type"]) for row in alone} == {("failed", error.__name__)}
+
+
+def test_all_junk_fails_and_names_the_seeds(tmp_path: Path) -> None:
+    _, found = worked(tmp_path / "run", rows_with_bars(3), Inline(), submit=lambda row: settled(NotFinite("nan")))
+    for row in found:
+        assert (row["status"], row["error_type"]) == ("failed", "NotFinite")
+        assert [each["seed"] for each in row["tries"]] == [try_seed(row["seed_planned"], n) for n in range(4)]
+
+
+def test_another_failure_keeps_what_there_is(tmp_path: Path) -> None:
+    rows = [row for row in rows_with_bars(40) if len(wanted(row, 4, BAR)[1]) > 1]
+    first = {row.seed for row in rows}
+
+    def submit(row: Row) -> "Future[Picture]":
+        return settled(painted(row)) if row.seed in first else settled(MemoryError("out of memory"))
+
+    _, found = worked(tmp_path / "run", rows, Inline(), submit=submit)
+    assert all(row["status"] == "ok" and row["seed"] == row["seed_planned"] for row in found)
+    assert all(len(row["tries"]) == 2 for row in found)
+
+
+def test_kept_tries_are_stored_named_and_no_orphans(tmp_path: Path) -> None:
+    rows = rows_with_bars(20)
+    run, found = worked(tmp_path / "run", rows, Inline(), keep=True)
+    stored = {key for key, _ in run.walk("images")}
+    assert stored == {key for row in found for key in named_objects(row)}
+    assert len(stored) == sum(len(row["tries"]) for row in found) > len(rows)
+    for row in found:
+        for each in row["tries"]:
+            assert (each["uri"] is None) == (each["seed"] == row["seed"])
+
+
+def test_a_repair_renders_the_final_seed_and_keeps_the_record(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i, bar=BAR) for i in range(12)], 12)
+    (entry,) = run.shard_index(1).to_pylist()
+    rows = planned_rows(run.read_shard(entry["part"], entry["row_group"]))
+    assert all(row.bar == BAR for row in rows)
+    _, made = worked(tmp_path / "run", rows, Inline())
+    schema = read_plan(run).manifest_schema
+    assert run.commit_manifest(entry["shard"], manifest_table(made, schema))
+    again = [row["id"] for row in made if len(row["tries"]) > 1]
+    order = RepairOrder(entry["shard"], 1, tuple(again), frozenset(), 1)
+    mending = order.mending(run, entry["part"], entry["row_group"], schema)
+    assert {row.id: (row.seed, row.bar) for row in mending.again} == {
+        row["id"]: (row["seed"], None) for row in made if row["id"] in again
+    }
+    _, fresh = worked(tmp_path / "run", list(mending.again), Inline())
+    table = {row["id"]: row for row in mending.manifest(fresh).to_pylist()}
+    for row in made:
+        same = ("seed", "seed_planned", "sha256", "quality")
+        assert [table[row["id"]][name] for name in same] == [row[name] for name in same]
+        assert [each["seed"] for each in table[row["id"]]["tries"]] == [each["seed"] for each in row["tries"]]
