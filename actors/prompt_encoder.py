@@ -70,6 +70,15 @@ class PromptEncoder:
                 part = rows[start : start + BATCH]
                 yield part, *self._encode([tokens[row] for row in part], length)
 
+    def embed(self, prompts: Sequence[object]) -> list[np.ndarray]:
+        """Each prompt's (L_i, H) float16, without padding, in their order."""
+        found: dict[int, np.ndarray] = {}
+        for rows, embeds, mask in self.batches([plain_text(prompt) for prompt in prompts]):
+            lengths = mask.sum(dim=1).tolist()
+            values = embeds.cpu().half().numpy()
+            found |= {int(row): values[at, : lengths[at]].copy() for at, row in enumerate(rows)}
+        return [found[row] for row in range(len(prompts))]
+
     @torch.inference_mode()
     def _encode(self, tokens: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.full((BATCH, length), int(self.tokenizer.pad_token_id))
@@ -80,6 +89,12 @@ class PromptEncoder:
             mask[row, : len(row_ids)] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         return self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+
+
+def prompt_features(tokens: np.ndarray) -> np.ndarray:
+    """(L, H) float16 embeddings of one prompt -> (2 H,) float32: the last token's, CLIP's own pooling, and the mean."""
+    values = tokens.astype(np.float32)
+    return np.concatenate([values[-1], values.mean(axis=0)])
 
 
 def plain_text(prompt: object) -> str:

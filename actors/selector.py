@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.offer_heads import OfferHeads, heads_of
 from actors.policy import DECISIONS, MAX_STEPS, calibrated, check_policy, choose_steps
 
 PAPER_CHOICES = tuple(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
@@ -30,6 +31,7 @@ class SelectorConfig:
     price: float = 0.3  # of the rise of mean quality over the menu, given up to save one image at the largest budget
     min: int | None = None  # steps; budgets outside min and max are never chosen
     max: int | None = None
+    max_tries: int = 1  # of a row; from 2 on a policy sets bars, where its file has what that takes
     decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
     text_encoder_path: str | None = None  # a local checkpoint folder
     num_threads: int | None = None  # of torch; None: its own choice
@@ -37,16 +39,18 @@ class SelectorConfig:
 
 
 class StepSelector:
-    """prompt, id, num_inference_steps, error_type -> num_steps and the other columns of `ADDED`.
+    """prompt, id, num_inference_steps, seed_pinned, error_type -> num_steps and the other columns of `ADDED`.
 
-    A row that pins its steps keeps them, with no probability; a bad row (an error_type) gets no steps. No prompt makes
-    it raise; a config or a policy that cannot be used does, as ValueError. `choices` is the whole menu, K budgets.
+    bar: below this score another seed is tried, None: never; expected_tries with it. A row that pins its steps keeps
+    them, with no probability and no bar; a bad row (an error_type) gets no steps. No prompt makes it raise; a config or
+    a policy that cannot be used does, as ValueError. `choices` is the whole menu, K budgets.
     """
 
     def __init__(self, config: SelectorConfig) -> None:
         _check(config)
         self.config = config
         self.policy_version: str | None = None
+        self.heads: OfferHeads | None = None  # where bars are the policy's
         self.choices = _menu(config)
         if config.selector == "policy":
             self._load_policy()
@@ -54,7 +58,7 @@ class StepSelector:
         self.allowed = np.array([low <= choice <= high for choice in self.choices])  # (K,)
         if not self.allowed.any():
             raise ValueError(f"steps.min {config.min} and steps.max {config.max} leave no budget of {self.choices}")
-        if config.selector == "policy":
+        if config.selector == "policy" and self.heads is None:
             self.allowed = self._within_calibration()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -62,20 +66,27 @@ class StepSelector:
         num_rows = len(batch["prompt"])
         errors = batch.get("error_type", [""] * num_rows)
         pins = [_pin(value) for value in batch.get("num_inference_steps", [None] * num_rows)]
+        seeds = batch.get("seed_pinned", [False] * num_rows)
         free = [row for row in range(num_rows) if not errors[row] and pins[row] is None]
         columns: dict[str, list[Any]] = {name: [None] * num_rows for name in ADDED}
         for row in range(num_rows):
             columns["num_steps"][row] = None if errors[row] else pins[row]
         if free:
             prompts = [batch["prompt"][row] for row in free]
-            self._select(columns, free, prompts, [str(batch["id"][row]) for row in free])
+            pinned = np.array([bool(seeds[row]) for row in free])
+            self._select(columns, free, prompts, [str(batch["id"][row]) for row in free], pinned)
         return {**batch, **{name: _objects(values) for name, values in columns.items()}}
 
-    def _select(self, columns: dict[str, list[Any]], rows: list[int], prompts: list[Any], ids: list[str]) -> None:
-        """Fill the columns of rows that are free to choose."""
+    def _select(
+        self, columns: dict[str, list[Any]], rows: list[int], prompts: list[Any], ids: list[str], pinned: np.ndarray
+    ) -> None:
+        """Fill the columns of rows that are free to choose. pinned (N,) bool: rows with one seed, and one try."""
+        uniforms = np.array([uniform(row_id) for row_id in ids]) if self.config.decision == "sample" else None
+        if self.heads is not None:
+            self._offer(columns, rows, prompts, pinned, uniforms)
+            return
         if self.config.selector == "policy":
             scores = self.score(prompts)  # (N, K)
-            uniforms = np.array([uniform(row_id) for row_id in ids]) if self.config.decision == "sample" else None
             index, probability = choose_steps(
                 scores,
                 np.array(self.card.costs),
@@ -94,6 +105,31 @@ class StepSelector:
                 columns["budget_scores"][row] = scores[at]
                 columns["policy_version"][row] = self.policy_version
                 columns["price"][row] = float(self.config.price)
+
+    def _offer(
+        self,
+        columns: dict[str, list[Any]],
+        rows: list[int],
+        prompts: list[Any],
+        pinned: np.ndarray,
+        uniforms: np.ndarray | None,
+    ) -> None:
+        """The same by offers: a budget, and the score below which another seed is tried."""
+        from actors.prompt_encoder import prompt_features
+
+        config, heads = self.config, self.heads
+        assert heads is not None
+        features = np.stack([prompt_features(tokens) for tokens in self.encoder.embed(prompts)])
+        chosen = heads.choose(features, config.price, config.max_tries, self.allowed, pinned, config.decision, uniforms)
+        for at, row in enumerate(rows):
+            columns["num_steps"][row] = self.choices[chosen.budget[at]]
+            columns["action_probability"][row] = float(np.float32(chosen.probability[at]))
+            columns["budget_scores"][row] = chosen.mu[at].astype(np.float32)
+            columns["policy_version"][row] = self.policy_version
+            columns["price"][row] = float(config.price)
+            if np.isfinite(chosen.bar[at]):
+                columns["bar"][row] = float(chosen.bar[at])
+                columns["expected_tries"][row] = float(np.float32(chosen.tries[at]))
 
     def score(self, prompts: Sequence[Any]) -> np.ndarray:
         """The policy's scores (N, K) float32; a prompt's do not depend on the others."""
@@ -140,6 +176,8 @@ class StepSelector:
         check_policy(card, text_encoder=encoder.fingerprint)
         self.policy, self.encoder, self.card = policy.to(encoder.device), encoder, card
         self.choices, self.policy_version = card.choices, card.version
+        if self.config.max_tries > 1:
+            self.heads = heads_of(self.config.policy_path, card)
 
 
 _WORDS = re.compile(r"[^\s,;|，、。；]+")
@@ -166,7 +204,7 @@ def num_words(prompt: str) -> int:
     return len(_WORDS.findall(prompt)) + math.ceil(count)
 
 
-ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price")
+ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price", "bar", "expected_tries")
 
 
 def uniform(row_id: str) -> float:

@@ -27,7 +27,6 @@ from jobs.steps.learning import learning_of, rollout_run, table_run, whole_table
 from training.judge.frontier import Bootstrap, FixedCurve
 from training.judge.rivals import fixed, sweep
 from training.learn.batches import Rows, num_slots, rows_at
-from training.learn.embeddings import embed
 from training.learn.hyperparameters import Learning, as_in_the_paper
 from training.learn.learner import Learner, new_policy, outputs, start_of, units_of
 from training.learn.reward import in_rises
@@ -151,7 +150,7 @@ def main() -> int:
     judge = job.config.evaluate.judge or unseen_judge(job, judged)
     judges = ({judge: judged.judged_by(judge)} if judge else {}) | {"own scorer": judged}
     held_out = judges, rows_of(encoder, judged)
-    embeds = embed(encoder, table.prompts)
+    embeds = encoder.embed(table.prompts)
     wanted = [(name, way, table) for name, way in ways(learning, network).items()]
     if "fidelity" in table.scores:
         both = table.weighed({"clip": 1.0, "fidelity": options.fidelity})
@@ -170,7 +169,7 @@ def main() -> int:
 
 def rows_of(encoder: PromptEncoder, table: RewardTable) -> Rows:
     """All prompts of a table, read by the encoder."""
-    return Rows(dict(enumerate(embed(encoder, table.prompts))), dict(enumerate(table.quality)))
+    return Rows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
 
 
 if __name__ == "__main__":

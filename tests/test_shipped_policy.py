@@ -12,7 +12,8 @@ import pytest
 from actors.checkpoint import inspect_checkpoint
 from actors.policy import PolicyCard, calibrated, read_card
 from actors.selector import SelectorConfig, StepSelector
-from jobs.job_file.settings import EMBEDDED_MODEL, EMBEDDED_POLICY
+from jobs.job_file.policy import EMBEDDED_POLICY
+from jobs.job_file.settings import EMBEDDED_MODEL
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SelectorConfig(

@@ -20,7 +20,6 @@ from actors.prompt_encoder import PromptEncoder
 from actors.selector import SelectorConfig, StepSelector
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
-from training.learn.embeddings import embed
 from training.learn.hyperparameters import Learning
 from training.learn.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
 from training.learn.trainer import TrainConfig, TrainingError, train
@@ -63,7 +62,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_embeddings_are_those_the_selector_sees(model: Path) -> None:
     encoder, prompts = PromptEncoder(str(model)), ["a fox", "w " * 50, "", "a fox in the snow at night"]
-    embeds = embed(encoder, prompts)
+    embeds = encoder.embed(prompts)
     for rows, expected, mask in encoder.batches(prompts):
         for at, row in enumerate(rows):
             real = expected[at, : int(mask[at].sum())].numpy()

@@ -76,9 +76,9 @@ def _tries(config: JobConfig) -> Iterator[Contradiction]:
     tries = config.tries
     if tries.max == 1:
         return
-    if tries.bar == "auto":
+    if tries.bar == "auto" and config.steps.selector != "policy":
         remedy = "give tries.bar a number, or {quantile: 0.4} and tries.scores"
-        yield [("tries", "bar"), ("tries", "max")], f"tries.bar: auto needs a policy that knows scores: {remedy}"
+        yield [("tries", "bar"), ("tries", "max")], f"tries.bar: auto needs steps.selector: policy; else {remedy}"
     if not isinstance(tries.bar, str | float) and tries.scores is None:
         remedy = "name a run folder whose pictures were scored, for example a pilot's"
         yield [("tries", "scores"), ("tries", "bar")], f"tries.bar: a quantile needs tries.scores: {remedy}"

@@ -10,15 +10,13 @@ from typing import Any
 
 from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_checkpoint, check_solver
-from actors.policy import Setting, read_card, uncalibrated
-from actors.policy import check_policy as check_card
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
 from actors.solver import allowed_steps, lane_steps, noise_schedule
-from jobs.job_file.contradictions import PAPER_CHOICES
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_picture_keys
-from jobs.job_file.places import ROOT, place, placed_fingerprint
+from jobs.job_file.places import place, placed_fingerprint
+from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_sources
@@ -41,7 +39,6 @@ log = logging.getLogger(__name__)
 
 CALIBRATION = "calibration.json"  # in the run folder
 EMBEDDED_MODEL = "training/scenes/model"
-EMBEDDED_POLICY = "training/scenes/policy"
 
 
 @dataclass(frozen=True)
@@ -180,6 +177,7 @@ def _selector(job: Job, info: CheckpointInfo) -> SelectorConfig:
         price=steps.price,
         min=steps.min,
         max=steps.max,
+        max_tries=job.config.tries.max if job.config.tries.bar == "auto" else 1,
         decision=steps.decision,
         text_encoder_path=info.path,
         num_threads=None,
@@ -247,36 +245,6 @@ def refuse_changed(job: Job, plan: Plan, now: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise ConfigError(faults)
-
-
-def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
-    """Warnings for what a policy was not calibrated with. Raises ConfigError where it cannot be used."""
-    steps, sampling = job.config.steps, job.config.sampling
-    if steps.selector != "policy":
-        return []
-    if steps.policy is None and job.config.model.path is not None:
-        remedy = "name one in steps.policy (rollout, then train), or set steps.selector: words, or fixed"
-        raise job.fault("steps.selector", f"the shipped policy reads the embedded model's text encoder alone: {remedy}")
-    with blaming(job, "steps.policy"):
-        card = read_card(local_policy(job))
-        check_card(card, choices=tuple(steps.choices) if steps.choices else None)
-    size = (sampling.width or info.width, sampling.height or info.height)
-    made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
-    return uncalibrated(card, Setting(*made_with, *size))
-
-
-def largest_budget(job: Job) -> int:
-    """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
-    steps = job.config.steps
-    if steps.choices is None and steps.selector == "policy":
-        return read_card(local_policy(job)).choices[-1]
-    return max(steps.choices or PAPER_CHOICES)
-
-
-def local_policy(job: Job) -> str:
-    """The folder of the job's policy, the embedded one where it names none, on this machine. Raises StorageError."""
-    path = job.config.steps.policy or str(ROOT / EMBEDDED_POLICY)
-    return ModelSource(path, storage=storage_options(job)).local() if "://" in path else path
 
 
 def _interval(job: Job) -> tuple[float, float] | None:

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 from actors.checkpoint import CheckpointInfo
 from jobs.job_file.contradictions import idle, known_choices
 from jobs.job_file.errors import blaming
+from jobs.job_file.policy import check_policy
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
-from jobs.job_file.settings import check_policy, prompt_source, read_checkpoint
+from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
 from jobs.steps.learning_check import check_workers, learning_checks

@@ -8,9 +8,9 @@ from typing import Any
 
 from jobs.job_file.keys import StepBudgets
 from jobs.job_file.places import ROOT
+from jobs.job_file.policy import largest_budget
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job, read_job
-from jobs.job_file.settings import largest_budget
 from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
 from jobs.pages.totals import SHOWN_PICTURES, totals, with_images

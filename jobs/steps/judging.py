@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import scorer_name
 from jobs.job_file.settings import model_source
 from jobs.job_file.storage import run_folder
 from jobs.pages.html import STYLE
-from jobs.steps.learning import EVALUATION, table_run, whole_table
+from jobs.steps.learning import EVALUATION, table_run, unseen_judge, whole_table
 from jobs.terminal.console import Console
 from jobs.terminal.errors import DONE
 from pipelines.storage.folder import Folder
@@ -46,16 +43,6 @@ def judged(
             name or OWN: evaluate(evidence(reading, table, learned, name, given.margin, given.prices, variants))
             for name in dict.fromkeys([judge, None])
         }
-
-
-def unseen_judge(job: Job, table: RewardTable) -> str | None:
-    """The first scorer that is scored but not counted, is a function of one's own, and could judge every picture."""
-    for scorer in job.config.quality:
-        name = scorer_name(scorer.name, scorer.scorer)
-        counted = job.config.train.quality.get(name, scorer.weight)
-        if counted == 0 and ":" in scorer.scorer and np.isfinite(table.scores.get(name, np.array([np.nan]))).all():
-            return name
-    return None
 
 
 def curves(job: Job, table: RewardTable) -> str:

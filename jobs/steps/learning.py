@@ -7,11 +7,14 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actors.checkpoint import CheckpointInfo
 from actors.policy import Setting
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import Train, Variant
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import scorer_name
 from jobs.job_file.settings import model_source
 from jobs.job_file.storage import run_at, storage_options
 from pipelines.run.layout import RunFolder
@@ -116,7 +119,26 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
             num_workers=given.workers,
             use_gpu=given.gpu,
             max_failures=given.max_failures,
+            scorers=weights_of(job, table_run(job)),
+            judge=job.config.evaluate.judge or unseen_judge(job, table),
         )
+
+
+def weights_of(job: Job, run: RunFolder) -> dict[str, float]:
+    """The scorers that a table's quality is made of, by `train.quality`, else as it was rolled out."""
+    rolled = read_plan(run).newest.fingerprint.get("quality", ())
+    known = {scorer_name(each.get("name"), each["scorer"]): float(each.get("weight", 1.0)) for each in rolled}
+    return {**dict.fromkeys(known, 0.0), **job.config.train.quality} if job.config.train.quality else known
+
+
+def unseen_judge(job: Job, table: RewardTable) -> str | None:
+    """The first scorer that is scored but not counted, is a function of one's own, and could judge every picture."""
+    for scorer in job.config.quality:
+        name = scorer_name(scorer.name, scorer.scorer)
+        counted = job.config.train.quality.get(name, scorer.weight)
+        if counted == 0 and ":" in scorer.scorer and np.isfinite(table.scores.get(name, np.array([np.nan]))).all():
+            return name
+    return None
 
 
 def learning_of(given: Train, table: RewardTable) -> "Learning":

@@ -13,9 +13,10 @@ from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_solver
 from actors.policy import read_card
 from jobs.job_file.errors import blaming
+from jobs.job_file.policy import local_policy
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_name
-from jobs.job_file.settings import local_policy, prompt_source
+from jobs.job_file.settings import prompt_source
 from jobs.job_file.storage import run_at, run_folder
 from jobs.steps.learning import policy_folder, reward_table, rollout_run, train_config, variant_job, whole_table
 from pipelines.cluster.nodes import is_own_ray

@@ -5,9 +5,10 @@ import pyarrow as pa
 from actors.checkpoint import CheckpointInfo
 from actors.policy import read_card
 from jobs.job_file.keys import Scorer
+from jobs.job_file.policy import check_policy, local_policy
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
-from jobs.job_file.settings import check_policy, local_policy, prompt_source, read_checkpoint
+from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_at
 from jobs.steps.checking import read_input
 from jobs.steps.judging import conclude, curves, judged

@@ -1,13 +1,14 @@
 """Prompts in, every row's steps and the shards out; and a plan in words."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from jobs.job_file.places import placed
+from jobs.job_file.policy import check_policy
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
-from jobs.job_file.settings import Settings, check_policy, refuse_changed, resolve
+from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output, read_earlier, read_input
 from jobs.steps.sole_driver import sole_driver
@@ -60,9 +61,8 @@ def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
     """The plan's totals, and what one actor would take for it on each device that was calibrated."""
     found = plan.totals()
     rows = sum(found["budget_histogram"].values())
-    tries = {"max": settings.job.config.tries.max, **asdict(settings.bar)}
-    expected = estimates(settings.calibrations, rows, found["lane_steps"], settings.bar.expected_tries)
-    return found | {"tries": tries, "estimates": expected}
+    expected = estimates(settings.calibrations, rows, found["lane_steps"], found["expected_tries"])
+    return found | {"max_tries": settings.job.config.tries.max, "bar": settings.bar.quality, "estimates": expected}
 
 
 def estimates(
@@ -90,18 +90,14 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     most = max(found["budget_histogram"].values(), default=1)
     for steps, rows in found["budget_histogram"].items():
         lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
-    if found.get("tries") and found["tries"]["quality"] is not None:
-        lines.append(tries_text(found["tries"]))
+    if found.get("max_tries", 1) > 1:
+        bar = "its own bar" if found["bar"] is None else f"a quality of {found['bar']:.4g}"
+        expected = f", {found['expected_tries']:.2f} expected" if (found["expected_tries"] or 1) > 1 else ""
+        lines.append(f"a picture below {bar} is tried again: at most {found['max_tries']} tries a row{expected}")
     for estimate in found["estimates"]:
         whole, thousand = duration(estimate["actor_seconds"]), duration(estimate["actor_seconds_per_1000"])
         lines.append(f"about {whole} of one actor, {thousand} for 1,000 images, on {estimate['place']}")
     return "\n".join(lines)
-
-
-def tries_text(tries: Mapping[str, Any]) -> str:
-    """When a row gets another picture, and how many are expected."""
-    expected = f", {tries['expected_tries']:.2f} tries expected a row" if tries["expected_tries"] else ""
-    return f"another try below a quality of {tries['quality']:.4g}, at most {tries['max']}{expected}"
 
 
 def plan_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:

@@ -2,8 +2,8 @@
 
 from actors.policy import read_card
 from jobs.job_file.errors import blaming
+from jobs.job_file.policy import local_policy
 from jobs.job_file.read import Job
-from jobs.job_file.settings import local_policy
 from jobs.job_file.storage import run_at
 from jobs.steps.judging import conclude, judged
 from jobs.steps.learning import policy_folder, reward_table, rollout_run, table_run, variant_job, whole_table

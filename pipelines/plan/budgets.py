@@ -57,6 +57,7 @@ def score(table: pa.Table, scoring: Scoring) -> pa.Table:
         "id": table["id"].to_numpy(),
         "prompt": table["prompt"].fill_null("").to_numpy(),
         "num_inference_steps": table["num_inference_steps"].cast(pa.float64()).to_numpy(),  # NaN: not pinned
+        "seed_pinned": table["seed_pinned"].to_numpy(),
         "error_type": table["error_type"].to_numpy(),
     }
     chosen = selector_of(scoring)(batch) if table.num_rows else {column.name: [] for column in SCORE_FIELDS}
@@ -70,7 +71,8 @@ def score(table: pa.Table, scoring: Scoring) -> pa.Table:
     }
     free = [fine and not pinned for fine, pinned in zip(good, table["seed_pinned"].to_pylist(), strict=True)]
     for name, value in (("bar", scoring.bar), ("expected_tries", scoring.expected_tries)):
-        columns[name] = [value if each else None for each in free]
+        own = _nullable(chosen.get(name, [None] * len(free)))
+        columns[name] = [value if each and mine is None else mine for each, mine in zip(free, own, strict=True)]
     own = [name for name in table.column_names if name not in {column.name for column in CANONICAL_FIELDS}]
     carried = table.select(own)
     table = table.select([column.name for column in CANONICAL_FIELDS])

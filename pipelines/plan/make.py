@@ -137,7 +137,6 @@ def make_plan(
         "choices": list(menu),
         "lanes": config.lanes,
         "bar": config.bar,
-        "expected_tries": config.expected_tries,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,

@@ -116,6 +116,13 @@ class Plan:
                     found |= dict.fromkeys(part.filter(part["replaces"])["id"].to_pylist(), generation.number)
         return found
 
+    def _expected_tries(self) -> float | None:
+        """Of a row with steps, over all generations; plans of earlier versions have one try a row."""
+        good = [(each.document["rows"] - each.document["failed_rows"], each.document) for each in self.generations]
+        rows = sum(count for count, _ in good)
+        tries = sum(count * (document.get("expected_tries") or 1.0) for count, document in good)
+        return tries / rows if rows else None
+
     def totals(self) -> dict[str, Any]:
         """What is planned in all: rows, failed_rows, shards, lane_steps, mean_steps, largest, budget_histogram."""
         documents, budgets = [each.document for each in self.generations], Counter[int]()
@@ -128,6 +135,7 @@ class Plan:
             "shards": sum(document["shards"] for document in documents),
             "generations": len(documents),
             "mean_steps": _mean(budgets),
+            "expected_tries": self._expected_tries(),
             "lane_steps": sum(document["lane_steps"] for document in documents),
             "largest": max([*(document["largest_budget"] for document in documents), *budgets], default=None),
             "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},

@@ -17,7 +17,6 @@ from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
 from training.judge.compare import Evidence, quality_margin
 from training.learn.batches import Rows
-from training.learn.embeddings import embed
 from training.learn.learner import outputs
 from training.reward_table import RewardTable, TableError
 
@@ -47,7 +46,7 @@ def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> Promp
         raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
     encoder = PromptEncoder(model_path)
     check_policy(card, text_encoder=encoder.fingerprint)
-    rows = Rows(dict(enumerate(embed(encoder, table.prompts))), dict(enumerate(table.quality)))
+    rows = Rows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
     scores, _ = outputs(policy, rows.chunks())
     return PromptReadings(card, scores)
 

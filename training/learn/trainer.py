@@ -7,6 +7,7 @@ Shapes: P prompts, K budgets, S seeds.
 """
 
 import json
+import logging
 import tempfile
 import threading
 from collections.abc import Callable
@@ -21,9 +22,10 @@ import ray.train
 from ray.data import ActorPoolStrategy
 from ray.train.torch import TorchTrainer
 
+from actors.offer_heads import OFFERS, save_heads
 from actors.policy import CARD, WEIGHTS, Network, PolicyCard, Setting, choose_steps
 from actors.policy_network import StepPolicy, save_policy
-from actors.prompt_encoder import PromptEncoder
+from actors.prompt_encoder import PromptEncoder, prompt_features
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
 from training.learn.batches import Batch, num_slots
@@ -31,10 +33,12 @@ from training.learn.embeddings import EmbedPrompts
 from training.learn.hyperparameters import Learning
 from training.learn.journal import read_checkpoint, read_metrics
 from training.learn.learner import outputs, units_of
+from training.learn.offers import fit_offers
 from training.learn.worker import Loop, rows_of, work
-from training.learning_error import LearningError
+from training.learning_error import LearningError, Unlearnable
 from training.reward_table import RewardTable, split
 
+log = logging.getLogger(__name__)
 IDENTITY, POLICY = "training/training.json", "policy"
 EMBED_ROWS, POLL_S = 256, 1.0
 CALIBRATION_PRICES, BELOW = 16, 8  # points; the first price above 0 is the trained range's lower bound over BELOW
@@ -65,6 +69,8 @@ class TrainConfig:
     reports: int = 40  # checkpoints and lines of metrics in all
     num_workers: int = 1
     use_gpu: bool = False
+    scorers: dict[str, float] = field(default_factory=dict)  # weights that the table's quality is made of
+    judge: str | None = None  # a scorer of the table that its quality does not count
     max_failures: int = 3  # groups of workers that may die before the training gives up
     embed_actors: int = 1
 
@@ -97,7 +103,9 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
         setting=config.setting,
         training_data=table.fingerprint(),
     )
-    return _publish(loop, card, rows_of(measured.iter_rows(), network).chunks())
+    card = _publish(loop, card, rows_of(measured.iter_rows(), network).chunks())
+    _publish_offers(folder, table, config, card)
+    return card
 
 
 def _described(model: ModelSource) -> tuple[str, int]:
@@ -189,6 +197,22 @@ def _publish(loop: Loop, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
         for name in (WEIGHTS, CARD):
             loop.folder.write(f"{POLICY}/{name}", (Path(scratch) / name).read_bytes())
     return card
+
+
+def _publish_offers(folder: Folder, table: RewardTable, config: TrainConfig, card: PolicyCard) -> None:
+    """What sets bars for another try, where the table has two seeds or more to tell how scores scatter."""
+    if table.num_seeds < 2:
+        log.warning("the table has one seed a prompt: the policy sets no bars for another try")
+        return
+    tokens = {row["row"]: np.frombuffer(row["embeds"], np.float16) for row in _embedded(table, config).iter_rows()}
+    width = card.network.hidden_size
+    features = np.stack([prompt_features(tokens[row].reshape(-1, width)) for row in range(len(table.prompts))])
+    try:
+        heads = fit_offers(table, features, config.judge, config.scorers, card.text_encoder)
+    except Unlearnable as error:
+        log.warning("the policy sets no bars for another try: %s", error)
+        return
+    folder.write(f"{POLICY}/{OFFERS}", save_heads(replace(heads, policy=card.version)))
 
 
 def calibration(

@@ -1,0 +1,152 @@
+"""What a policy knows of scores, beside its network: the file from which bars for another try are set.
+
+One safetensors file in the policy's folder, read without torch. How it is learned is `training.learn.offers`', what
+offers are is `actors.offers`'.
+
+Shapes: N prompts, K budgets of the menu, D features of a prompt, R residuals of a bank, A offers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from actors.offers import (
+    Bank,
+    OfferMenu,
+    allowed_offers,
+    choose_offers,
+    offer_bars,
+    offer_costs,
+    offer_menu,
+    offer_worths,
+)
+from actors.policy import PolicyCard, PolicyError, policy_folder
+
+OFFERS = "offers.safetensors"
+FORMAT = "1"
+TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
+
+
+class Chosen(NamedTuple):
+    """Of N prompts: index of the budget, bar (-inf: one picture is made), expected tries, probability; mu (N, K)."""
+
+    budget: np.ndarray
+    bar: np.ndarray
+    tries: np.ndarray
+    probability: np.ndarray
+    mu: np.ndarray
+
+
+@dataclass(frozen=True)
+class OfferHeads:
+    """mu = bias + features @ weight, in the scorer's units; weight (D, K), bias, sigma, share (K,); banks (K).
+
+    costs (K,): of one picture, in those of the `reference` budget; unit: of prices, in the scorer's units. scorers: the
+    (name, weight) that scores were made of; policy, text_encoder: the version and fingerprint that it belongs to.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    sigma: np.ndarray
+    share: np.ndarray
+    banks: tuple[Bank, ...]
+    costs: np.ndarray
+    unit: float
+    reference: int
+    choices: tuple[int, ...]
+    scorers: tuple[tuple[str, float], ...]
+    text_encoder: str
+    policy: str = ""
+
+    def mu(self, features: np.ndarray) -> np.ndarray:
+        """Expected score (N, K) of features (N, D)."""
+        return self.bias + features.astype(np.float64) @ self.weight
+
+    @cached_property
+    def _menus(self) -> dict[int, OfferMenu]:
+        return {}
+
+    def menu(self, max_tries: int) -> OfferMenu:
+        """All offers of at most so many tries."""
+        return self._menus.setdefault(max_tries, offer_menu(self.banks, max_tries))
+
+    def choose(
+        self,
+        features: np.ndarray,
+        price: float,
+        max_tries: int,
+        allowed: np.ndarray,
+        pinned: np.ndarray,
+        decision: str = "argmax",
+        uniforms: np.ndarray | None = None,
+    ) -> Chosen:
+        """What each prompt gets at a price: features (N, D), allowed budgets (K,) or (N, K), pinned seeds (N,) bool."""
+        menu, mu = self.menu(max_tries), self.mu(features)
+        worths = offer_worths(menu, mu, self.sigma, self.share, self.unit)
+        costs, open_ = offer_costs(menu, self.costs), allowed_offers(menu, allowed, pinned)
+        chosen, probability = choose_offers(worths, costs, price, TEMPERATURE, decision, open_, uniforms)
+        bars = offer_bars(menu, chosen, mu, self.sigma)
+        return Chosen(menu.recipe[chosen], bars, menu.tries[chosen], probability, mu)
+
+
+def save_heads(heads: OfferHeads) -> bytes:
+    """The file's bytes, the same for equal heads."""
+    size = max(len(bank.residuals) for bank in heads.banks)
+    banks = np.stack([np.interp(np.linspace(0, 1, size), *_spread(bank.residuals)) for bank in heads.banks])
+    numbers = {name: getattr(heads, name) for name in ("weight", "bias", "sigma", "share", "costs")}
+    tensors = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
+    tensors |= {"banks": banks, "level_sd": np.array([bank.level_sd for bank in heads.banks])}
+    about = {"unit": heads.unit, "reference": heads.reference, "choices": heads.choices, "scorers": heads.scorers}
+    about |= {"text_encoder": heads.text_encoder, "policy": heads.policy}
+    return save(tensors, {"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
+
+
+def _spread(residuals: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.linspace(0, 1, len(residuals)), np.array(residuals)
+
+
+def heads_of(policy_path: str, card: PolicyCard) -> OfferHeads:
+    """Those of a policy, which are to set bars. PolicyError where it has none, or another policy's."""
+    heads = load_heads(policy_folder(policy_path))
+    if heads is None:
+        remedy = "train it on a rollout of two seeds a prompt or more (images_per_prompt), or give tries.bar a number"
+        raise PolicyError(f"{policy_path}: this policy knows no spread of scores and sets no bar: {remedy}")
+    if (heads.policy, heads.choices) != (card.version, card.choices):
+        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
+    return heads
+
+
+def load_heads(folder: str | Path) -> OfferHeads | None:
+    """Those of a policy's folder; None where it has none. PolicyError where they are damaged or of another version."""
+    file = Path(folder) / OFFERS
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(str(file), framework="np") as tensors:
+            named = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            metadata = tensors.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise PolicyError(f"{file}: another version of the format; train the policy again")
+        about = json.loads(metadata["about"])
+        banks = zip(named.pop("banks").tolist(), named.pop("level_sd").tolist(), strict=True)
+        return OfferHeads(
+            **named,
+            banks=tuple(Bank(tuple(residuals), level_sd) for residuals, level_sd in banks),
+            unit=float(about["unit"]),
+            reference=int(about["reference"]),
+            choices=tuple(int(choice) for choice in about["choices"]),
+            scorers=tuple((str(name), float(weight)) for name, weight in about["scorers"]),
+            text_encoder=str(about["text_encoder"]),
+            policy=str(about["policy"]),
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"{file}: not the scores of a policy ({type(error).__name__}: {error})") from None

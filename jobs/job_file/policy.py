@@ -1,0 +1,59 @@
+"""The policy that a job names: where it is, whether it fits the checkpoint, the menu and the scorers."""
+
+from actors.checkpoint import CheckpointInfo
+from actors.offer_heads import heads_of
+from actors.policy import PolicyCard, Setting, read_card, uncalibrated
+from actors.policy import check_policy as check_card
+from jobs.job_file.contradictions import PAPER_CHOICES
+from jobs.job_file.errors import blaming
+from jobs.job_file.places import ROOT
+from jobs.job_file.read import Job
+from jobs.job_file.scorers import scorer_name
+from jobs.job_file.storage import storage_options
+from pipelines.storage.checkpoints import ModelSource
+
+EMBEDDED_POLICY = "training/scenes/policy"
+
+
+def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
+    """Warnings for what a policy was not calibrated with. Raises ConfigError where it cannot be used."""
+    steps, sampling = job.config.steps, job.config.sampling
+    if steps.selector != "policy":
+        return []
+    if steps.policy is None and job.config.model.path is not None:
+        remedy = "name one in steps.policy (rollout, then train), or set steps.selector: words, or fixed"
+        raise job.fault("steps.selector", f"the shipped policy reads the embedded model's text encoder alone: {remedy}")
+    with blaming(job, "steps.policy"):
+        card = read_card(local_policy(job))
+        check_card(card, choices=tuple(steps.choices) if steps.choices else None)
+    check_bars(job, card)
+    size = (sampling.width or info.width, sampling.height or info.height)
+    made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
+    return uncalibrated(card, Setting(*made_with, *size))
+
+
+def check_bars(job: Job, card: PolicyCard) -> None:
+    """Whether the job's policy can set bars for the job's scores. Raises ConfigError."""
+    tries = job.config.tries
+    if tries.max == 1 or tries.bar != "auto" or job.rollout:
+        return
+    with blaming(job, "tries.bar"):
+        heads = heads_of(local_policy(job), card)
+    scored = sorted((scorer_name(each.name, each.scorer), each.weight) for each in job.config.quality if each.weight)
+    if scored != sorted((name, weight) for name, weight in heads.scorers if weight):
+        known = ", ".join(f"{name} x {weight:g}" for name, weight in heads.scorers if weight)
+        raise job.fault("quality", f"quality: the policy's bars are for the scores of {known}; set quality to these")
+
+
+def largest_budget(job: Job) -> int:
+    """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
+    steps = job.config.steps
+    if steps.choices is None and steps.selector == "policy":
+        return read_card(local_policy(job)).choices[-1]
+    return max(steps.choices or PAPER_CHOICES)
+
+
+def local_policy(job: Job) -> str:
+    """The folder of the job's policy, the embedded one where it names none, on this machine. Raises StorageError."""
+    path = job.config.steps.policy or str(ROOT / EMBEDDED_POLICY)
+    return ModelSource(path, storage=storage_options(job)).local() if "://" in path else path
