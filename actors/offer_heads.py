@@ -30,7 +30,7 @@ from actors.offers import (
 from actors.policy import PolicyCard, PolicyError, policy_folder
 
 OFFERS = "offers.safetensors"
-FORMAT = "1"
+FORMAT = 1
 TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
 
 
@@ -105,7 +105,7 @@ def save_heads(heads: OfferHeads) -> bytes:
     tensors |= {"banks": banks, "level_sd": np.array([bank.level_sd for bank in heads.banks])}
     about = {"unit": heads.unit, "reference": heads.reference, "choices": heads.choices, "scorers": heads.scorers}
     about |= {"text_encoder": heads.text_encoder, "policy": heads.policy}
-    return save(tensors, {"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
+    return save(tensors, {"about": json.dumps({"format": FORMAT, **about}, sort_keys=True)})  # one key: in one order
 
 
 def _spread(residuals: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,9 +132,9 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
         with safe_open(str(file), framework="np") as tensors:
             named = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
             metadata = tensors.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise PolicyError(f"{file}: another version of the format; train the policy again")
         about = json.loads(metadata["about"])
+        if about["format"] != FORMAT:
+            raise PolicyError(f"{file}: another version of the format; train the policy again")
         banks = zip(named.pop("banks").tolist(), named.pop("level_sd").tolist(), strict=True)
         return OfferHeads(
             **named,

@@ -73,6 +73,7 @@ def test_the_contracts_defaults() -> None:
             "channels_last": None,
         },
         "quality": [],
+        "tries": {"max": 1, "bar": "auto", "scores": None, "keep": False},
         "pools": [
             {
                 "name": "default",

@@ -274,7 +274,7 @@ def test_a_ledger_that_sees_another_plan_is_no_good_end(ray_cluster, sleeping, t
 def _of(task: Any, run: RunFolder) -> Any:
     from dataclasses import replace
 
-    return replace(task, run=run)
+    return replace(task, plan=replace(task.plan, run=run))
 
 
 @pytest.mark.s3

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from actors.policy import Network, PolicyCard, PolicyError, Setting
 from actors.policy_network import StepPolicy, load_policy, save_policy
 from actors.prompt_encoder import BATCH, PromptEncoder, encoder_folder
-from actors.selector import PAPER_CHOICES, SelectorConfig, StepSelector, uniform
+from actors.selector import ADDED, PAPER_CHOICES, SelectorConfig, StepSelector, uniform
 
 WORDS = SelectorConfig("words")
 HOSTILE = [
@@ -101,7 +101,7 @@ def test_columns_are_kept_and_empty_batches_pass() -> None:
     given = batch(["a"], colour=["red"])
     out = StepSelector(WORDS)(given)
     assert out["colour"] is given["colour"]
-    assert set(out) == {*given, "budget_scores", "num_steps", "action_probability", "policy_version", "price"}
+    assert set(out) == {*given, *ADDED}
     assert len(StepSelector(WORDS)(batch([]))["num_steps"]) == 0
 
 

@@ -12,7 +12,7 @@ SINKS = {"write_parquet", "write_csv", "write_json", "write_images", "write_webd
 ALLOWED = {  # function: what it writes is no object of a run
     ("pipelines/run/layout.py", "parquet_bytes"): "a buffer in memory",
     ("pipelines/render/sink.py", "_tar"): "a buffer in memory",
-    ("pipelines/storage/checkpoints.py", "_locked"): "a lock file on this machine",
+    ("pipelines/storage/checkpoints.py", "_copy"): "a lock file on this machine",
     ("pipelines/storage/disk.py", "_write_synced"): "a hidden temporary file, renamed when it is whole",
     ("pipelines/storage/checkpoints.py", "fetch"): "a node's own cache of a checkpoint",
     ("jobs/init.py", "verb"): "a new job file on this machine",
