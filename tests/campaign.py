@@ -134,7 +134,8 @@ class Campaigns:
         prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
         job = self.folder / f"{run.url.rpartition('/')[2]}.yaml"
         values = {"model": self.model, "prompts": prompts, "run": run.url, "endpoint": endpoint}
-        job.write_text(JOB.format(layout=layout, pools=pools.replace("ACTORS", str(actors)), **values))
+        text = JOB.format(layout=layout, pools=pools.replace("ACTORS", str(actors)), **values)
+        job.write_text(f"{text}{self.kind.more}\n")
         return job
 
     def _until_done(self, seed: int, job: Path, proxy: FaultProxy, chaos: Chaos, outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ from actors.sampler import DDIMSampler
 from pipelines.integrity.findings import ORPHANS
 from pipelines.render.attempt import engine_row
 from pipelines.render.sink import encode_image
-from pipelines.run.layout import RunFolder
+from pipelines.run.layout import RunFolder, named_objects
 from pipelines.run.schema import planned_row
 from tests.campaign_kinds import OLD
 from tests.clusters import ROOT
@@ -60,7 +60,7 @@ def judge(
 ) -> Outcome:
     """The promise, row by row and object by object; the outcome with what was found. findings: of `verify --full`."""
     stored = hashes(run)
-    named = {uri.partition("#")[0] for uri in _uris(run)}
+    named = {key for table in run.manifests() for row in table.to_pylist() for key in named_objects(row)}
     orphans = tuple(finding["key"] for finding in findings if finding["kind"] in ORPHANS)
     others = [key for room in ("images", "data") for key, _ in run.walk(room) if key not in named]
     return replace(
@@ -89,10 +89,6 @@ def hashes(run: RunFolder) -> dict[str, list[str | None]]:
         for row in table.select(["id", "sha256"]).to_pylist():
             found.setdefault(row["id"], []).append(row["sha256"])
     return found
-
-
-def _uris(run: RunFolder) -> list[str]:
-    return [uri for table in run.manifests() for uri in table["uri"].drop_null().to_pylist()]
 
 
 def of_other_classes(model: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

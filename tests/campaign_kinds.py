@@ -42,7 +42,7 @@ class Kind:
 
     Beside what is drawn from acts, at_start is done before the first driver, at_plan in the moment in which it writes
     the plan, always at some request of it, and while_rendering when shards are begun, by it or by a later driver.
-    other_classes: rows may end in another render class than those of the undisturbed run.
+    other_classes: rows may end in another render class than those of the undisturbed run. more: lines of the job file.
     """
 
     about: str
@@ -55,8 +55,10 @@ class Kind:
     acts: tuple[str, ...] = ACTS
     cluster: Callable[[], Cluster] = Cluster
     other_classes: bool = False
+    more: str = ""  # lines of the job file
 
 
+TRIES = 'quality: [{scorer: "tests.plans:brightness"}]\ntries: {max: 3, bar: 143}'
 OLD = "one pool"
 KINDS = {
     OLD: Kind("kills, signals and stops; in some seeds a raylet or the whole server is lost", always=_of_old),
@@ -108,6 +110,12 @@ KINDS = {
         pools=((pool("default", actors=2),), (pool("short", "[2]"), pool("long", "[3]"))),
         while_rendering=turns(("drain",), ("drain", "drain")),
         acts=(*ACTS, "drain"),
+    ),
+    "tries": Kind(
+        "rows are tried again with other seeds; kills, signals and stops as in one pool",
+        pools=((pool("default", actors=2),), (pool("short", "[2]"), pool("long", "[3]"))),
+        while_rendering=turns(("process",), ("actor",), ("ledger",), ("actor_stop",)),
+        more=TRIES,
     ),
     "stopped node": Kind(
         "a raylet, or all of its node, stands still and wakes, in some seeds after it was taken for dead",

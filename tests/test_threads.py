@@ -34,7 +34,7 @@ from actors.sampler import DDIMSampler, _Request, _Requests
 from pipelines.render.attempt import Dropped, Span, Work, settled
 from pipelines.render.ledger_actor import LedgerActor
 from pipelines.render.messages import DONE, HeartbeatReply, LeasedShard, Slot, Worker
-from pipelines.render.tries import RowFailed, RowTries
+from pipelines.render.tries import RowFailed, RowTries, TryRules
 from pipelines.render.watchdog import Watchdog
 from pipelines.render.worker import RenderWorker
 from pipelines.run.layout import Attempt
@@ -43,7 +43,7 @@ from tests.plans import typed_row
 from tests.turns import Drawn, Every, Stuck, Turns
 
 SHARD = "0001-000000"
-PICTURE = np.zeros((8, 8, 3), np.uint8)
+PICTURE = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
 
 
 class NoLock:
@@ -327,6 +327,7 @@ def render_worker() -> RenderWorker:
     job: Any = SimpleNamespace(
         run=run, term=None, layout="files", image_format="png", sampler=SamplerConfig("", dtype="float32"), scorers=(),
         row_timeout_s=9.0, model=SimpleNamespace(local=lambda: "", variant=None), auto_dtype="float32",
+        tries=TryRules(),
     )  # fmt: skip
     worker = RenderWorker(job)
     worker._worker = Worker("a", "1", "default", "n")
