@@ -1,6 +1,7 @@
 """Another try where the picture is poor: in a worker's own steps, whatever the company, the order and the threads."""
 
 import io
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from PIL import Image
 from actors.rows import FlatPicture, NotFinite, Picture, Row, SamplerConfig
 from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
 from actors.tries import try_seed
+from jobs.__main__ import main
+from jobs.job_file.positions import ConfigError
+from jobs.job_file.read import read_job
+from jobs.job_file.tries import bar_of
 from pipelines.render.attempt import Inline, Span, Work, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
@@ -25,6 +30,7 @@ from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder, named_objects
 from pipelines.run.plan import read_plan
 from pipelines.run.schema import PlannedRow, planned_rows
+from tests.checkpoints import make_checkpoint
 from tests.finished import RENDER_CLASS
 from tests.plans import planned_row, typed_row, write_plan
 
@@ -196,3 +202,66 @@ def test_a_repair_renders_the_final_seed_and_keeps_the_record(tmp_path: Path) ->
         same = ("seed", "seed_planned", "sha256", "quality")
         assert [table[row["id"]][name] for name in same] == [row[name] for name in same]
         assert [each["seed"] for each in table[row["id"]]["tries"]] == [each["seed"] for each in row["tries"]]
+
+
+JOB = """\
+model: {{path: {model}, device: cpu}}
+input: {{path: {prompts}}}
+steps: {{selector: fixed, fixed: 2}}
+quality: [{{scorer: "tests.plans:brightness"}}]
+pools: [{{name: default, actors: {actors}, lanes: 8, num_cpus: 0.5}}]
+output: {{path: {run}}}
+{more}
+"""
+
+
+def rendered(folder: Path, name: str, model: Path, prompts: list[dict[str, Any]], actors: int, more: str) -> dict:
+    table, job, run = folder / f"{name}.jsonl", folder / f"{name}.yaml", folder / name
+    table.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    job.write_text(JOB.format(model=model, prompts=table, actors=actors, run=run, more=more))
+    assert main(["run", str(job), "--json"]) == 0
+    found = [row for manifest in RunFolder(str(run)).manifests() for row in manifest.to_pylist()]
+    return {row["id"]: row for row in found}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_picture_is_that_of_a_plain_render_of_its_final_seed(
+    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two actors, one actor with the rows in another order, and one try with the seeds that the tries ended with."""
+    model = make_checkpoint("sd1", tmp_path / "model")
+    prompts = [{"id": f"r{i:02}", "prompt": f"a fox number {i}"} for i in range(30)]
+    tries = "tries: {max: 3, bar: 143}"
+    found = rendered(tmp_path, "two", model, prompts, 2, tries)
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["mean_tries"] == sum(len(row["tries"]) for row in found.values()) / 30 > 1
+    same = ("seed", "sha256", "quality", "tries", "lane_steps")
+    other = rendered(tmp_path, "one", model, prompts[::-1], 1, tries)
+    assert {id: [row[name] for name in same] for id, row in other.items()} == {
+        id: [row[name] for name in same] for id, row in found.items()
+    }
+    seeded = [row | {"seed": found[row["id"]]["seed"]} for row in prompts]
+    plain = rendered(tmp_path, "plain", model, seeded, 2, tries)
+    assert {id: (row["sha256"], len(row["tries"])) for id, row in plain.items()} == {
+        id: (row["sha256"], 1) for id, row in found.items()
+    }
+
+
+def test_a_quantile_is_of_the_scores_that_are_named(tmp_path: Path) -> None:
+    write_plan(RunFolder(str(tmp_path / "run")), [planned_row(i) for i in range(40)], 40)
+    run, made = worked(tmp_path / "run", rows_with_bars(bar=None), Inline())
+    run.commit_manifest("0001-000000", manifest_table(made, read_plan(run).manifest_schema))
+    text = f"""\
+input: {{path: p.csv}}
+steps: {{selector: fixed, fixed: 2}}
+quality: [{{scorer: "tests.plans:brightness"}}]
+tries: {{max: 3, bar: {{quantile: 0.25}}, scores: {tmp_path}/WHERE}}
+"""
+    bar = bar_of(read_job(text.replace("WHERE", "run"), "job.yaml"))
+    scores = np.array([row["quality"] for row in made])
+    assert bar.quality == np.quantile(scores, 0.25)
+    below = (scores < bar.quality).mean()
+    assert bar.expected_tries == pytest.approx(1 + below + below**2)
+    with pytest.raises(ConfigError, match=r"job\.yaml:4:.*holds no scored pictures of one try a row"):
+        bar_of(read_job(text.replace("WHERE", "nowhere"), "job.yaml"))
