@@ -22,6 +22,7 @@ table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertic
 .card { background: #fff; border: 1px solid #dddbd4; border-radius: 8px; padding: 8px; font-size: 13px;
   line-height: 1.35; overflow-wrap: anywhere }
 .card img { width: 100%; display: block; border-radius: 4px; margin-bottom: 6px }
+.others { color: #6a7078; margin-top: 6px } .card .others img { width: 40px; display: inline-block; margin: 0 3px 0 0 }
 .badge { color: #fff; border-radius: 10px; padding: 1px 8px; font-size: 12px }
 """
 
@@ -85,7 +86,17 @@ def _card(row: Mapping[str, Any], bounds: tuple[int, int]) -> str:
     tries = len(row.get("tries") or ())
     also = f", {tries} tries" if tries > 1 else ""
     badge = f'<span class=badge style="background:{budget_colour(steps, bounds)}">{steps} steps{also}</span>'
-    return f"<div class=card>{shown}{badge} {escape(str(row['prompt'])[:500])}</div>"
+    return f"<div class=card>{shown}{badge} {escape(str(row['prompt'])[:500])}{_others(row)}</div>"
+
+
+def _others(row: Mapping[str, Any]) -> str:
+    """Small: the tries that were not chosen, where they are stored, each with its scores on hover."""
+    shown = [
+        f'<img src="{image}" alt="not chosen: {escape(scores)}" title="not chosen: {escape(scores)}">'
+        for data, scores in row.get("others") or ()
+        if (image := thumbnail(data))
+    ]
+    return f"<div class=others>not chosen: {''.join(shown)}</div>" if shown else ""
 
 
 def _table(rows: Any) -> str:

@@ -89,8 +89,17 @@ def _newest(table: pa.Table, again: dict[str, int]) -> pa.Table:
 
 
 def with_images(run: RunFolder, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that have an object, each with its bytes as `image`; None where they are gone: no page fails for it."""
-    return [row | {"image": _image_or_none(run, row)} for row in rows if row["uri"]]
+    """The rows that have an object, each with its bytes as `image`; None where they are gone: no page fails for it.
+
+    `others`: (bytes, its scores in words) of each stored try that was not chosen.
+    """
+    return [row | {"image": _image_or_none(run, row), "others": _others(run, row)} for row in rows if row["uri"]]
+
+
+def _others(run: RunFolder, row: dict[str, Any]) -> list[tuple[bytes, str]]:
+    tried = [each for each in row.get("tries") or () if each.get("uri")]
+    found = [(_image_or_none(run, {"id": row["id"], "uri": each["uri"]}), each["scores"]) for each in tried]
+    return [(image, ", ".join(f"{s['scorer']} {s['score']:.3g}" for s in scores)) for image, scores in found if image]
 
 
 def _image_or_none(run: RunFolder, row: dict[str, Any]) -> bytes | None:

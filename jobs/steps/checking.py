@@ -13,6 +13,7 @@ from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_folder, storage_options
+from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
 from jobs.steps.learning_check import check_workers, learning_checks
 from jobs.terminal.connect_ray import start_ray
@@ -212,6 +213,7 @@ def validate_job(console: Console, job: Job, address: str | None) -> int:
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: read_checkpoint(job), "model.path")
     checks.run(lambda: check_scorers(job), "quality")
+    checks.run(lambda: bar_of(job), "tries.scores")
     if info is not None:
         checks.run(lambda: check_policy(job, info), "steps.selector")
     for check, key in learning_checks(job, info):
