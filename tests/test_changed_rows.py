@@ -21,7 +21,7 @@ from pipelines.plan.earlier import Changes, KnownRows, _newest, earlier_rows, kn
 from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_given
+from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_raw
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.test_plan import FakeConfig, WordSelector
@@ -65,7 +65,7 @@ def planned(run: RunFolder, generation: int) -> dict[str, dict[str, Any]]:
 
 
 def hash_of(**fields: Any) -> int:
-    given = read_given({name: [value] for name, value in fields.items()}, 1, Rules(DEFAULTS, 1))
+    given = read_raw({name: [value] for name, value in fields.items()}, 1, Rules(DEFAULTS, 1))
     return content_hashes(given)[0]
 
 

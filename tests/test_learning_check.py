@@ -9,7 +9,7 @@ from jobs.job_file import settings
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import Job, load_job, read_job
 from jobs.steps.checking import Checks
-from jobs.steps.learning_check import check_variants, learning_checks
+from jobs.steps.training_check import check_variants, learning_checks
 from pipelines.run.layout import RunFolder
 
 JOB = "input: {path: prompts.csv}\nsteps: {selector: words}\n"

@@ -349,10 +349,10 @@ def test_the_endpoint_of_the_aws_configuration_is_used_and_told(
         (tmp_path / "config").write_text(CONFIGURED[name].format(url=found.endpoint_url))
         folder = Folder("s3://bucket/run", deadline_s=0)
         assert folder.read("a") == b"hello"
-        assert folder.reach().endpoint == found.endpoint_url
-        assert folder.reach().endpoint_from == "endpoint_url of the AWS configuration"
+        assert folder.access().endpoint == found.endpoint_url
+        assert folder.access().endpoint_from == "endpoint_url of the AWS configuration"
         monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
-        assert Folder("s3://bucket/run").reach().endpoint_from == "AWS itself"
+        assert Folder("s3://bucket/run").access().endpoint_from == "AWS itself"
 
 
 # ---- nobody's credentials
@@ -367,7 +367,7 @@ def test_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyP
         assert found.seen == []
         folder = folder_at(found, anonymous=True)
         assert folder.read("a") == b"hello"
-        assert folder.reach().credentials == "nobody, as storage.anonymous says"
+        assert folder.access().credentials == "nobody, as storage.anonymous says"
         assert [signed for *_, signed in found.seen] == [False]
 
 

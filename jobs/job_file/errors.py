@@ -56,7 +56,7 @@ _SECRET = re.compile(r"(?<=//)[^/@\s]+@")  # a user and a password in a URL
 
 
 @dataclass(frozen=True)
-class Message:
+class ErrorMessage:
     """What is said of an error. later: what failed may pass: the exit code is 1, not 2; began: work had begun."""
 
     faults: tuple[Fault, ...]
@@ -64,13 +64,13 @@ class Message:
     began: bool = False
 
 
-def message_of(error: BaseException) -> Message | None:
+def message_of(error: BaseException) -> ErrorMessage | None:
     """What to say of an error of ours, in this one or among its causes, or of somebody else's; None: unforeseen."""
     for each in _chain(error):
         if isinstance(each, ConfigError):
-            return Message(tuple(each.faults))
+            return ErrorMessage(tuple(each.faults))
         if isinstance(each, room_errors()):
-            return Message((Fault("", one_line(each)),), each.retryable, each.began)
+            return ErrorMessage((Fault("", error_line(each)),), each.retryable, each.began)
     return next((said for each in _chain(error) if (said := _foreign(each)) is not None), None)
 
 
@@ -107,7 +107,7 @@ class blaming:
             raise ConfigError(faults) from error
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What an exception says, without line breaks."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
@@ -124,17 +124,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = inner
 
 
-def _foreign(error: BaseException) -> Message | None:
+def _foreign(error: BaseException) -> ErrorMessage | None:
     """An error of somebody else's: of a class of theirs, raised in their code, or the system's own."""
     package = next((name for name in _packages(error) if name in FOREIGN or name in OURS), "")
     if package in FOREIGN and not _is_task_code(error):
         what, remedy = FOREIGN[package]
-        return Message((Fault("", f"{what} failed: {_reason(error)}; {remedy}"),), later=FOREIGN[package] is RAY)
+        return ErrorMessage((Fault("", f"{what} failed: {_reason(error)}; {remedy}"),), later=FOREIGN[package] is RAY)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
-        return Message((Fault("", MEMORY),))
+        return ErrorMessage((Fault("", MEMORY),))
     if isinstance(error, OSError):
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return Message((Fault("", f"{place}{error.strerror or one_line(error)}; {_system_remedy(error)}"),))
+        return ErrorMessage((Fault("", f"{place}{error.strerror or error_line(error)}; {_system_remedy(error)}"),))
     return None
 
 
@@ -166,7 +166,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text:.300}".rstrip(": ")
 
 
-def unforeseen(error: BaseException) -> Message:
+def unforeseen(error: BaseException) -> ErrorMessage:
     """Where it was raised, and where its traceback is now."""
     ours = [
         f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
@@ -175,7 +175,7 @@ def unforeseen(error: BaseException) -> Message:
     ]
     at = f" at {ours[-1]}" if ours else ""
     text = f"this was not foreseen: {_reason(next(_chain(error)))}{at}; {_kept(error)}. Please report it"
-    return Message((Fault("", text),), later=True)
+    return ErrorMessage((Fault("", text),), later=True)
 
 
 def _kept(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 
 @dataclass
-class Source:
+class PlacedYaml:
     """Plain data and where each part of it was written. keys, values: path -> place of the key and of its value."""
 
     data: Any = field(default_factory=dict)
@@ -94,7 +94,7 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = Source()
+        self.source = PlacedYaml()
         self.nodes = 0
         self.open: set[int] = set()
 
@@ -148,7 +148,7 @@ class _Reader:
             return None
 
 
-def parse(text: str, name: str) -> Source:
+def parse(text: str, name: str) -> PlacedYaml:
     """A job file with its places. Raises ConfigError where the text is no YAML mapping; smaller faults are noted."""
     source = _document(text, name)
     if source.data is None:
@@ -166,7 +166,7 @@ def parse_value(text: str) -> Any:
     return source.data
 
 
-def _document(text: str, name: str) -> Source:
+def _document(text: str, name: str) -> PlacedYaml:
     reader = _Reader(name)
     try:
         loader = _Loader(text)

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from jobs.job_file.contradictions import contradictions
 from jobs.job_file.keys import DEFAULT_POOL, JobConfig, is_secret, leaf_kinds
 from jobs.job_file.places import elsewhere
-from jobs.job_file.positions import ConfigError, Fault, Path, Source, parse, parse_path, parse_value
+from jobs.job_file.positions import ConfigError, Fault, Path, PlacedYaml, parse, parse_path, parse_value
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Job:
     """A valid job file and where its parts were written, for faults that only the outside world can show."""
 
     config: JobConfig
-    source: Source
+    source: PlacedYaml
     rollout: bool = False  # every row at every budget of the menu, whatever the selector
 
     def at(self, dotted: str) -> str:
@@ -103,7 +103,7 @@ def _text(path: str) -> str:
         raise ConfigError([Fault(path, f"cannot be read: {reason}")]) from None
 
 
-def _apply(source: Source, assignment: str) -> None:
+def _apply(source: PlacedYaml, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     path = parse_path(name.strip())
     origin = f"--set {name}=..." if _is_secret(path) or "@" in text else f"--set {assignment}"
@@ -117,7 +117,7 @@ def _apply(source: Source, assignment: str) -> None:
         source.faults.append(Fault(origin, str(error.args[0]).removeprefix("value:1:")))
 
 
-def _validated(source: Source) -> JobConfig:
+def _validated(source: PlacedYaml) -> JobConfig:
     try:
         config = JobConfig.model_validate(source.data)
         broken: dict[Path, list[ErrorDetails]] = {}
@@ -197,7 +197,7 @@ def _position(fault: Fault) -> tuple[int, int, int]:
     return (1, 0, 0)
 
 
-def _fault(source: Source, path: Path, errors: list[ErrorDetails]) -> Fault:
+def _fault(source: PlacedYaml, path: Path, errors: list[ErrorDetails]) -> Fault:
     name = ".".join(map(str, path))
     kind = errors[0]["type"]
     if kind == "extra_forbidden":

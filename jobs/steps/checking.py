@@ -13,10 +13,10 @@ from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import check_policy, prompt_source, read_checkpoint
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
-from jobs.steps.learning_check import check_workers, learning_checks
+from jobs.steps.training_check import check_workers, learning_checks
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, TOO_MANY_FAILED
 from pipelines.cluster.nodes import workers_are_up
 from pipelines.files.chosen import would_hold
 from pipelines.files.tables import FoundFiles, hub_address, web_address
@@ -32,7 +32,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Checks:
+class FaultCollector:
     """Runs one check after another and keeps what each finds wrong."""
 
     def __init__(self, job: Job) -> None:
@@ -207,7 +207,7 @@ def certain_words(job: Job, found: dict[str, Any]) -> str:
 
 def validate_job(console: Console, job: Job, address: str | None) -> int:
     """Check all that can be checked before anything starts; the exit code."""
-    checks = Checks(job)
+    checks = FaultCollector(job)
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: read_checkpoint(job), "model.path")
     checks.run(lambda: check_scorers(job), "quality")

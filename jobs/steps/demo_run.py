@@ -14,7 +14,7 @@ from jobs.job_file.settings import largest_budget
 from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
 from jobs.pages.totals import SHOWN_PICTURES, totals, with_images
-from jobs.steps.rollouts import NestedConsole
+from jobs.steps.nested_rollout import NestedConsole
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import SIGNALS

@@ -38,6 +38,6 @@ def _demand_reachable(run: RunFolder, path: str) -> None:
     try:
         run.check_reading()
     except StorageError as error:
-        reach = run.reach()
-        tried = f" ({reach.endpoint}: {reach.endpoint_from}; -s storage.endpoint_url=URL names another)"
-        raise ConfigError([Fault(path, f"{error}{tried if reach.endpoint else ''}")]) from error
+        access = run.access()
+        tried = f" ({access.endpoint}: {access.endpoint_from}; -s storage.endpoint_url=URL names another)"
+        raise ConfigError([Fault(path, f"{error}{tried if access.endpoint else ''}")]) from error

@@ -16,9 +16,9 @@ from jobs.job_file.scorers import scorer_name
 from jobs.job_file.settings import model_source
 from jobs.job_file.storage import run_folder
 from jobs.pages.html import STYLE
-from jobs.steps.learning import EVALUATION, table_run, whole_table
+from jobs.steps.training_settings import EVALUATION, table_run, whole_table
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 from pipelines.storage.folder import Folder
 from training.judge.chart import frontier_svg
 from training.judge.compare import Evaluation, evaluate, quality_margin

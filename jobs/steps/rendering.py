@@ -12,10 +12,10 @@ from jobs.steps.checking import too_many_failed
 from jobs.steps.planning import prepare
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
-from pipelines.render.driver import RenderResult, Repair, render
+from pipelines.render.driver import RenderResult, RepairOrders, render
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -27,7 +27,7 @@ def render_job(
     settings: Settings,
     plan: Plan,
     stop: Stop,
-    repair: Repair | None = None,
+    repair: RepairOrders | None = None,
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from jobs.job_file.errors import OURS
 
 
-class Lasting:
+class LastingStream:
     """A standard stream whose end ends nothing else: a closed terminal, a full disk, a reader that has left.
 
     lost: something was not written.
@@ -45,7 +45,7 @@ class Lasting:
             self.lost = True
 
 
-def hold_streams() -> Lasting:
+def hold_streams() -> LastingStream:
     """Makes the standard streams of this process last; -> stdout.
 
     What is closed becomes the null device: else the next file or socket would have its number, and get what is said.
@@ -59,8 +59,8 @@ def hold_streams() -> Lasting:
     out, err = (
         getattr(sys, name) or os.fdopen(number, "w", closefd=False) for number, name in ((1, "stdout"), (2, "stderr"))
     )
-    held = Lasting(out)
-    sys.stdout, sys.stderr = held, Lasting(err)  # type: ignore[assignment]
+    held = LastingStream(out)
+    sys.stdout, sys.stderr = held, LastingStream(err)  # type: ignore[assignment]
     return held
 
 

@@ -61,7 +61,7 @@ class LeftOut:
 
 
 @dataclass
-class _Sorted:
+class _SortedNames:
     """What the names of a listing say. folders: tables below folders that the glob names."""
 
     left_out: LeftOut
@@ -116,7 +116,7 @@ def tables_below(
 
     InputError: a table format whose log says which files count, a symbolic link that leads nowhere or back.
     """
-    found = _Sorted(LeftOut(place))
+    found = _SortedNames(LeftOut(place))
     for key, kind in listed(folder, is_table, glob):
         found.mark(key)
         _sort_in(found, key, kind, is_table, glob)
@@ -134,7 +134,7 @@ def tables_below(
     return keys, found.left_out
 
 
-def _tell_of_runs(found: _Sorted, runs: set[str], place: str) -> None:
+def _tell_of_runs(found: _SortedNames, runs: set[str], place: str) -> None:
     """Report run folders that were not looked into, or in which something would have been read."""
     inside = [*found.tables, *(f"{folder}/" for folder, _ in found.others)]
     for run in sorted(runs):
@@ -150,7 +150,9 @@ def is_a_lake(place: str, table: str) -> str:
     )
 
 
-def _sort_in(found: _Sorted, key: str, kind: int | None, is_table: Callable[[str], bool], glob: Glob | None) -> None:
+def _sort_in(
+    found: _SortedNames, key: str, kind: int | None, is_table: Callable[[str], bool], glob: Glob | None
+) -> None:
     """One file to where it belongs. kind: what the listing already knows that it is."""
     named = glob is None or glob.matches(key)
     folder = None if glob is None or named else glob.folder_of(key)
@@ -170,7 +172,7 @@ def _sort_in(found: _Sorted, key: str, kind: int | None, is_table: Callable[[str
         found.folders.setdefault(folder or "", []).append(key)
 
 
-def _choose_folders(found: _Sorted, is_table: Callable[[str], bool]) -> None:
+def _choose_folders(found: _SortedNames, is_table: Callable[[str], bool]) -> None:
     """Reads folders that the glob names if they are called like a table, as Spark's are, or if it names nothing else.
 
     Other folders are reported.
@@ -219,7 +221,7 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
     return (said,)
 
 
-def around(folder: Folder) -> str | None:
+def table_format_around(folder: Folder) -> str | None:
     """The message if a folder is a part of a table format: one partition, or its data/."""
     at, name = _above(folder.url)
     while "=" in name and at:

@@ -38,7 +38,7 @@ class CsvFault(ValueError):
 def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of each row that is not blank. CsvFault."""
     csv.field_size_limit(longest_field)
-    watch = _Watch(dialect)
+    watch = _DialectWatch(dialect)
     backslash = dialect.quotes == "backslash"
     reader = csv.reader(
         watch.lines(lines),
@@ -61,7 +61,7 @@ def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Itera
         raise CsvFault(line, watch.reason(str(error))) from error
 
 
-class _Watch:
+class _DialectWatch:
     """Looks at the raw lines of each row for a dialect that was not said."""
 
     def __init__(self, dialect: Dialect) -> None:

@@ -1,6 +1,6 @@
 """What a verification can find in a run folder: the kinds, and the record of one finding.
 
-Names only. Who looks is `pipelines.integrity.verify` and `pipelines.integrity.images`.
+Names only. Who looks is `pipelines.integrity.verification` and `pipelines.integrity.images`.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """One listing of all the images of a run, a thousand objects a request, handed out by shard.
 
-What a verification makes of it is `pipelines.integrity.verify`'s.
+What a verification makes of it is `pipelines.integrity.verification`'s.
 """
 
 from collections.abc import Iterator

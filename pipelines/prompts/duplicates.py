@@ -16,7 +16,7 @@ Part = tuple[np.ndarray, np.ndarray]  # keys (r,) S16 of a run of rows, which of
 
 
 @dataclass(frozen=True)
-class Occurrences:
+class EqualRows:
     """`rows` that are equal to earlier ones, rising, with the `numbers` (from 1) that tell them apart.
 
     `given_twice`: pairs of rows that were given one id, the first MAX_PAIRS by the second's place.
@@ -28,14 +28,14 @@ class Occurrences:
     given_twice: tuple[tuple[int, int], ...]
 
 
-def count_occurrences(parts: Sequence[Part]) -> Occurrences:
+def find_equal_rows(parts: Sequence[Part]) -> EqualRows:
     """parts: all rows in their order; a key is of the id a row was given, or would get as the first of its kind."""
     counted = [_count(*share) for share in _shares(parts)]
     rows = np.concatenate([np.empty(0, np.int64), *(found.rows for found in counted)])
     numbers = np.concatenate([np.empty(0, np.int32), *(found.numbers for found in counted)])
     rising = np.argsort(rows)
     twice = heapq.nsmallest(MAX_PAIRS, (pair for found in counted for pair in found.given_twice), key=_second)
-    return Occurrences(rows[rising], numbers[rising], sum(found.num_given_twice for found in counted), tuple(twice))
+    return EqualRows(rows[rising], numbers[rising], sum(found.num_given_twice for found in counted), tuple(twice))
 
 
 def _shares(parts: Sequence[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -55,7 +55,7 @@ def _share_of(keys: np.ndarray, num_shares: int) -> np.ndarray:
     return (first.astype(np.uint32) * num_shares) >> 16
 
 
-def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> Occurrences:
+def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> EqualRows:
     """share: the rows' places among all, rising."""
     order = np.argsort(keys, kind="stable")  # equal rows stay in the order of the input
     keys, share, given = keys[order], share[order], given[order]
@@ -73,7 +73,7 @@ def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> Occurrence
     counted = derived & (numbers > 0)
     twice = _pairs(rows[was_given], kind[was_given])
     shown = heapq.nsmallest(MAX_PAIRS, twice, key=_second)
-    return Occurrences(rows[counted], numbers[counted].astype(np.int32), len(twice), tuple(shown))
+    return EqualRows(rows[counted], numbers[counted].astype(np.int32), len(twice), tuple(shown))
 
 
 def _pairs(rows: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:

@@ -74,7 +74,7 @@ def add_remarks(found: Remarks, new: Iterable[tuple[str, str, int]], first: int)
         known.rows += 1
 
 
-def told(found: Mapping[tuple[str, str], tuple[int, str]]) -> tuple[str, ...]:
+def remark_notes(found: Mapping[tuple[str, str], tuple[int, str]]) -> tuple[str, ...]:
     """Notes: to how many rows each applies, and the place of the first."""
     return tuple(
         f"{rows:,} row{'s' * (rows != 1)}: the {column} {KINDS[kind]} (first {place})"

@@ -71,7 +71,7 @@ class Rules:
     blank_is_null: bool = False
 
 
-def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
+def read_raw(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
     """The canonical columns of a batch, checked."""
     faults: dict[int, RowFault] = {}
 
@@ -100,12 +100,12 @@ def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
     return given
 
 
-def content_id(given: RawBatch, row: int, occurrence: int) -> str:
+def content_id(given: RawBatch, row: int, ordinal: int) -> str:
     """The id of a row that has none: a hash of its content as given and of how many equal rows came before it."""
     prompt, negative = given.prompt[row], given.negative_prompt[row]
     numbers = [column[row] for column in (given.seed, given.guidance_scale, given.width, given.height)]
     lengths = [None if text is None else len(text) for text in (negative, prompt)]
-    content = f"{occurrence}|{numbers!r}|{lengths}|{negative or ''}{prompt or ''}"
+    content = f"{ordinal}|{numbers!r}|{lengths}|{negative or ''}{prompt or ''}"
     return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
@@ -133,13 +133,13 @@ def derived_seed(row_id: str) -> int:
     return int.from_bytes(blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=4, person=b"seed").digest())
 
 
-def canonical_table(given: RawBatch, occurrences: Mapping[int, int], rules: Rules, carried: pa.Table) -> pa.Table:
+def canonical_table(given: RawBatch, equal_rows: Mapping[int, int], rules: Rules, carried: pa.Table) -> pa.Table:
     """CANONICAL_FIELDS and the carried columns; each prompt becomes `samples` rows with ids and seeds of their own."""
     defaults = rules.defaults
     pinned = _usable(given, "seed", rules, None)
     faults = [given.faults.get(row, RowFault("", "")) for row in range(given.rows)]
     once = {
-        "prompt_id": [name or content_id(given, row, occurrences.get(row, 0)) for row, name in enumerate(given.id)],
+        "prompt_id": [name or content_id(given, row, equal_rows.get(row, 0)) for row, name in enumerate(given.id)],
         "prompt": given.prompt,
         "negative_prompt": given.negative_prompt,
         "category": given.category,

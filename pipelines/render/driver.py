@@ -19,7 +19,7 @@ from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
-from pipelines.render.pool import Pool, RenderConfig, RenderError, auto_dtype, device_of
+from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
@@ -74,7 +74,7 @@ class RenderResult:
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairOrders:
     """What is to be rendered again, by shard. alone: nothing else is rendered."""
 
     orders: Mapping[str, RepairOrder]
@@ -86,7 +86,7 @@ def render(
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
-    repair: Repair | None = None,
+    repair: RepairOrders | None = None,
     term: EpochId | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
@@ -106,10 +106,10 @@ def render(
         return _result(None, 0.0, False)
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [Pool(spec, plan, config, ledger, term) for spec in pools]
+    every = [ActorPool(spec, plan, config, ledger, term) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
-            result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))
+            result = _RunWatcher(ledger, every, config, on_progress, stop).until_over(len(shards))
     finally:
         for pool in every:
             pool.end()
@@ -161,7 +161,7 @@ class _OutsideWatcher:
 
     def _manifests(self) -> None:
         if found := self.undone and self.undone & self.run.done_shards():
-            ray.get(self.ledger.found.remote(found))
+            ray.get(self.ledger.manifests_seen.remote(found))
             self.undone -= found
 
     def _drains(self) -> None:
@@ -169,13 +169,13 @@ class _OutsideWatcher:
             ray.get(self.ledger.drain.remote(list(nodes)))
 
 
-class _Watch:
+class _RunWatcher:
     """The main thread's loop: progress, actors, capacity, and the end of the run."""
 
     def __init__(
         self,
         ledger: Any,
-        pools: list[Pool],
+        pools: list[ActorPool],
         config: RenderConfig,
         on_progress: Callable[[Progress], None],
         stop: StopSignal | None,
@@ -284,7 +284,7 @@ class _Watch:
         stages = [] if snapshot.leased else snapshot.stages
         return f"waiting for a worker: {stages[0]}" if stages else None
 
-    def _what_is_lacking(self, pool: Pool) -> str:
+    def _what_is_lacking(self, pool: ActorPool) -> str:
         """By the cluster, which is asked now and then."""
         if time.monotonic() - self._lack_at > CAPACITY_S:
             self._lack, self._lack_at = waiting_for(pool.spec.request, pool.has_lived), time.monotonic()

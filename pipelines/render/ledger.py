@@ -61,7 +61,7 @@ class _State:
     raised: int = 0  # failures reported to this ledger
     deaths_now: int = 0  # of those deaths, in this run
     losses: int = 0  # leases that ended with their node, or in silence
-    found: bool = False  # its manifest was seen, written by nobody here as far as is known
+    manifest_seen: bool = False  # its manifest was seen, written by nobody here as far as is known
     slot: Slot | None = None
     heard_at: float = 0.0
     images: int = 0
@@ -256,7 +256,7 @@ class Ledger:
     def _put_back(self, state: _State) -> None:
         """It is in nobody's hands now. What another committed is over: how its rows ended is not counted."""
         self._take_from(state)
-        if state.found:
+        if state.manifest_seen:
             self._close(state)
         elif state.failures:
             self._failed[state.shard.id] = state
@@ -321,7 +321,7 @@ class Ledger:
         self._broke[worker.actor] += 1
         self._end_life(worker, reason, on_living_node=True)
 
-    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+    def process_ended(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
         """The actor's process has ended. Its leases count as deaths only where its node lives.
 
         before: lives from this one on are not meant; None: all are.
@@ -330,12 +330,12 @@ class Ledger:
         for worker in lives:
             self._end_life(worker, "its process died", worker.node in living_nodes)
 
-    def found(self, done: Iterable[str]) -> None:
+    def manifests_seen(self, done: Iterable[str]) -> None:
         """Shards whose manifests are there, whoever wrote them. One that is in work here is left to its worker."""
         for shard_id in done:
             state = self._open.get(shard_id)
             if state is not None and state.order is None:
-                state.found = True
+                state.manifest_seen = True
                 if state.slot is None:
                     self._close(state)
 
@@ -371,7 +371,7 @@ class Ledger:
     def _is_held(self, worker: Worker, shard_id: str) -> bool:
         """Whether the worker is to go on with it."""
         state = self._open.get(shard_id)
-        return state is not None and not state.found and state.slot is not None and state.slot.worker == worker
+        return state is not None and not state.manifest_seen and state.slot is not None and state.slot.worker == worker
 
     def _interval_s(self) -> float:
         return min(SLOWEST_HEARTBEAT_S, max(HEARTBEAT_S, len(self._seen) / WORKERS_A_HEARTBEAT_S))

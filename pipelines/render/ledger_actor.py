@@ -118,13 +118,13 @@ class LedgerActor:
         """A worker's engine is broken."""
         self._tell(lambda ledger: ledger.broke(worker, reason))
 
-    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+    def process_ended(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
         """An actor's process has ended."""
-        self._tell(lambda ledger: ledger.bury(actor, living_nodes, before))
+        self._tell(lambda ledger: ledger.process_ended(actor, living_nodes, before))
 
-    def found(self, done: Iterable[str]) -> None:
+    def manifests_seen(self, done: Iterable[str]) -> None:
         """Shards that others committed."""
-        self._tell(lambda ledger: ledger.found(done))
+        self._tell(lambda ledger: ledger.manifests_seen(done))
 
     def drain(self, nodes: Iterable[str]) -> None:
         """Nodes that are about to go."""

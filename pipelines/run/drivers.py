@@ -23,7 +23,7 @@ from pipelines.boundary import raised_by
 from pipelines.pipeline_error import PipelineError
 from pipelines.run.layout import RunFolder
 from pipelines.run.proof import Proof
-from pipelines.storage.backends import Reach
+from pipelines.storage.backends import StoreAccess
 from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class EpochId:
 
     number: int
     token: str
-    driver: Reach | None = None
+    driver: StoreAccess | None = None
 
     @property
     def proof(self) -> Proof:
@@ -70,7 +70,7 @@ class Epoch:
 
     def __init__(self, run: RunFolder, number: int) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term = EpochId(number, secrets.token_hex(8), self.run.reach())
+        self.term = EpochId(number, secrets.token_hex(8), self.run.access())
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {

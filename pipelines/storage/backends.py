@@ -35,7 +35,7 @@ class StorageFault:
 
 
 @dataclass(frozen=True)
-class Reach:
+class StoreAccess:
     """How one process gets at a folder, for people: endpoint, and where that and the credentials were found.
 
     It holds no secret, so that it may travel. endpoint: "" where the store has none, as a disk.
@@ -77,7 +77,7 @@ class Reader(Protocol):
         """What one of `errors` means."""
         ...
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """How this process gets at the store. Raises nothing."""
         ...
 

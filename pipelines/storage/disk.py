@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from pipelines.storage.backends import GRANT, REFUSED, Reach, StorageFault
+from pipelines.storage.backends import GRANT, REFUSED, StorageFault, StoreAccess
 
 TEMPORARY = ".tmp-"  # files under this name are half-written; no listing shows them
 
@@ -118,9 +118,9 @@ class LocalBackend:
                 return
             folder = os.path.dirname(folder)
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """The path on this machine."""
-        return Reach(socket.gethostname(), self.root)
+        return StoreAccess(socket.gethostname(), self.root)
 
     def diagnose(self, error: BaseException) -> StorageFault:
         """By errno; what may pass on a network file system is retryable."""

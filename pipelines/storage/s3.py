@@ -18,7 +18,7 @@ from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 from fsspec.asyn import sync
 
-from pipelines.storage.backends import NO_CREDENTIALS, UNREACHABLE, Reach, StorageFault, Timeouts
+from pipelines.storage.backends import NO_CREDENTIALS, UNREACHABLE, StorageFault, StoreAccess, Timeouts
 from pipelines.storage.folder import StorageOptions
 from pipelines.storage.put_options import content_type, not_applied
 from pipelines.storage.s3_answers import answer_of, meaning
@@ -184,10 +184,10 @@ class S3Backend:
         for failed in answer.get("Errors", []):
             raise boto.ClientError({"Error": {"Code": failed.get("Code", "InternalError")}}, "DeleteObjects")
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """By botocore's own search, in the session that makes the requests."""
         url = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
-        return Reach(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
+        return StoreAccess(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
 
     def _credentials(self) -> str:
         if self.anonymous:

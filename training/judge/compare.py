@@ -51,7 +51,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Prompts of one label at the recommended price. gain: against the fixed curve of the group at equal cost."""
 
     name: str
@@ -91,7 +91,7 @@ class Evaluation:
     kept: float
     monotone: bool  # no prompt's cost rises with the price
     agreement: np.ndarray  # (K,)
-    groups: tuple[Group, ...]
+    groups: tuple[PromptGroup, ...]
 
 
 def quality_margin(table: RewardTable) -> float:
@@ -156,7 +156,7 @@ def _kept(policy: Sequence[Interval], oracle: Sequence[Interval]) -> float:
     return float(np.mean([gain.value for gain in policy]) / np.mean([gain.value for gain in oracle]))
 
 
-def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[Group]:
+def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[PromptGroup]:
     found = []
     for label, values in evidence.labels.items():
         for value in sorted({str(value) for value in values}):
@@ -166,7 +166,7 @@ def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[Group]:
             curve = FixedCurve([_part(point, rows) for point in fixed.points], Bootstrap(len(rows), 1000))
             point = _part(recommended, rows)
             name, steps = f"{label} {value}", float(point.steps.mean())
-            found.append(Group(name, len(rows), steps, point.mean_quality, curve.gain(point)))
+            found.append(PromptGroup(name, len(rows), steps, point.mean_quality, curve.gain(point)))
     return found
 
 

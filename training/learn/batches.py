@@ -71,7 +71,7 @@ def _mixed(given: np.ndarray | np.uint64) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-class Rows:
+class TrainingRows:
     """Training rows in memory: token embeddings of each prompt without its padding, and its quality (K, S)."""
 
     def __init__(self, embeds: dict[int, np.ndarray], quality: dict[int, np.ndarray]) -> None:

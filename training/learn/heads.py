@@ -157,7 +157,7 @@ class Decile(NamedTuple):
     observed_acceptance: float
 
 
-def calibration(bank: Bank, score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, offset: float) -> list[Decile]:
+def decile_calibration(bank: Bank, score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, offset: float) -> list[Decile]:
     """One recipe's deciles by rising mu, with bars at mu + offset * sigma; score (P, S), mu and sigma (P,).
 
     A report on prompts that the heads were not fitted on, or on their out-of-fold mu.

@@ -52,7 +52,7 @@ def read_metrics(folder: Folder) -> list[dict[str, float]]:
         return []
 
 
-def read_checkpoint(folder: Folder) -> dict[str, Any] | None:
+def last_checkpoint(folder: Folder) -> dict[str, Any] | None:
     """The last checkpoint, tensors on the CPU; None where there is none. Tensors and plain values only, no code."""
     try:
         data = folder.read(CHECKPOINT)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from actors.policy import Network, choose_steps
 from actors.policy_network import PolicyOutput, StepPolicy
 from training.learn.batches import Batch, uniforms
-from training.learn.hyperparameters import Learning
+from training.learn.hyperparameters import Hyperparameters
 from training.learn.reinforce import (
     baseline,
     draw,
@@ -93,7 +93,7 @@ def new_policy(network: Network, seed: int, units: Units | None = None) -> StepP
     return policy
 
 
-def start_of(learning: Learning, units: Units) -> Units | None:
+def start_of(learning: Hyperparameters, units: Units) -> Units | None:
     """What a new policy begins with: the paper's reward has no price, and begins with nothing."""
     return units if learning.reward == "priced" else None
 
@@ -107,7 +107,7 @@ class Learner:
     def __init__(
         self,
         policy: StepPolicy,
-        learning: Learning,
+        learning: Hyperparameters,
         units: Units,
         choices: Sequence[int],
         costs: np.ndarray,
@@ -218,7 +218,7 @@ def outputs(policy: StepPolicy, batches: Sequence[Batch]) -> tuple[np.ndarray, n
 
 
 def validate(
-    policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Learning, rise: float
+    policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Hyperparameters, rise: float
 ) -> dict[str, float]:
     """How the policy does on held-out rows when it decides by argmax, means over prices of the trained range.
 

@@ -9,7 +9,7 @@ import io
 import random
 from pathlib import Path
 
-from training.scenes.dataset import write_atomically
+from training.scenes.training_files import write_atomically
 from training.scenes.world import MAX_RICHNESS, held_out, random_scene
 
 

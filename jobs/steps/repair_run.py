@@ -12,12 +12,12 @@ from jobs.steps.find_run import find_job
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
-from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
-from pipelines.integrity.verify import verify
-from pipelines.render.driver import Repair, render
+from pipelines.integrity.repair_orders import DELETABLE, RepairPlanner, delete_orphans, objects_of
+from pipelines.integrity.verification import verify
+from pipelines.render.driver import RepairOrders, render
 from pipelines.render.repairing import RepairOrder, written_rows
 from pipelines.run.drivers import Epoch, SupersededError
 from pipelines.run.layout import RunFolder
@@ -36,7 +36,7 @@ def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
 
 
 @dataclass
-class Outcome:
+class RerenderedRows:
     """Of the rows that were rendered again. same: whose bytes are those that the manifest named before; classes: of
     those whose bytes are others, render class before and now; the rest had no bytes, or none are stored.
     """
@@ -63,7 +63,7 @@ class Outcome:
         return counts | {"same_bytes": self.same, "other_bytes": self.classes.total(), "render_classes": classes}
 
 
-class Repairing:
+class RepairRun:
     """One repair: look, render, look again, delete. code: what the verb's exit code is so far."""
 
     def __init__(self, console: Console, settings: Settings, plan: Plan, epoch: Epoch) -> None:
@@ -72,13 +72,13 @@ class Repairing:
         self.findings: dict[str | None, list[Finding]] = {}  # by shard; None: around the shards
         self.found: Counter[str] = Counter()
         self.orders: dict[str, RepairOrder] = {}
-        self.outcome = Outcome()
+        self.outcome = RerenderedRows()
         self.deleted, self.code, self.status = 0, DONE, ""
         self._before: dict[str, dict[str, dict[str, Any]]] = {}  # shard, id: what its manifest said
 
     def look(self, sample: float) -> None:
         """Verify, and say what is to be done."""
-        repairs, rows = Repairs(self.plan), 0
+        repairs, rows = RepairPlanner(self.plan), 0
         for checked in verify(self.run, sample, secrets.token_hex(4)):
             rows += checked.rows
             self.console.draw(f"verified {rows:,} rows")
@@ -96,7 +96,7 @@ class Repairing:
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
         progress, term = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.term
-        result = render(self.plan, self.settings.render, progress, stop, Repair(self.orders), term=term)
+        result = render(self.plan, self.settings.render, progress, stop, RepairOrders(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
@@ -191,7 +191,7 @@ def repair_run(
     settings, plan = repairable(run_path, sets)
     job, run = settings.job, settings.run
     with sole_driver(console, job, run, take_over) as epoch:
-        repairing = Repairing(console, settings, plan, epoch)
+        repairing = RepairRun(console, settings, plan, epoch)
         repairing.look(sample)
         if delete_orphans:  # a stray may stand where something is to be written
             repairing.delete_orphans()

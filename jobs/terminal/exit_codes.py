@@ -6,7 +6,7 @@ from jobs.terminal.console import Console
 DONE, FAILED, REFUSED, TOO_MANY_FAILED = 0, 1, 2, 3
 
 
-def tell(console: Console, error: BaseException) -> int:
+def report_error(console: Console, error: BaseException) -> int:
     """Say what is wrong; the exit code: 2 where nothing was started, else 1."""
     message = message_of(error) or unforeseen(error)
     status = "failed" if console.started or message.later or message.began else "refused"

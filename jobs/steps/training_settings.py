@@ -21,7 +21,7 @@ from training.learn.reward import default_prices, default_temperature, in_rises
 from training.reward_table import RewardTable, read_table, split
 
 if TYPE_CHECKING:
-    from training.learn.hyperparameters import Learning
+    from training.learn.hyperparameters import Hyperparameters
     from training.learn.trainer import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ LEFT_OUT = {
     "unscored": "a picture of theirs was not scored (column score_error of the manifest)",
 }
 DRAWS = ("reward", "gradient", "baseline", "samples", "entropy", "entropy_end")
-KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Learning
+KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Hyperparameters
 
 
 def table_run(job: Job) -> RunFolder:
@@ -74,7 +74,7 @@ def reward_table(job: Job) -> tuple[RewardTable, RewardTable | None]:
         return split(table, job.config.evaluate.share, EVALUATION)
 
 
-def policy_folder(job: Job) -> Folder:
+def training_folder(job: Job) -> Folder:
     """Where a training keeps its journal and its policy."""
     train = job.config.train
     return Folder(train.path or train.table or str(job.config.output.path), storage_options(job, "output"))
@@ -107,7 +107,7 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
     with blaming(job, "train"):
         return TrainConfig(
             model=model_source(job),
-            learning=learning_of(given, table),
+            learning=hyperparameters_of(given, table),
             setting=setting_of(table_run(job), info),
             width=given.width,
             num_layers=given.layers,
@@ -119,14 +119,14 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
         )
 
 
-def learning_of(given: Train, table: RewardTable) -> "Learning":
+def hyperparameters_of(given: Train, table: RewardTable) -> "Hyperparameters":
     """How to learn; prices and temperature, where not given, from the table. LearningError where no budget pays."""
-    from training.learn.hyperparameters import Learning, as_in_the_paper
+    from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
 
     quality = in_rises(table.quality, table.quality)
     low, high = given.prices or default_prices(quality, table.costs)
     values: dict[str, Any] = {name: getattr(given, name) for name in KNOBS}
-    learning = Learning((low, high), given.temperature or default_temperature(quality), **values)
+    learning = Hyperparameters((low, high), given.temperature or default_temperature(quality), **values)
     if given.recipe == "stepthrift":
         return learning
     wanted = {name: value for name, value in values.items() if name in given.model_fields_set}

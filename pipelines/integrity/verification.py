@@ -42,7 +42,7 @@ STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "f
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedShard:
     """One shard, or (None) the folder around the shards. rows: in its manifest; named: images that it names.
 
     Of these, found: are there; sized: were seen to have the size that it says; images: were read; equal: are what it
@@ -84,7 +84,7 @@ class _Shard:
 
 def verify(
     run: RunFolder, sample: float = 0.01, salt: str = "", only: Collection[str] | None = None
-) -> Iterator[Checked]:
+) -> Iterator[CheckedShard]:
     """Everything about a run folder, as it is found: the folder first, then each planned shard, then what is doubled.
 
     Every row of every manifest is held against the plan. sample: the share of images that are read, drawn by their ids
@@ -96,10 +96,10 @@ def verify(
     if only is not None:
         yield from _ahead(check.shard, check.planned(only))
         return
-    yield Checked(None, findings=tuple(check.around()))
+    yield CheckedShard(None, findings=tuple(check.around()))
     listing = ImageListing(run)
     yield from _ahead(check.shard, check.planned(listing=listing))
-    yield Checked(None, findings=(*check.strays(listing), *check.planned_twice()))
+    yield CheckedShard(None, findings=(*check.strays(listing), *check.planned_twice()))
 
 
 class _Verification:
@@ -224,7 +224,7 @@ class _Verification:
         except UNREADABLE:
             return None
 
-    def shard(self, shard: _Shard) -> Checked:
+    def shard(self, shard: _Shard) -> CheckedShard:
         """One planned shard: its manifest, its rows, its images and what else lies under its name."""
         planned, findings = shard.num_rows, []
         if shard.rows is None or len(shard.rows) != planned:
@@ -234,7 +234,7 @@ class _Verification:
             )
         manifest = self._manifest(shard)
         if isinstance(manifest, Finding):
-            return Checked(shard.name, planned, findings=(*findings, manifest))
+            return CheckedShard(shard.name, planned, findings=(*findings, manifest))
         if shard.rows is not None:
             findings += compare(shard.rows, manifest, shard.name)
         named = {str(row["uri"]).partition("#")[0] for row in manifest}
@@ -251,7 +251,7 @@ class _Verification:
         findings += images.check([row for row in manifest if row["status"] == "ok"])
         findings += self._orphans(shard.name, stored, named)
         counts = (images.named, images.found, images.sized, images.read, images.equal)
-        return Checked(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
+        return CheckedShard(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
 
     def _listed(self, shard: _Shard, named: set[str]) -> dict[str, int]:
         """{key: bytes} of its images. What the great listing did not show is looked for by one of the shard alone."""

@@ -25,7 +25,7 @@ REWRITE = AGAIN | {"row_doubled", "row_unknown", "manifest_damaged"}
 DELETABLE = frozenset({"attempt_orphan", "object_orphan"})  # what is left of a plan may be a planner's at work
 
 
-class Repairs:
+class RepairPlanner:
     """The planned shards of a run, and what each needs. StorageError and FileNotFoundError as the folder's."""
 
     def __init__(self, plan: Plan) -> None:

@@ -17,7 +17,14 @@ from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_name
 from jobs.job_file.settings import local_policy, prompt_source
 from jobs.job_file.storage import run_at, run_folder
-from jobs.steps.learning import policy_folder, reward_table, rollout_run, train_config, variant_job, whole_table
+from jobs.steps.training_settings import (
+    reward_table,
+    rollout_run,
+    train_config,
+    training_folder,
+    variant_job,
+    whole_table,
+)
 from pipelines.cluster.nodes import is_own_ray
 from pipelines.run.plan import read_plan
 
@@ -39,7 +46,7 @@ def _of_train(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:
     if train.table:
         yield lambda: check_table(job, info), "train.table"
     if train.path:
-        yield lambda: policy_folder(job).probe(), "train.path"
+        yield lambda: training_folder(job).probe(), "train.path"
 
 
 def _of_evaluate(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:
