@@ -1,4 +1,4 @@
-"""`repair`: what `verify` finds missing or damaged is rendered again, and nothing else; and `run --retry-failed`.
+"""`repair` renders again what `verify` finds missing or damaged, and nothing else.
 
 Which rows are rendered again, and what may be overwritten, is decided by `pipelines.integrity.repair_orders`.
 """

@@ -173,7 +173,7 @@ def test_a_mended_row_is_planned_again_once(ray_cluster: Any, tmp_path: Path) ->
     write(file, changed(1, prompt="a fox"))
     second = make_plan(read_plan(run), config(file))
     assert (second.generation, second.rows, second.failed_rows) == (2, 1, 0)
-    assert "1 row that could not be rendered is mended: planned again" in second.notes
+    assert "1 row that could not be rendered is good now: planned again" in second.notes
     assert (planned(run, 2)["b"]["prompt"], planned(run, 2)["b"]["replaces"]) == ("a fox", True)
     assert run.read_plan(2)["replaced_rows"] == 1
     assert make_plan(read_plan(run), config(file)).generation is None

@@ -93,7 +93,7 @@ def line_of(call: Callable[[], Any]) -> str:
 NAMED = [
     ("KMS.DisabledException", 400, "the KMS key is disabled. Enable it, or set another one in storage.put_options"),
     ("KMS.NotFoundException", 400, "there is no such KMS key in the bucket's region. Correct storage.put_options"),
-    ("KMS.KMSInvalidStateException", 400, "cannot be used in its state, such as a pending deletion. Mend it"),
+    ("KMS.KMSInvalidStateException", 400, "cannot be used in its state, such as a pending deletion. Fix it"),
     ("KMSInvalidStateException", 400, "cannot be used in its state"),
     ("KMS.AccessDeniedException", 400, "may not use the KMS key. Grant them kms:GenerateDataKey and kms:Decrypt"),
     ("KMSAccessDenied", 403, "may not use the KMS key. Grant them kms:GenerateDataKey"),

@@ -1,6 +1,6 @@
-"""A job file and its `--set` values -> JobConfig, or every fault at once with its place and a guess at what was meant.
+"""Turns a job file and its `--set` values into a JobConfig, or reports every fault at once, with its place and a guess.
 
-Only the file is looked at: whether the model, the input and the output exist is `jobs.validate`.
+It looks at the file alone: `jobs.validate` checks that the model, the input and the output exist.
 """
 
 import difflib
@@ -48,14 +48,14 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Job:
-    """A valid job file and where its parts were written, for faults that only the outside world can show."""
+    """A valid job file, and the places of its parts, for faults that show only later."""
 
     config: JobConfig
     source: PlacedYaml
     rollout: bool = False  # every row at every budget of the menu, whatever the selector
 
     def at(self, dotted: str) -> str:
-        """Where a key, or what is around it, was written; "" where all is default."""
+        """The place of a key, or of the nearest enclosing one; "" where all is default."""
         return self.source.where(parse_path(dotted))
 
     def fault(self, dotted: str, message: str) -> ConfigError:

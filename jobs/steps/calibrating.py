@@ -1,4 +1,4 @@
-"""What a device does in a second, measured on it."""
+"""Measures what this machine's device does in a second."""
 
 import json
 import time

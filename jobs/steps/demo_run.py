@@ -1,4 +1,4 @@
-"""The demonstration: the shipped prompts through the embedded model."""
+"""Runs the demonstration: the shipped prompts through the embedded model."""
 
 import csv
 import os
@@ -44,7 +44,7 @@ def job_text() -> str:
 
 
 def at_largest(job: Job) -> Job:
-    """The same prompts and seeds, each at the largest budget of the menu, in a folder beside."""
+    """The same job with every row at the largest budget of the menu, in a folder beside."""
     steps = StepBudgets(selector="fixed", fixed=largest_budget(job))
     output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
     return job.changed(steps=steps, output=output)

@@ -1,4 +1,4 @@
-"""The run folder that a command names: by its job file, its path or its URL."""
+"""Finds the run folder that a command names: by its job file, its path or its URL."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def _job_of(path: str, sets: tuple[str, ...]) -> Job:
 
 
 def _demand_reachable(run: RunFolder, path: str) -> None:
-    """In seconds, with the endpoint that was tried. Raises ConfigError."""
+    """Raises ConfigError, within seconds and with the endpoint, where the store does not answer."""
     try:
         run.check_reading()
     except StorageError as error:

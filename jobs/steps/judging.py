@@ -1,4 +1,4 @@
-"""Judge a policy on a table and say so: the text, evaluation.json, the picture and the page of `evaluate` and `pilot`.
+"""Judges a policy on a table and reports it: the text, evaluation.json, the picture and the page.
 
 What is compared is `training.judge.compare`'s, the words are `training.judge.verdict`'.
 """
@@ -37,7 +37,7 @@ def judged(
     learned: RewardTable | None,
     variants: Mapping[Setup, RewardTable],
 ) -> dict[str, Evaluation]:
-    """By judge, the headline first: a scorer that training never counted, where there is one, and the job's own."""
+    """One evaluation a judge: first, if there is one, a scorer that training never counted; then the job's own."""
     given = job.config.evaluate
     with blaming(job, "evaluate"):
         reading = read_prompts(policy, model_source(job).local(), table)

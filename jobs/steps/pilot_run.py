@@ -1,4 +1,4 @@
-"""A pilot: a sample of the user's prompts at every budget, judged."""
+"""Runs a pilot: renders a sample of the user's prompts at every budget and judges the policy on it."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""What an evaluation reads: the policy, and the tables it is judged on."""
+"""Evaluates a policy: reads it and the tables, and renders the variants that are missing."""
 
 from actors.policy import read_card
 from jobs.job_file.errors import blaming

@@ -1,4 +1,4 @@
-"""Planned rows become pictures and manifests, and what became of them is told."""
+"""Renders planned rows into pictures and manifests, and reports the outcome."""
 
 import json
 from dataclasses import asdict
@@ -54,14 +54,14 @@ def render_job(
 
 
 def missing(run: RunFolder, summary: dict[str, Any]) -> str:
-    """Where rendering ended as if all were done: no cause of it is known, so that it is never passed over."""
+    """Says what is missing although rendering ended as if all were done: no cause is known, so it is reported."""
     left = f"{summary['planned'] - summary['rows']:,} of {summary['planned']:,} planned rows have not ended"
     remedy = f"`python -m jobs verify {run.url}` names them, the same command renders what is missing"
     return f"{left}, though nothing interrupted the run: {remedy}"
 
 
 def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
-    """Another driver has the run now, its summary.json and its report; the exit code."""
+    """Says that another driver has the run, its summary and its report; the exit code."""
     console.say(f"error: {taken_over_by(stop.epoch)}; what was in work here is committed")
     words = f"superseded: {summary['rows']:,} of {summary['planned']:,} rows are done"
     console.result(summary | {"status": "superseded"}, words)

@@ -1,4 +1,4 @@
-"""A rollout: a job whose rows are rendered at every budget, and the curve that its table gives."""
+"""Runs a rollout: renders every row at every budget, and shows the curve that the table gives."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What `validate` looks at in the sections `train` and `evaluate`: tables, scorers by name, variants, room for workers.
+"""Checks the sections `train` and `evaluate` for `validate`: tables, scorers by name, variants, room for workers.
 
 Each check raises ConfigError; nothing is trained, nothing is rendered.
 """
@@ -32,7 +32,7 @@ Check = tuple[Callable[[], Any], str]  # and the key that it blames
 
 
 def learning_checks(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:
-    """Those of the sections that were written down."""
+    """The checks of the sections that the job file has."""
     if "train" in job.config.model_fields_set:
         yield from _of_train(job, info)
     if "evaluate" in job.config.model_fields_set:

@@ -1,4 +1,4 @@
-"""A table of rollouts becomes a policy, and how it learned is told."""
+"""Trains a policy from a table of rollouts, and says how it learned."""
 
 from typing import Any
 

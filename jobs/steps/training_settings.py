@@ -1,4 +1,4 @@
-"""What training and judging get from a job file: tables of rollouts, how to learn, where a policy goes.
+"""Turns a job file into what training and judging take: tables, hyperparameters, where a policy goes.
 
 The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
 """
@@ -100,7 +100,7 @@ def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:
 
 
 def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainConfig":
-    """All that `training.learn.trainer.train` is told. Raises ConfigError where the table cannot be learned from."""
+    """The settings of `training.learn.trainer.train`. Raises ConfigError where the table cannot be learned from."""
     from training.learn.trainer import TrainConfig
 
     given = job.config.train
@@ -120,7 +120,7 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
 
 
 def hyperparameters_of(given: Train, table: RewardTable) -> "Hyperparameters":
-    """How to learn; prices and temperature, where not given, from the table. LearningError where no budget pays."""
+    """Prices and temperature come from the table where they are not given. LearningError where no budget pays."""
     from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
 
     quality = in_rises(table.quality, table.quality)

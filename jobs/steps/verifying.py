@@ -1,4 +1,4 @@
-"""What a verification has seen so far, and how it is told."""
+"""Verifies a run: adds up what was seen and says it in words."""
 
 import secrets
 from collections import Counter
@@ -42,7 +42,7 @@ class VerificationTally:
         self.kept += checked.findings[: max(0, LISTED - len(self.kept))]
 
     def is_clean(self, allow_orphans: bool) -> bool:
-        """Whether nothing was found that counts."""
+        """Whether there is no finding, or only orphans where those are allowed."""
         return not (self.found.keys() - (ORPHANS if allow_orphans else set()))
 
     def document(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class VerificationTally:
         }
 
     def text(self, run: str) -> str:
-        """In words."""
+        """The counts and findings in words."""
         seen = f"{self.seen['rows']:,} of {self.seen['planned']:,} planned rows in {self.shards:,} shards"
         lines = [f"{run}: {seen}", self._images()]
         for kind in [kind for kind in KINDS if self.found[kind]]:
@@ -77,7 +77,7 @@ class VerificationTally:
         return f"{there} are there{sizes}; {read:,} of {named:,} read {and_equal}"
 
     def _clean(self) -> str:
-        """How far it was looked."""
+        """The line for a clean run: how much was looked at."""
         named, read = self.seen["named"], self.seen["images"]
         if read == named:
             return "clean"

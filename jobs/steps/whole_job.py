@@ -1,4 +1,4 @@
-"""Plan, then render: the whole job."""
+"""Plans, then renders: the whole job."""
 
 from jobs.job_file.read import Job
 from jobs.steps.planning import estimated, make, plan_text, prepare

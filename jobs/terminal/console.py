@@ -1,4 +1,4 @@
-"""What a verb says: messages and one redrawn line on stderr, results on stdout. Logging is set up here alone.
+"""Prints what a verb says: messages and one redrawn line on stderr, results on stdout. It sets up logging.
 
 Under `--json` stdout carries one document and nothing else.
 """
@@ -17,7 +17,7 @@ from jobs.job_file.errors import OURS
 
 
 class LastingStream:
-    """A standard stream whose end ends nothing else: a closed terminal, a full disk, a reader that has left.
+    """A standard stream that may fail without ending the run: a closed terminal, a full disk, a reader that left.
 
     lost: something was not written.
     """
@@ -77,7 +77,7 @@ class Console(logging.Handler):
         self._lock = threading.RLock()
 
     def say(self, text: str) -> None:
-        """A message that stays, above the line that is redrawn."""
+        """Prints a message that stays, above the redrawn line."""
         with self._lock:
             line = self._line
             self.clear()

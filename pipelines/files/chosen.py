@@ -62,7 +62,7 @@ class LeftOut:
 
 @dataclass
 class _SortedNames:
-    """What the names of a listing say. folders: tables below folders that the glob names."""
+    """The names of a listing, sorted by what they are. folders: tables below folders that the glob names."""
 
     left_out: LeftOut
     tables: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class _SortedNames:
     driven: set[str] = field(default_factory=set)  # folders with job.yaml or epochs/
 
     def mark(self, key: str) -> None:
-        """Keep what the key says of the folders around it."""
+        """Notes what a key says of the folders above it."""
         if not any(word in key for word in _MARKS):
             return
         if (run := _RUN.fullmatch(key)) is not None:
@@ -85,7 +85,7 @@ class _SortedNames:
                 self.lakes[lake[1] or ""] = kind
 
     def leave(self, kind: int, key: str) -> None:
-        """Count what is not read, per folder, since the folder may turn out to lie in a run folder."""
+        """Counts a name that is not read, by its folder: that folder may later turn out to be a run folder."""
         where = key.rpartition("/")[0], kind
         self.counts[where] = self.counts.get(where, 0) + 1
         names = self.others.setdefault(where, [])
@@ -153,7 +153,7 @@ def is_a_lake(place: str, table: str) -> str:
 def _sort_in(
     found: _SortedNames, key: str, kind: int | None, is_table: Callable[[str], bool], glob: Glob | None
 ) -> None:
-    """One file to where it belongs. kind: what the listing already knows that it is."""
+    """Sorts one file in. kind: what the listing already knows of it."""
     named = glob is None or glob.matches(key)
     folder = None if glob is None or named else glob.folder_of(key)
     if kind == RUNS:
@@ -194,7 +194,7 @@ def would_hold(path: str, place: str) -> bool:
 
 
 def _spelt_out(path: str) -> str:
-    """One spelling of a place: links resolved on disk, one scheme and no empty parts in a store."""
+    """A place in one spelling: on disk with links resolved, in a store with one scheme and no empty parts."""
     scheme, separator, rest = path.partition("://")
     if not separator or scheme.lower() == "file":
         return os.path.realpath(os.path.expanduser(rest if separator else path))
@@ -222,7 +222,7 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def table_format_around(folder: Folder) -> str | None:
-    """The message if a folder is a part of a table format: one partition, or its data/."""
+    """The message if a folder lies inside a table format: it is one partition, or its data/."""
     at, name = _above(folder.url)
     while "=" in name and at:
         if (found := _lake_at(Folder(at, folder.options))) is not None:

@@ -1,7 +1,7 @@
-"""Plan against manifests against stored objects: what is missing, doubled, damaged or of no row.
+"""Compares plan, manifests and stored objects: finds what is missing, doubled, damaged, or belongs to no row.
 
-Reads only, a shard at a time, and holds 16 bytes a planned row. What may be found is in `pipelines.integrity.findings`,
-how an image is looked at in `pipelines.integrity.images`. What is done about it is not decided here.
+It reads only, a shard at a time, and holds 16 bytes a planned row. `pipelines.integrity.findings` lists the kinds,
+`pipelines.integrity.images` checks an image; what is done about a finding is not decided here.
 """
 
 import re
@@ -139,7 +139,7 @@ class _Verification:
             yield so_far.newest.number, so_far.manifest_schema
 
     def around(self) -> Iterator[Finding]:
-        """What lies in the folder and belongs to no planned shard."""
+        """Finds what lies in the run folder outside all planned shards."""
         yield from self.damage
         if self.damage:  # what its shards are called is not known
             return
@@ -155,7 +155,7 @@ class _Verification:
         yield from self._astray()
 
     def _astray(self) -> Iterator[Finding]:
-        """Files where the run's folders should be, and what desktops leave behind in those where nothing is planned."""
+        """Finds files where folders should be, and what desktops leave in folders without planned shards."""
         for name in FOLDERS:
             if self.run.stat(name) is not None:
                 yield Finding("object_orphan", name, "a file where a folder of the run should be", rows=0)
@@ -168,7 +168,7 @@ class _Verification:
                 yield Finding("object_orphan", key, "a file where a folder of the run should be", rows=0)
 
     def strays(self, listing: ImageListing) -> Iterator[Finding]:
-        """What lies below images/ and is no planned shard's; nothing where it is not known what is planned."""
+        """Finds images of no planned shard; nothing where the plan cannot be read."""
         listing.finish()
         planned = {f"images/{shard}" for shard in self.shards}
         for place in () if self.damage else sorted(listing.strays - planned):
@@ -201,7 +201,7 @@ class _Verification:
                     yield Finding("plan_orphan", f"plan/{name}/{part}", "the plan does not name it", rows=0)
 
     def planned(self, only: Collection[str] | None = None, listing: ImageListing | None = None) -> Iterator[_Shard]:
-        """Every planned shard (or those) with its rows, a part of a plan at a time."""
+        """Checks every planned shard (or the given ones), a part of the plan at a time."""
         number = 0
         for generation in self.generations:
             part, file = "", None
@@ -225,7 +225,7 @@ class _Verification:
             return None
 
     def shard(self, shard: _Shard) -> CheckedShard:
-        """One planned shard: its manifest, its rows, its images and what else lies under its name."""
+        """Checks one planned shard: its manifest, its rows, its images, and other objects under its name."""
         planned, findings = shard.num_rows, []
         if shard.rows is None or len(shard.rows) != planned:
             message = f"shard {shard.name} cannot be read from its part of the plan"
@@ -254,7 +254,7 @@ class _Verification:
         return CheckedShard(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
 
     def _listed(self, shard: _Shard, named: set[str]) -> dict[str, int]:
-        """{key: bytes} of its images. What the great listing did not show is looked for by one of the shard alone."""
+        """{key: bytes} of its images: from the listing of all images, else from a listing of this shard."""
         listed, place = shard.listed, f"images/{shard.name}"
         if listed is None or any(key not in listed for key in named if key.startswith(f"{place}/")):
             listed = dict(self.run.walk(place))
@@ -277,11 +277,11 @@ class _Verification:
             )
 
     def _is_of_run(self, schema: pa.Schema, number: int) -> bool:
-        """Whether a manifest has the columns of its generation, or of a later one, which it may have been given."""
+        """Whether a manifest has the columns of its generation, or of a later one (`pipelines.integrity.widen`)."""
         return any(schema.equals(each) for at, each in self.schemas if at >= number)
 
     def _orphans(self, shard: str, stored: Mapping[str, int], named: set[str]) -> Iterator[Finding]:
-        """Attempts that no manifest names, each once, and what lies astray in those that one does."""
+        """Finds attempts that no manifest names, each once, and stray objects in those that one names."""
         attempts = {key.split("/")[2] for key in named if key.startswith(f"images/{shard}/")}
         others = set()
         for key in sorted(stored.keys() - named):
@@ -306,7 +306,7 @@ class _Verification:
                     yield Finding("row_doubled", key, "planned more than once", shard.name, row["id"])
 
     def _mended(self) -> set[bytes]:
-        """Keys of ids that were bad when they were planned, and planned again once they were mended."""
+        """Keys of ids that were bad when they were planned, and were planned again after they were fixed."""
         try:
             return {id_key(row_id).rstrip(b"\0") for row_id in self.plan.replaced_ids}
         except UNREADABLE:  # it is named as damage of the plan
@@ -339,7 +339,7 @@ def is_dropping(key: str) -> bool:
 
 
 def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """call of each item on threads, in the order of the items, a bounded number of them before their turn."""
+    """Calls items on threads, a bounded number ahead; results come in the items' order."""
     pool = ThreadPoolExecutor(READERS, "verify")
     waiting: deque[Future[T]] = deque()
     try:
@@ -354,7 +354,7 @@ def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def _reason(error: BaseException) -> str:
-    """Without the place and the remedy that the run folder gives it."""
+    """The error's reason alone, without the place and the remedy that the run folder adds."""
     return str(error.__cause__ or error).partition("\n")[0]
 
 

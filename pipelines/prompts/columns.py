@@ -1,4 +1,4 @@
-"""Finds the canonical name of each of the user's columns; the others are carried along, under a name and a type.
+"""Finds the canonical name of each of the user's columns; carries the others along with a name and a type.
 
 Pure: names and Arrow types only. `pipelines.prompts.rows` reads the rows, `pipelines.files.readers` the bytes.
 """
@@ -77,7 +77,7 @@ def resolve_columns(
 
 
 def _separated_otherwise(names: list[str]) -> str:
-    """A hint that another mark separates the columns; "" if nothing looks like it."""
+    """A hint that another delimiter separates the columns; "" if the names do not look like it."""
     for mark, name in SEPARATORS.items():
         parts = [part.strip(" \"'").lower() for whole in names for part in whole.split(mark) if mark in whole]
         if set(parts) & {*PROMPT_NAMES, *GIVEN} or names[:1] == [f"sep={mark}"]:
@@ -135,7 +135,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class CarriedColumn:
-    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, as text or JSON."""
+    """A carried column: the user's name, our name, its type; `as_json`: values of several types, as text or JSON."""
 
     theirs: str
     ours: str
@@ -241,7 +241,7 @@ def carried_array(column: Any, carried: CarriedColumn, rows: int) -> pa.Array:
 
 
 def _sound(column: pa.Array) -> pa.Array:
-    """The column, with text made UTF-8; Arrow's error if its values do not survive the way through Python."""
+    """The column with text as UTF-8; Arrow's error if its values change on their way through Python."""
     kind = column.type
     if _is_text(kind):
         try:

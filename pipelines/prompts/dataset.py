@@ -1,7 +1,7 @@
-"""Prompt tables -> canonical rows, by two passes of Ray Data over slices of files.
+"""Turns prompt tables into canonical rows, by two passes of Ray Data over slices of files.
 
-`inspect` finds everything that is wrong before any actor starts, `rows` gives the rows themselves, in input order.
-What a task does with a slice is `pipelines.prompts.slices`, what is made of the reports `pipelines.prompts.inspection`.
+`inspect` finds every fault before any actor starts; `rows` gives the rows in input order. A task reads its slice with
+`pipelines.prompts.slices`; `pipelines.prompts.inspection` puts the tasks' reports together.
 """
 
 import functools
@@ -62,12 +62,12 @@ def rows(
 
 
 def is_aborted(table: pa.Table) -> bool:
-    """Whether a row of it stands for a failed read."""
+    """Whether the table holds a row that stands for a failed read."""
     return any(kind.startswith(ABORT) for kind in table["error_type"].unique().to_pylist())
 
 
 def raise_aborted(table: pa.Table) -> pa.Table:
-    """The table itself; InputError or StorageError where a row of it stands for one."""
+    """Returns the table; raises the InputError or StorageError of a failed read that one of its rows stands for."""
     for kind in table["error_type"].unique().to_pylist():
         if kind.startswith(ABORT):
             message = table.filter(pc.equal(table["error_type"], kind))["error_message"][0].as_py()
@@ -76,7 +76,7 @@ def raise_aborted(table: pa.Table) -> pa.Table:
 
 
 def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Dataset:
-    """One ticket a block, results in order, and none of Ray Data's bars."""
+    """A dataset with one ticket a block, ordered results, and no progress bars."""
     dataset = ray.data.from_items(tickets, override_num_blocks=len(tickets))
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = block_bytes
@@ -136,7 +136,7 @@ def _is_planned(table: pa.Table, planned: np.ndarray, retry: np.ndarray | None) 
 
 
 def keys_of(table: pa.Table) -> np.ndarray:
-    """(n,) S16: the keys of its ids."""
+    """(n,) S16: the keys of the table's ids."""
     return np.array([id_key(row_id) for row_id in table["id"].to_pylist()], f"S{KEY_BYTES}")
 
 

@@ -1,4 +1,4 @@
-"""Puts together what the first pass over the prompts found, from the chunks that the tasks report. Pure, no Ray.
+"""Puts together what the tasks of the first pass over the prompts report.
 
 The driver holds 17 bytes per prompt and the numbers of equal rows; nothing else grows with rows.
 """
@@ -52,7 +52,7 @@ class PromptSource:
 
     @property
     def reading(self) -> ReadingRules:
-        """The part of it that a task needs."""
+        """The part of the source that a task needs."""
         return ReadingRules(dict(self.columns), self.defaults, self.images_per_prompt)
 
 
@@ -109,7 +109,7 @@ def pinned_notes(pinned: Collection[int], menu: Collection[int]) -> tuple[str, .
 
 
 def open_files(source: PromptSource) -> FoundFiles:
-    """The files; each column has a type that fits its canonical name. InputError, StorageError."""
+    """Opens the files and checks that column types fit their canonical names. InputError, StorageError."""
     check_explicit(source.columns)
     files = find_files(source.path, source.storage, source.text)
     for file in files:
@@ -272,7 +272,7 @@ def _placed(slices: list[FileSlice], scanned: list[list[Chunk]]) -> Iterator[tup
 def _equal_rows(
     source: PromptSource, slices: list[FileSlice], scanned: list[list[Chunk]]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By slice; InputError if an id was given twice. The chunks lose their keys, to free memory."""
+    """The equal rows, by slice; InputError if an id was given twice. The chunks lose their keys, to free memory."""
     chunks = [chunk for of_piece in scanned for chunk in of_piece if chunk.rows]
     found = find_equal_rows([(np.frombuffer(chunk.keys, f"S{KEY_BYTES}"), chunk.given) for chunk in chunks])
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Rows as given -> canonical rows: values read, faults named, ids and seeds derived, samples expanded.
+"""Makes canonical rows of a raw batch: reads values, names faults, derives ids and seeds, expands samples.
 
 Pure, one batch at a time. A bad row stays a row, with its reason in error_type and error_message.
 """
@@ -47,7 +47,7 @@ class RowFault(NamedTuple):
 
 @dataclass
 class RawBatch:
-    """One batch as the user gave it. Numbers are int or float, or the text that is no number; None: not given."""
+    """One batch as the user gave it. A number is an int, a float, or text that is no number; None: not given."""
 
     rows: int
     prompt: Sequence[str | None]
@@ -185,7 +185,7 @@ def _usable(given: RawBatch, name: str, rules: Rules, default: Any) -> list[Any]
 
 
 def values_of(column: Any) -> list[Any]:
-    """Its Python values; bytes that are not UTF-8 become U+FFFD, since not every writer of Parquet checks its text."""
+    """The column's Python values; bytes that are not UTF-8 become U+FFFD: some writers of Parquet do not check."""
     if not isinstance(column, pa.Array | pa.ChunkedArray):
         return column
     try:

@@ -1,4 +1,4 @@
-"""Pieces of prompt files: a task reads them once to find faults and once more for the rows. No Ray here.
+"""Cuts prompt files into slices, and reads a slice: once to find faults, once more for the rows. No Ray here.
 
 A slice is a text file or some row groups of a Parquet file; a task gets several small slices or one large slice.
 """

@@ -1,4 +1,4 @@
-"""A pool of render actors: which shards it may serve, its handles, and what a call of theirs that ended means.
+"""Keeps a pool of render actors: makes them, calls them, and reads what a call that ended means.
 
 Which shard an actor renders is the ledger's; whether the run goes on is `pipelines.render.driver`'s.
 """
@@ -66,7 +66,7 @@ def planned_shards(plan: Plan, pools: tuple[PoolSpec, ...]) -> list[LeasedShard]
 
 
 def _shard(entry: dict[str, Any], able: Callable[[frozenset[int]], tuple[str, ...]]) -> LeasedShard:
-    """Their parts and pools are few: they share them."""
+    """One shard; shards share the few distinct objects of parts and pools."""
     shard, part, row_group, rows, good_rows, lane_steps = (entry[name] for name in SHARD_COLUMNS)
     pools = able(frozenset(entry["budgets"]))
     return LeasedShard(shard, sys.intern(part), row_group, rows, good_rows, lane_steps, pools)
@@ -157,7 +157,7 @@ class ActorPool:
         return bool(self._leased_ever)
 
     def unplaced(self, snapshot: Snapshot) -> list[_PooledActor]:
-        """Handles of which the ledger has heard nothing."""
+        """Actors that the ledger has not heard of yet."""
         return [handle for handle in self.handles if handle.id not in snapshot.heard]
 
     def tend(self, snapshot: Snapshot, stopping: bool) -> None:
@@ -176,7 +176,7 @@ class ActorPool:
             self._make()
 
     def _look_at_figures(self, snapshot: Snapshot) -> None:
-        """What the ledger knows of each actor: whether it renders, or breaks over whatever it gets."""
+        """Reads what the ledger knows of each actor: whether it renders, or its engine breaks over every shard."""
         for handle in list(self.handles):
             if handle.id in snapshot.leased_ever and handle.id not in self._leased_ever:
                 self._leased_ever.add(handle.id)
@@ -187,7 +187,7 @@ class ActorPool:
                 self._give_up(handle, snapshot.errors[-1] if snapshot.errors else "its engine breaks")
 
     def end(self) -> None:
-        """All its actors, at once; the ledger goes with them and need not be told."""
+        """Ends all its actors at once; the ledger ends with them and need not be told."""
         for handle in self.handles:
             ray.kill(handle.actor)
         self.handles.clear()
@@ -241,7 +241,7 @@ class ActorPool:
         handle.call_at = time.monotonic() + PAUSE_S
 
     def _give_up(self, handle: _PooledActor, reason: str) -> None:
-        """The pool is one actor smaller from now on."""
+        """Makes the pool one actor smaller from now on."""
         self.lost, self.unfit = self.lost + 1, reason
         self._end(handle)
 
@@ -283,7 +283,7 @@ class ActorPool:
 
 
 def _nodes_that_stay() -> list[str]:
-    """Living nodes that are not being drained: what ends on the others is nobody's fault."""
+    """Living nodes that stay; a process that ends on a drained node is nobody's fault."""
     leaving = draining_nodes()
     return [node.id for node in living_nodes() if node.id not in leaving]
 

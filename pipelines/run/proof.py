@@ -63,7 +63,7 @@ def probe_object(run: Folder) -> Iterator[Proof]:
 
 
 def prove(run: Folder, proof: Proof) -> None:
-    """Read the object, in four seconds or so. NotSharedError says what this process sees instead, and the remedy.
+    """Reads the object, in some four seconds. NotSharedError says what this process sees instead, and the remedy.
 
     A store that is there and busy (5xx, throttling) is a StorageError that is retryable: it proves nothing.
     """
@@ -80,7 +80,7 @@ def prove(run: Folder, proof: Proof) -> None:
 
 
 def prove_in_time(run: Folder, proof: Proof) -> None:
-    """`prove` for who can wait: again while a store is away or busy, for as long as the folder's own calls try."""
+    """`prove`, again and again while a store is away or busy, for as long as the folder's own calls try."""
     deadline = time.monotonic() + run.deadline_s
     while True:
         try:
@@ -93,7 +93,7 @@ def prove_in_time(run: Folder, proof: Proof) -> None:
 
 
 def _token(run: Folder, key: str) -> str | None:
-    """None where the object is absent. It is looked for again: a network file system keeps what it did not find."""
+    """The token; None where the object is absent, asked twice: a network file system caches an absence."""
     for looks_left in reversed(range(LOOKS)):
         try:
             return str(json.loads(run.read(key))["token"])
@@ -112,12 +112,12 @@ def _not_shared(run: Folder, proof: Proof, fault: StorageFault) -> NotSharedErro
 
 
 def message(place: str, who: str, finding: str) -> str:
-    """The whole sentence. who: one host or several."""
+    """The whole message. who: one host or several."""
     return f"the run folder {place} is not shared with {who}: {finding}"
 
 
 def finding(here: StoreAccess, proof: Proof, fault: StorageFault, in_it: bool = False) -> str:
-    """What `here` sees and what is to be done. in_it: there is a folder, without the proof in it."""
+    """What this process sees, and the remedy. in_it: there is a folder, without the proof in it."""
     driver = proof.driver or here
     if not here.endpoint:
         return _on_a_disk(here, proof, fault, in_it)
@@ -137,7 +137,7 @@ def finding(here: StoreAccess, proof: Proof, fault: StorageFault, in_it: bool = 
 
 
 def _on_a_disk(here: StoreAccess, proof: Proof, fault: StorageFault, in_it: bool) -> str:
-    """Or in another store of which no endpoint is known."""
+    """The finding for a disk, and for a store of which no endpoint is known."""
     if not fault.absent:
         return f"{fault.reason} there. {fault.remedy}"
     driver = f"the driver's on host {proof.driver.host}" if proof.driver else "the driver's"

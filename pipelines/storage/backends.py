@@ -1,9 +1,4 @@
-"""What a kind of storage must do for `pipelines.storage.folder.Folder`.
-
-A backend makes one attempt and raises what its client raises; `diagnose` says what that means. The Folder waits, tries
-again and words the final error. `pipelines.storage.disk` and `pipelines.storage.s3` read and write;
-`pipelines.storage.web` and `pipelines.storage.other_stores` only read.
-"""
+"""Defines what a kind of storage must do for `pipelines.storage.folder.Folder`."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""One folder behind a URL, on disk or in an object store: whole reads and writes, create-if-absent, one retry wrapper.
+"""Reads and writes one folder behind a URL: whole objects, create-if-absent, one retry wrapper.
 
 It knows keys and bytes; `pipelines.run.layout` knows which keys a run has. There are no streamed writes on purpose: a
 stream that an exception cuts short leaves a truncated object under its final name.

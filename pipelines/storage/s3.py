@@ -1,4 +1,4 @@
-"""S3 and what speaks like it, through s3fs: one request an operation, one whole PUT a write, no cache, no own retry.
+"""Talks to S3 and compatible stores through s3fs: one request an operation, whole PUTs, no cache, no own retry.
 
 Imported by `pipelines.storage.folder` in the process that uses it; waiting and trying again are done there.
 """

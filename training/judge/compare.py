@@ -1,9 +1,8 @@
-"""The frontier: a policy against all that a user could do instead, on held-out prompts, with intervals.
+"""Compares a policy with all that a user could do instead, on held-out prompts, with intervals.
 
 It reads reward tables; it renders nothing and learns nothing. It reports what it finds, also where a fixed budget does
-as well as the policy. `training.judge.verdict` puts the result into words, `training.judge.chart` draws it.
-
-Shapes: P held-out prompts, P' learned ones, K budgets, S seeds.
+as well as the policy. `training.judge.verdict` puts the result into words, `training.judge.chart` draws it. Shapes: P
+held-out prompts, P' learned ones, K budgets, S seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence

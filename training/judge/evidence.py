@@ -1,8 +1,7 @@
-"""A policy's file and reward tables -> what an evaluation is made from; it loads a text encoder and no UNet.
+"""Gathers what an evaluation is made from: a policy's outputs and reward tables. It loads a text encoder and no UNet.
 
-The comparison is `training.judge.compare`'s; tables are `training.reward_table`'s.
-
-Shapes: P prompts, K budgets, S seeds.
+The comparison is `training.judge.compare`'s; tables are `training.reward_table`'s. Shapes: P prompts, K budgets, S
+seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ class Setup(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """What a policy says of the prompts of a table. scores (P, K): in rises."""
+    """A policy's scores of a table's prompts, (P, K), in rises."""
 
     card: PolicyCard
     scores: np.ndarray

@@ -1,9 +1,8 @@
-"""The score that a prompt may expect of every recipe, and how it scatters between seeds: what offers are made from.
+"""Learns what offers are made from: a prompt's expected score of every recipe, and its scatter between seeds.
 
 x[p, k, s] = mu[p, k] + u[p, k] + e[p, k, s]: mu = level(prompt) + recipe + an interaction, ridge regressions on the
 prompt's features; u, of standard deviation tau[k], what they do not know of the prompt, the same for all its seeds; e,
 of sigma[k], what the seed decides. Offers and their price are `actors.offers`; a judge's say is `training.learn.share`.
-
 Shapes: P prompts, K recipes, S seeds, D features, B deciles.
 """
 

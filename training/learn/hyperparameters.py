@@ -1,4 +1,4 @@
-"""How a policy learns: every knob with its unit and its extremes, and the paper's own choice of them.
+"""Defines the hyperparameters of learning a policy, with units and extremes, and the paper's own choice.
 
 What they do is `training.learn.learner`'s.
 """
@@ -52,7 +52,7 @@ class Hyperparameters:
 
 
 def as_in_the_paper(learning: Hyperparameters) -> Hyperparameters:
-    """AdaDiff's own: its reward, one draw, no baseline, no entropy, Adam at 1e-5, batches of 256, 200 epochs."""
+    """As AdaDiff has it: its reward, one draw, no baseline, no entropy, Adam at 1e-5, batches of 256, 200 epochs."""
     return replace(
         learning,
         reward="paper",

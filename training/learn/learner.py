@@ -1,9 +1,7 @@
-"""One step of learning a policy: a batch in, the weights moved. The same on one process and on many; no Ray, no files.
+"""Does one step of learning a policy, the same on one process and on many; no Ray, no files.
 
 The loop around it is `training.learn.trainer`, the losses `training.learn.reinforce`, the rewards
-`training.learn.reward`.
-
-Shapes: N rows, K budgets, M draws a row, S seeds.
+`training.learn.reward`. Shapes: N rows, K budgets, M draws a row, S seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +66,7 @@ class Units:
 
 
 def units_of(quality: np.ndarray, temperature: float) -> Units:
-    """Of a training table (P, K, S)."""
+    """The units of a training table (P, K, S)."""
     return Units(temperature, rise(quality), quality.mean(axis=(0, 2)), quality.std(axis=(0, 2)) + 1e-6)
 
 

@@ -1,8 +1,7 @@
-"""A reward table -> a policy, by Ray Train workers with DDP. It loads no UNet.
+"""Trains a policy from a reward table, with Ray Train workers and DDP. It loads no UNet.
 
 The frozen text encoder reads each prompt once, in a Ray Data pool. A killed worker is replaced and the training goes on
 from its checkpoint to the same bits; so does one that is typed again. What a worker does is `training.learn.worker`.
-
 Shapes: P prompts, K budgets, S seeds.
 """
 
@@ -113,7 +112,7 @@ def _identity(table: RewardTable, config: TrainConfig, text_encoder: str) -> dic
 
 
 def _claim(folder: Folder, identity: dict[str, Any]) -> None:
-    """One folder, one training."""
+    """Claims the folder for this training; another training's folder is refused."""
     text = json.dumps(identity, indent=2, sort_keys=True)
     if folder.create(IDENTITY, text.encode()):
         return

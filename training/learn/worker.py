@@ -1,4 +1,4 @@
-"""What each Ray Train worker does: take its rows, step with the others, write the journal. Not the driver's part.
+"""Runs on each Ray Train worker: takes its rows, steps with the others, writes the journal.
 
 Shapes: P prompts, K budgets, S seeds.
 """
@@ -25,7 +25,7 @@ from training.learn.learner import Learner, Units, new_policy, start_of, validat
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What each worker is told. num_rows: P, without those held out; reports: checkpoints in all."""
+    """The settings of each worker's loop."""
 
     folder: Folder
     network: Network
@@ -69,7 +69,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _learner(loop: LoopConfig, slots: int) -> Learner:
-    """The same on every worker; its forward averages gradients over them."""
+    """The learner, the same on every worker; its forward averages gradients over them."""
     policy = new_policy(loop.network, loop.learning.seed, start_of(loop.learning, loop.units)).to(get_device())
     wrapped = prepare_model(policy)
     return Learner(

@@ -1,4 +1,4 @@
-"""Captions for a policy to learn from and to be judged on: CSV tables of prompts with the number of their objects.
+"""Writes captions for a policy to learn from and be judged on: CSV prompt tables with the number of objects.
 
 Deterministic, words only. What is judged on is held out from the policy and from the model's own training, both.
 """

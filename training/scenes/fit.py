@@ -1,7 +1,7 @@
-"""A training loop that can be stopped anywhere and goes on from its last checkpoint as if it had not been stopped.
+"""Runs a training that can be stopped anywhere and continues from its last checkpoint as if it had not been.
 
-It knows parameters, optimizers, a schedule and a moving average; what is learned is the caller's `loss_of`.
-A checkpoint holds all that the next step depends on: weights, averages, optimizers, step, generators.
+It knows parameters, optimizers, a schedule and a moving average; what is learned is the caller's `loss_of`. A
+checkpoint holds all that the next step depends on: weights, averages, optimizers, step, generators.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: `python -m training.scenes.train` draws, trains, and writes the shipped folders.
+"""Makes the embedded model: `python -m training.scenes.train` draws, trains, and writes the shipped folders.
 
 Every stage leaves its files in the work folder, where a later run finds them and goes on: stop it at any time. The
 shipped weights alone cannot be trained on; the checkpoints of that folder hold what is needed.
