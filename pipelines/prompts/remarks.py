@@ -1,7 +1,6 @@
 """Notes prompts and negative prompts that render, but perhaps not as their author expects.
 
-Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered; the manifest says which prompts
-are truncated.
+Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered.
 """
 
 import re

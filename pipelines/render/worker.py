@@ -63,8 +63,8 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 class WorkerJob:
     """All that a worker of one pool needs. schema: of all manifests.
 
-    row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
-    `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
+    row_timeout_s: ends the process after so long without progress; None: never. term: of the driver. auto_dtype: what
+    `dtype: auto` means in a run that has not settled it yet.
     """
 
     run: RunFolder
