@@ -1,7 +1,4 @@
-"""The base of this room's own errors: each is a message to a person, with place, reason and remedy.
-
-What ends a loop or belongs to one row alone (`EndOfRows`) is no such error.
-"""
+"""Defines the base class of the errors of `actors/`; each message says place, reason and remedy to a person."""
 
 
 class ActorError(Exception):

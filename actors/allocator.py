@@ -1,4 +1,4 @@
-"""Memory of a process: on a CPU what a layer frees the next one gets, without the kernel; giving back a model's.
+"""Tunes a process's memory: on a CPU a freed block is kept for the next layer; a model's memory is given back.
 
 Not a pool. Where the C library is not glibc, nothing is changed.
 """

@@ -1,4 +1,4 @@
-"""How many lanes a UNet call should have on this device, and what a call, a picture and a prompt cost there.
+"""Measures the best number of lanes of a UNet call on this device, and the cost of a call, a picture and a prompt.
 
 Not a benchmark: nothing is compared with anybody else's. It owns a sampler that renders nothing meanwhile.
 """

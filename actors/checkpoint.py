@@ -1,4 +1,4 @@
-"""What a diffusers folder says about itself, from its JSON files and the list of its weights.
+"""Reads what a diffusers folder says about itself, from its JSON files and the list of its weights.
 
 Not the model: no weight is loaded and torch is not imported, so that a driver can refuse a bad folder at once. Whether
 the weights are those that the configs ask for is `actors.checkpoint_check`.

@@ -1,4 +1,4 @@
-"""One check of a checkpoint before anything starts: each of its parts is of a kind that is followed, and is whole.
+"""Checks a checkpoint before anything starts: each part is of a kind that can be rendered with, and is whole.
 
 From JSON files and the headers of the weights, in seconds and without torch. What passes is loaded without a single
 weight made up; the loaders hold that again (`actors.loading`).

@@ -1,4 +1,4 @@
-"""A frozen CLIP checkpoint: pictures and prompts -> unit embeddings. Any `CLIPModel`: OpenAI's, PickScore, HPSv2.
+"""Embeds pictures and prompts with a frozen CLIP. Any `CLIPModel`: OpenAI's, PickScore, HPSv2.
 
 Shapes: N pictures or prompts, D the common width.
 """

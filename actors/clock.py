@@ -1,8 +1,4 @@
-"""How long the device worked on something, without waiting for it.
-
-Not a profiler: one sum, and each block's own time for who asks. On a CPU the wall time of the block; on CUDA the time
-between two events of the stream.
-"""
+"""Measures how long the device worked on something, without waiting for it."""
 
 import threading
 import time

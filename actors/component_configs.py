@@ -1,4 +1,4 @@
-"""Which pipelines, UNets, VAEs and text encoders can be rendered with, by their configs; all else is refused by name.
+"""Says by their configs which pipelines, UNets, VAEs and text encoders can be rendered with; refuses others by name.
 
 A key that may have one value only is one that the engine does not follow, or that makes another kind of model of it.
 """

@@ -1,4 +1,4 @@
-"""The lane loop: rows in, finished latents out.
+"""Runs the lane loop: rows in, finished latents out.
 
 Not a queue: rows come from a Source. Not a decoder: finished latents go to `deliver`. Not a clock: it never waits for
 the device, and for its source only where no row is in flight; where a row has failed, it waits for a probe.

@@ -1,7 +1,7 @@
-"""A frozen diffusers checkpoint on one device: encode text, draw noise, predict, decode.
+"""Runs a frozen diffusers checkpoint on one device: encodes text, draws noise, predicts, decodes.
 
-Not a pipeline: it knows no steps, no guidance and no batch but the one it is given. SD 1.x, SD 2.x and SDXL.
-Legend: B batch, L tokens, D embedding, P pooled embedding, C latent channels, h w latent side, H W px.
+Not a pipeline: it knows no steps, no guidance and no batch but the one it is given. SD 1.x, SD 2.x and SDXL. Legend: B
+batch, L tokens, D embedding, P pooled embedding, C latent channels, h w latent side, H W px.
 """
 
 import atexit

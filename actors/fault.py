@@ -1,4 +1,4 @@
-"""Whose fault an error is: a row's, the engine's, or nobody's for want of memory.
+"""Decides whose fault an error is: a row's, the engine's, or nobody's for lack of memory.
 
 Not a handler: what becomes of a row or of the engine is its caller's.
 """

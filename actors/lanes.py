@@ -1,9 +1,9 @@
-"""Rows in flight and the one UNet call that moves them, always of one shape.
+"""Holds the rows in flight, and moves them by one UNet call of one shape.
 
 A call has N lanes. A row takes two at a guided step (with and without the prompt) and one at an unguided step. Which
-rows a call takes is decided on the host from their step tables, so that nothing here waits for the device.
-Not the loop (denoise.py): it neither takes rows nor knows what becomes of their latents.
-Legend: N lanes, S slots (rows in flight), R rows of one call, L D tokens and their embedding, C h w of a latent.
+rows a call takes is decided on the host from their step tables, so that nothing here waits for the device. Not the loop
+(denoise.py): it neither takes rows nor knows what becomes of their latents. Legend: N lanes, S slots (rows in flight),
+R rows of one call, L D tokens and their embedding, C h w of a latent.
 """
 
 from collections.abc import Callable, Iterable

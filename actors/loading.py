@@ -1,6 +1,6 @@
-"""Loads a model of diffusers or transformers so that no weight of it is ever made up.
+"""Loads a model of diffusers or transformers; a missing weight is an error, never a random tensor.
 
-Both libraries fill what is missing with random numbers and go on; here that is an error.
+Both libraries fill what is missing with random numbers and go on.
 """
 
 from typing import Any

@@ -1,9 +1,7 @@
-"""What a policy is apart from its weights: how scores and a price become a budget, and the card that its file carries.
+"""Turns scores and a price into a budget, and reads and writes the card of a policy's file. No weights.
 
 Pure numpy and JSON, no torch, so that a driver can read a card and refuse it at once. The network is
-`actors.policy_network`.
-
-Shapes: N rows, K budgets of the menu.
+`actors.policy_network`. Shapes: N rows, K budgets of the menu.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
-"""StepPolicy, the network, and its file: safetensors and JSON, never a pickle.
+"""Defines StepPolicy, the network, and its file: safetensors and JSON, never a pickle.
 
-Choosing a budget from its scores is `actors.policy`; encoding prompts is `actors.prompt_encoder`.
-
-Shapes: B prompts, L tokens, H the text encoder's width, D the network's, K budgets.
+Choosing a budget from its scores is `actors.policy`; encoding prompts is `actors.prompt_encoder`. Shapes: B prompts, L
+tokens, H the text encoder's width, D the network's, K budgets.
 """
 
 import hashlib

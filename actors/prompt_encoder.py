@@ -1,9 +1,7 @@
-"""The frozen text encoder of a checkpoint, as the policy sees it: prompts -> token embeddings.
+"""Encodes prompts for the policy with a checkpoint's frozen text encoder: prompts -> token embeddings.
 
 Transformers only, no diffusers: a selection worker needs none. Fixed shapes: a prompt's embeddings do not depend on its
-neighbours.
-
-Shapes: B prompts, L tokens, H the encoder's width.
+neighbours. Shapes: B prompts, L tokens, H the encoder's width.
 """
 
 import os

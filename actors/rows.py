@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: typed records, without torch, so that a driver can hold them."""
+"""Defines the records that go into the engine and come out, without torch, so that a driver can hold them."""
 
 from dataclasses import dataclass
 

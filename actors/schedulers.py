@@ -1,4 +1,4 @@
-"""What a checkpoint's scheduler config means for the solver that is asked for, as diffusers' `from_config` reads it.
+"""Reads a checkpoint's scheduler config for the chosen solver, as diffusers' `from_config` does.
 
 The config's own words count, whatever class wrote them; where it is silent the class that is asked for takes its own
 default. Keys that the solver would read and that no table can follow are refused by name. No tensors and no tables:

@@ -1,4 +1,4 @@
-"""One check of scorers before anything starts: their models are CLIPs and whole, heads fit, names differ.
+"""Checks scorers before anything starts: their models are whole CLIPs, heads fit, names differ.
 
 From JSON files and headers alone, without torch. What passes is loaded by `actors.clip` and `actors.scorer`.
 """

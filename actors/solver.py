@@ -1,8 +1,8 @@
-"""Time grids and the coefficients of every step, per budget: DDIM and DPM-Solver++ 2M as one table.
+"""Computes each budget's time grid and the coefficients of its steps: DDIM and DPM-Solver++ 2M as one table.
 
 Not a scheduler object: nothing here holds state or touches a tensor; all is known on the host before the first step.
-Legend: T training timesteps, K steps of one budget. s is the old time of a step, t the new one.
-alpha_s = sqrt(alpha_bar_s), sigma_s = sqrt(1 - alpha_bar_s).
+Legend: T training timesteps, K steps of one budget. s is the old time of a step, t the new one. alpha_s =
+sqrt(alpha_bar_s), sigma_s = sqrt(1 - alpha_bar_s).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Structural similarity of two pictures, after Wang et al. 2004. Pure torch; it judges likeness, never beauty.
+"""Computes the structural similarity of two pictures, after Wang et al. 2004. Pure torch.
 
 Shapes: N pictures, H x W px.
 """

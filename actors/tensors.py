@@ -1,4 +1,4 @@
-"""The tensors that a model asks for, name and shape, by its config alone: UNet, VAE, CLIP.
+"""Lists the tensors that a model needs, name and shape, by its config alone: UNet, VAE, CLIP.
 
 Not the models: nothing is built and torch is not imported. The tests hold every list against the model that diffusers
 or transformers builds from the same config.

@@ -1,4 +1,4 @@
-"""Prompts with a textual inversion of several vectors: its one word becomes the words of all its vectors.
+"""Expands prompts with a textual inversion of several vectors: its one word becomes the words of all its vectors.
 
 As diffusers' `maybe_convert_prompt` does; a tokenizer alone would read the first vector only.
 """

@@ -1,4 +1,4 @@
-"""Whether a tokenizer folder holds a whole CLIP tokenizer whose tokens the text encoder's embedding has.
+"""Checks that a folder holds a whole CLIP tokenizer whose tokens the text encoder's embedding has.
 
 Only the files are read: transformers makes up a vocabulary of two tokens where they are missing.
 """

@@ -1,4 +1,4 @@
-"""Safetensors files by their headers alone: which files a component is loaded from, and whether its tensors are there.
+"""Reads safetensors files by their headers alone: which files a component has, and whether its tensors are there.
 
 No tensor is read and torch is not imported: some hundred kilobytes of a checkpoint of gigabytes.
 """

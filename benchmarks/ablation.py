@@ -23,11 +23,11 @@ from actors.prompt_encoder import PromptEncoder
 from jobs.job_file import settings
 from jobs.job_file.read import load_job
 from jobs.steps.judging import unseen_judge
-from jobs.steps.learning import learning_of, rollout_run, table_run, whole_table
+from jobs.steps.training_settings import hyperparameters_of, rollout_run, table_run, whole_table
 from training.judge.frontier import Bootstrap, FixedCurve
 from training.judge.rivals import fixed, sweep
-from training.learn.batches import Rows, num_slots, rows_at
-from training.learn.hyperparameters import Learning, as_in_the_paper
+from training.learn.batches import TrainingRows, num_slots, rows_at
+from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
 from training.learn.learner import Learner, new_policy, outputs, start_of, units_of
 from training.learn.reward import in_rises
 from training.reward_table import RewardTable
@@ -39,7 +39,7 @@ NUM_PRICES = 12
 class Way:
     """How a policy is learned. plug_in: the rule reads its quality head instead of its scores."""
 
-    learning: Learning
+    learning: Hyperparameters
     network: Network
     plug_in: bool = False
 
@@ -53,7 +53,7 @@ class Outcome:
     costs: tuple[float, ...]
 
 
-def ways(learning: Learning, network: Network) -> dict[str, Way]:
+def ways(learning: Hyperparameters, network: Network) -> dict[str, Way]:
     """The method, each of its parts exchanged, the paper's own, the regression head, and sizes."""
     small, wide = max(network.num_heads, network.width // 4), 2 * network.width
     return {
@@ -71,7 +71,7 @@ def ways(learning: Learning, network: Network) -> dict[str, Way]:
     }
 
 
-def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) -> StepPolicy:
+def learn(rows: TrainingRows, table: RewardTable, learning: Hyperparameters, network: Network) -> StepPolicy:
     """A policy of a table, whose prompts are the rows by number, learned here; its scores in rises."""
     count = len(table.prompts)
     slots = num_slots(learning.batch_size, count, 1)
@@ -85,8 +85,8 @@ def learn(rows: Rows, table: RewardTable, learning: Learning, network: Network) 
 
 def ablate(
     name: str,
-    learned: tuple[RewardTable, Rows],
-    held_out: tuple[Mapping[str, RewardTable], Rows],
+    learned: tuple[RewardTable, TrainingRows],
+    held_out: tuple[Mapping[str, RewardTable], TrainingRows],
     way: Way,
     seeds: Sequence[int] = range(5),
 ) -> Outcome:
@@ -100,7 +100,10 @@ def ablate(
 
 
 def _measured(
-    learned: tuple[RewardTable, Rows], held_out: tuple[Mapping[str, RewardTable], Rows], way: Way, seed: int
+    learned: tuple[RewardTable, TrainingRows],
+    held_out: tuple[Mapping[str, RewardTable], TrainingRows],
+    way: Way,
+    seed: int,
 ) -> tuple[dict[str, float], float]:
     """Mean gain by judge and mean cost over prices."""
     learning = replace(way.learning, seed=seed)
@@ -146,7 +149,7 @@ def main() -> int:
     encoder = PromptEncoder(settings.model_source(job).local())
     given = job.config.train
     network = Network(encoder.hidden_size, len(table.choices), given.width, given.layers, given.heads)
-    learning = learning_of(given, table)
+    learning = hyperparameters_of(given, table)
     judge = job.config.evaluate.judge or unseen_judge(job, judged)
     judges = ({judge: judged.judged_by(judge)} if judge else {}) | {"own scorer": judged}
     held_out = judges, rows_of(encoder, judged)
@@ -154,22 +157,22 @@ def main() -> int:
     wanted = [(name, way, table) for name, way in ways(learning, network).items()]
     if "fidelity" in table.scores:
         both = table.weighed({"clip": 1.0, "fidelity": options.fidelity})
-        wanted.append(("two scorers", Way(learning_of(given, both), network), both))
+        wanted.append(("two scorers", Way(hyperparameters_of(given, both), network), both))
     outcomes = []
     for name, way, learned in wanted:
         if options.only and name not in options.only:
             continue
         started = time.perf_counter()
-        rows = Rows(dict(enumerate(embeds)), dict(enumerate(learned.quality)))
+        rows = TrainingRows(dict(enumerate(embeds)), dict(enumerate(learned.quality)))
         outcomes.append(ablate(name, (learned, rows), held_out, way, range(options.seeds)))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     print(outcome_table(outcomes))
     return 0
 
 
-def rows_of(encoder: PromptEncoder, table: RewardTable) -> Rows:
+def rows_of(encoder: PromptEncoder, table: RewardTable) -> TrainingRows:
     """All prompts of a table, read by the encoder."""
-    return Rows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
+    return TrainingRows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from actors.rows import Row, SamplerConfig
 from actors.sampler import DDIMSampler
 from benchmarks.measure import ROOT, arguments, machine, markdown, report
 from training.scenes.checker import check
-from training.scenes.dataset import held_out_scenes
 from training.scenes.export import MODEL_FOLDER, SCORER_FOLDER
+from training.scenes.training_files import held_out_scenes
 from training.scenes.world import MAX_RICHNESS, SIZE, Scene
 
 VARIANTS: dict[str, tuple[str, tuple[float, float] | None]] = {

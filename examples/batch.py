@@ -7,7 +7,7 @@ import ray
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.rows import RowDefaults

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobs.terminal.console import Console, hold_streams
-from jobs.terminal.errors import FAILED, REFUSED, tell
+from jobs.terminal.exit_codes import FAILED, REFUSED, report_error
 from jobs.terminal.interrupts import Interrupted, leave_on_signals
 
 VERBS = {
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         return misused(console, error, sys.argv[1:] if arguments is None else arguments)
     if console.debug:
         raise error
-    return tell(console, error)
+    return report_error(console, error)
 
 
 def misused(console: Console, error: click.ClickException, arguments: list[str]) -> int:

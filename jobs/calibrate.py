@@ -1,4 +1,4 @@
-"""`calibrate`: how many lanes the device of this machine wants; what a call, a picture and a score cost on it."""
+"""`calibrate` measures this machine's device: its best number of lanes, and what a call, a picture and a score cost."""
 
 import click
 

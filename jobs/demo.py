@@ -1,4 +1,4 @@
-"""`demo`: the shipped prompts, model and policy, a CPU: pictures in about two minutes, on one sheet.
+"""`demo` renders the shipped prompts with the shipped model and policy on a CPU, in about two minutes, onto one sheet.
 
 Each stands beside the picture that the same seed gives at the largest budget.
 """

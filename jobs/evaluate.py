@@ -1,4 +1,4 @@
-"""`evaluate`: a policy on held-out prompts, against everything that a user could do instead."""
+"""`evaluate` compares a policy on held-out prompts with everything that a user could do instead."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`init`: a job file to begin with."""
+"""`init` writes a first job file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`pilot`: does it pay here? A sample of one's own prompts at every budget, judged as `evaluate` does."""
+"""`pilot` says whether the policy pays: it renders a sample of the user's prompts at every budget and judges it."""
 
 import click
 

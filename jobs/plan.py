@@ -1,4 +1,4 @@
-"""`plan`: prompts in, every row's steps and the shards out; to be read before a GPU is paid for."""
+"""`plan` reads prompts and plans every row's steps and the shards, to be looked at before a GPU is paid for."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`render`: what is planned and not yet done becomes pictures and manifests."""
+"""`render` renders what is planned and not yet done into pictures and manifests."""
 
 import click
 

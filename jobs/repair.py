@@ -1,7 +1,6 @@
-"""`repair`: what `verify` finds missing or damaged is rendered again, and nothing else; and `run --retry-failed`.
+"""`repair` renders again what `verify` finds missing or damaged, and nothing else.
 
-Which rows, and what may be overwritten, is `pipelines.integrity.repair`'s. What became of them is told in words and in
-`--json`.
+Which rows are rendered again, and what may be overwritten, is decided by `pipelines.integrity.repair_orders`.
 """
 
 import click
@@ -39,6 +38,6 @@ def verb(
       python -m jobs repair runs/spring --full
       python -m jobs repair s3://bucket/runs/spring --delete-orphans --address auto
     """
-    from jobs.steps.repairing import repair_run
+    from jobs.steps.repair_run import repair_run
 
     return repair_run(console, run_path, 1.0 if full else sample, delete_orphans, sets, address, take_over)

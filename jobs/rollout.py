@@ -1,4 +1,4 @@
-"""`rollout`: every prompt at every budget, scored: the reward table that a policy is trained on."""
+"""`rollout` renders and scores every prompt at every budget: the reward table that a policy is trained on."""
 
 import click
 

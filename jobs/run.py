@@ -1,4 +1,4 @@
-"""`run`: plan, then render: the whole job."""
+"""`run` plans, then renders: the whole job."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`schema`: what a job file may hold, and what a manifest holds."""
+"""`schema` prints what a job file may hold, and what a manifest holds."""
 
 import json
 from typing import Any

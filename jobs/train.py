@@ -1,4 +1,4 @@
-"""`train`: a rollout's table becomes a policy, by REINFORCE on Ray Train workers; the diffusion model is not loaded."""
+"""`train` makes a policy of a rollout's table, by REINFORCE on Ray Train workers; it loads no diffusion model."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`validate`: is the job file right, and are the model, the input and the output there? Nothing is rendered."""
+"""`validate` checks the job file, the model, the input and the output. It renders nothing."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`verify`: is every planned row in a manifest once, and every image there with its bytes? Nothing is changed."""
+"""`verify` checks that each planned row is in one manifest and each image there with its bytes; it changes nothing."""
 
 import click
 

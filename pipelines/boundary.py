@@ -1,6 +1,6 @@
-"""The boundary of what must go on whatever is raised inside it: a worker's shard, a thread that has to live.
+"""Runs a call and returns what it raised, for what must go on: a worker after one shard, a thread that has to live.
 
-The one broad `except` of this room. Who calls it says what an error means there.
+The one broad `except` of this room. The caller decides what an error means.
 """
 
 from collections.abc import Callable

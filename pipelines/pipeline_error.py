@@ -1,6 +1,6 @@
-"""The base of this room's own errors: each is a message to a person, with place, reason and remedy.
+"""Defines the base class of the errors of `pipelines/`; each message says place, reason and remedy to a person.
 
-What ends a loop or belongs to one row alone (`Dropped`) is no such error.
+`Dropped`, which only ends an attempt, and errors of one row have other classes.
 """
 
 
@@ -11,5 +11,5 @@ class PipelineError(Exception):
 
 
 def one_line(text: str) -> str:
-    """The text with line ends, control characters and halves of characters, as names of files may hold, as escapes."""
+    """The text with line ends, control characters and lone surrogates as escapes; names of files may hold them."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -8,7 +8,7 @@ import fsspec
 from pipelines.prompts.dataset import NONE_EQUAL
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
 from pipelines.prompts.rows import RowDefaults
-from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
+from pipelines.prompts.slices import canonical_tables, cut_slices, scan
 from pipelines.storage.folder import Folder
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))
@@ -30,7 +30,7 @@ def source(path: Path | str, **changes: Any) -> PromptSource:
 def inspected(given: PromptSource) -> Inspection:
     """`inspect` without Ray."""
     files = open_files(given)
-    pieces = cut_pieces(files, given.limit)
+    pieces = cut_slices(files, given.limit)
     return assemble(given, files, pieces, [list(scan(piece, given.reading)) for piece in pieces])
 
 
@@ -43,9 +43,9 @@ def rows_of(found: Inspection) -> list[dict[str, Any]]:
     """`rows` without Ray."""
     return [
         row
-        for index, piece in enumerate(found.pieces)
+        for index, piece in enumerate(found.slices)
         for table in canonical_tables(
-            piece, found.source.reading, found.carried, found.occurrences.get(index, NONE_EQUAL)
+            piece, found.source.reading, found.carried, found.equal_rows.get(index, NONE_EQUAL)
         )
         for row in table.to_pylist()
     ]

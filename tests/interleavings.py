@@ -364,7 +364,7 @@ class Bench:
         self._args.setdefault(key, args)
         return key
 
-    def tell(self, ledger: int, clock: float, method: str, *args: Any) -> tuple[int, Any, tuple[str, ...]]:
+    def report_error(self, ledger: int, clock: float, method: str, *args: Any) -> tuple[int, Any, tuple[str, ...]]:
         """-> the ledger after it, its answer, and the shards of the deaths that it counted."""
 
         def call() -> tuple[int, Any, tuple[str, ...]]:
@@ -615,10 +615,12 @@ class Rules:
     def _made_again(self, world: World, i: int) -> World:
         """A worker that gets nothing ends, and its pool makes another while there is something free."""
         driver = world.drivers[world.hands[i].driver]
-        snapshot = self.bench.tell(driver.ledger, world.clock, "snapshot")[1]
+        snapshot = self.bench.report_error(driver.ledger, world.clock, "snapshot")[1]
         if driver.stop or snapshot.finished or not snapshot.free:
             return world
-        return self._next_life(self._tell(world, world.hands[i].driver, "bury", world.hands[i].worker.actor, ())[0], i)
+        return self._next_life(
+            self._tell(world, world.hands[i].driver, "process_ended", world.hands[i].worker.actor, ())[0], i
+        )
 
     def _log(self, world: World, i: int, entry: tuple[Any, ...]) -> World:
         hand = world.hands[i]
@@ -647,7 +649,7 @@ class Rules:
             seen, again, early = driver.loading
             loading = (seen, again, (*early, (method, self.bench.args_of(args))))
             return world._replace(drivers=put(world.drivers, d, loading=loading)), None
-        ledger, answer, deaths = self.bench.tell(driver.ledger, world.clock, method, *args)
+        ledger, answer, deaths = self.bench.report_error(driver.ledger, world.clock, method, *args)
         if deaths and self._living(world) & {w for s, w in self.bench.leases(driver.ledger) if s in deaths}:
             world = world._replace(owed=(*world.owed, "none died"))
         return self._count(world._replace(drivers=put(world.drivers, d, ledger=ledger)), d, deaths), answer
@@ -665,7 +667,7 @@ class Rules:
         """The driver has seen its end; then Ray's next life of the actor is called."""
         hand = world.hands[i]
         nodes = tuple(each.worker.node for each in world.hands if each.state != "lost")
-        world, _ = self._tell(world, hand.driver, "bury", hand.worker.actor, nodes, hand.worker.life + 1)
+        world, _ = self._tell(world, hand.driver, "process_ended", hand.worker.actor, nodes, hand.worker.life + 1)
         return self._next_life(world, i)
 
     def _next_life(self, world: World, i: int) -> World:
@@ -693,7 +695,7 @@ class Rules:
                 told, _ = self._tell(world, d, "stop")
                 yield f"{d} gives way", told._replace(drivers=put(told.drivers, d, stop="stopping"))
             if len(world.drivers) > 1 and (found := driver.undone & self.bench.done(world.store)):
-                told, _ = self._tell(world, d, "found", tuple(sorted(found)))
+                told, _ = self._tell(world, d, "manifests_seen", tuple(sorted(found)))
                 yield f"{d} looks", told._replace(drivers=put(told.drivers, d, undone=driver.undone - found))
 
     def _load(self, world: World, d: int) -> World:
@@ -869,7 +871,7 @@ class Enumeration:
         every = self.bench.complete(world.store)
         for driver in world.drivers:
             if driver.alive:
-                snapshot = self.bench.tell(driver.ledger, world.clock, "snapshot")[1]
+                snapshot = self.bench.report_error(driver.ledger, world.clock, "snapshot")[1]
                 if not snapshot.finished or not (every or snapshot.fatal or driver.stop):
                     self._note(PROGRESS, number)
         if not self.resumes(world.store):

@@ -7,13 +7,13 @@ from tables import world
 from test_learner import LEARNING, NETWORK, embeddings
 
 from benchmarks.ablation import ablate, outcome_table, ways
-from training.learn.batches import Rows
+from training.learn.batches import TrainingRows
 from training.reward_table import RewardTable
 
 
-def part(seed: int) -> tuple[RewardTable, Rows]:
+def part(seed: int) -> tuple[RewardTable, TrainingRows]:
     table = world(160, seed=seed)
-    return table, Rows(embeddings(table, seed), dict(enumerate(table.quality)))
+    return table, TrainingRows(embeddings(table, seed), dict(enumerate(table.quality)))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import read_job
 from jobs.job_file.scorers import check_scorers
 from jobs.terminal.console import Console
-from jobs.terminal.errors import tell
+from jobs.terminal.exit_codes import report_error
 from pipelines.boundary import raised_by
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.pool import RenderError
@@ -48,7 +48,7 @@ JOB = "input: {path: prompts.csv}\nsteps: {selector: words}\n"
 def said(error: BaseException) -> tuple[int, str]:
     """The exit code, and what stands on stderr."""
     console = Console(io.StringIO())
-    return tell(console, error), console.stream.getvalue()  # type: ignore[attr-defined]
+    return report_error(console, error), console.stream.getvalue()  # type: ignore[attr-defined]
 
 
 def raised(call: Callable[[], object]) -> Exception:
@@ -85,7 +85,7 @@ def test_every_error_of_ours_has_the_base_of_its_room() -> None:
 def test_exit_2_only_where_nothing_was_started(retryable: bool, started: bool, code: int) -> None:
     console = Console(io.StringIO())
     console.started = started
-    assert tell(console, StorageError("no bucket", retryable)) == code
+    assert report_error(console, StorageError("no bucket", retryable)) == code
 
 
 def test_a_run_that_could_not_go_on_is_exit_1_and_no_fault_of_a_key() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.integrity.findings import ORPHANS
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.run.layout import RunFolder
 from tests.checkpoints import make_checkpoint
 

@@ -21,7 +21,7 @@ from pipelines.plan.earlier import Changes, KnownRows, _newest, earlier_rows, kn
 from pipelines.plan.make import PlanConfig, make_plan
 from pipelines.prompts.dataset import inspect
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_given
+from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_raw
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.test_plan import FakeConfig, WordSelector
@@ -65,7 +65,7 @@ def planned(run: RunFolder, generation: int) -> dict[str, dict[str, Any]]:
 
 
 def hash_of(**fields: Any) -> int:
-    given = read_given({name: [value] for name, value in fields.items()}, 1, Rules(DEFAULTS, 1))
+    given = read_raw({name: [value] for name, value in fields.items()}, 1, Rules(DEFAULTS, 1))
     return content_hashes(given)[0]
 
 
@@ -173,7 +173,7 @@ def test_a_mended_row_is_planned_again_once(ray_cluster: Any, tmp_path: Path) ->
     write(file, changed(1, prompt="a fox"))
     second = make_plan(read_plan(run), config(file))
     assert (second.generation, second.rows, second.failed_rows) == (2, 1, 0)
-    assert "1 row that could not be rendered is mended: planned again" in second.notes
+    assert "1 row that could not be rendered is good now: planned again" in second.notes
     assert (planned(run, 2)["b"]["prompt"], planned(run, 2)["b"]["replaces"]) == ("a fox", True)
     assert run.read_plan(2)["replaced_rows"] == 1
     assert make_plan(read_plan(run), config(file)).generation is None

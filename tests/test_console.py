@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.steps import demo_run
-from jobs.terminal.console import Console, Lasting
+from jobs.terminal.console import Console, LastingStream
 from jobs.terminal.interrupts import Interrupted, Interrupts, leave_on_signals
 from jobs.terminal.progress import ProgressLine
 from tests.test_progress import State
@@ -50,7 +50,7 @@ LOSSES = [
 @pytest.mark.parametrize("at", ["write", "flush"])
 @pytest.mark.parametrize("error", LOSSES)
 def test_nothing_that_is_said_ends_a_run(error: Exception, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Lasting(Failing(error, at))
+    held = LastingStream(Failing(error, at))
     monkeypatch.setattr(sys, "stdout", held)
     console = Console(held)  # type: ignore[arg-type]
     console.is_terminal = True
@@ -66,7 +66,7 @@ def test_nothing_that_is_said_ends_a_run(error: Exception, at: str, monkeypatch:
 
 def test_a_stream_that_lasts_says_all_of_it() -> None:
     stream = io.StringIO()
-    held = Lasting(stream)
+    held = LastingStream(stream)
     assert (held.write("abc"), held.lost, stream.getvalue()) == (3, False, "abc")
     assert held.isatty() is False
     assert held.encoding == stream.encoding

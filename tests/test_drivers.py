@@ -14,7 +14,7 @@ from jobs.job_file import settings
 from jobs.job_file.read import load_job
 from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.findings import ORPHANS
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.plan.make import make_plan
 from pipelines.render.driver import render
 from pipelines.render.ledger import Ledger

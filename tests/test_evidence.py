@@ -7,7 +7,7 @@ import pytest
 from tables import CHOICES, world
 
 from actors.policy import Network, PolicyCard, Setting
-from training.judge.evidence import PromptReadings, Setup, evidence, labels, tuned
+from training.judge.evidence import PolicyScores, Setup, evidence, labels, tuned
 from training.reward_table import RewardTable, TableError
 
 CARD = PolicyCard(
@@ -24,9 +24,9 @@ CARD = PolicyCard(
 )
 
 
-def reading(table: RewardTable) -> PromptReadings:
+def reading(table: RewardTable) -> PolicyScores:
     count = len(table.prompts)
-    return PromptReadings(CARD, np.zeros((count, 4)))
+    return PolicyScores(CARD, np.zeros((count, 4)))
 
 
 def scored(seed: int = 0) -> RewardTable:

@@ -22,7 +22,7 @@ from s3_server import S3Server
 from actors.diffusion import Diffusion
 from actors.rows import SamplerConfig
 from actors.sampler import DDIMSampler
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.render.attempt import engine_row
 from pipelines.render.sink import encode_image
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes

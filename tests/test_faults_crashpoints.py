@@ -18,7 +18,7 @@ import pytest
 
 from actors.rows import SamplerConfig
 from pipelines.integrity.findings import ORPHANS
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.plan.shards import Place, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.render.messages import Lease

@@ -36,7 +36,7 @@ from pipelines.files.tables import format_of
 from pipelines.files.walk import FOLDERS, RUNS, Glob, is_hidden
 from pipelines.prompts.inspection import PromptSource, assemble, open_files
 from pipelines.prompts.rows import RowDefaults
-from pipelines.prompts.slices import canonical_tables, cut_pieces, scan
+from pipelines.prompts.slices import canonical_tables, cut_slices, scan
 from pipelines.render.sink import Sink, encode_image
 from pipelines.run.layout import RunFolder, parquet_bytes
 from pipelines.run.schema import manifest_schema, planned_row
@@ -97,16 +97,14 @@ def planned(path: Path, columns: dict[str, str], samples: int) -> pa.Table:
     """What `plan` makes of a file before it chooses steps: both passes over it, and the schema of its manifests."""
     source = PromptSource(str(path), defaults=DEFAULTS, columns=columns, images_per_prompt=samples)
     files = open_files(source)
-    pieces = cut_pieces(files, None)
+    pieces = cut_slices(files, None)
     inspection = assemble(source, files, pieces, [list(scan(piece, source.reading)) for piece in pieces])
     manifest_schema(inspection.carried_schema)
     none = (np.empty(0, np.int64), np.empty(0, np.int32))
     tables = [
         table
-        for index, piece in enumerate(inspection.pieces)
-        for table in canonical_tables(
-            piece, source.reading, inspection.carried, inspection.occurrences.get(index, none)
-        )
+        for index, piece in enumerate(inspection.slices)
+        for table in canonical_tables(piece, source.reading, inspection.carried, inspection.equal_rows.get(index, none))
     ]
     return pa.concat_tables(tables)
 

@@ -10,7 +10,7 @@ from benchmarks.offer_controls import says_pays, tries_bought
 from benchmarks.offer_worlds import SKEW, Kind, skewed, world
 from training.learn.banks import seed_bank, seed_residuals
 from training.learn.components import Components, fit_components, negative_log_likelihood
-from training.learn.heads import calibration, fit_heads, out_of_fold
+from training.learn.heads import decile_calibration, fit_heads, out_of_fold
 from training.learn.ridge import fit_ridge, folds_of
 from training.learn.share import share_of, slope_across, slopes_within
 from training.learning_error import Unlearnable
@@ -181,7 +181,7 @@ def test_predicted_acceptance_is_what_new_prompts_do() -> None:
     heads = fit_heads(learn.features, *learn.draw(rng, 4))
     score, mu, sigma = new.draw(rng, 2)[0], heads.mean(new.features), heads.sigmas(new.features)
     for recipe, offset in ((0, -0.5), (2, 0.0), (4, 0.8)):
-        found = calibration(heads.banks[recipe], score[:, recipe], mu[:, recipe], sigma[:, recipe], offset)
+        found = decile_calibration(heads.banks[recipe], score[:, recipe], mu[:, recipe], sigma[:, recipe], offset)
         assert len(found) == 10
         assert all(abs(each.acceptance - each.observed_acceptance) < 0.08 for each in found)
         assert np.mean([each.acceptance - each.observed_acceptance for each in found]) == pytest.approx(0, abs=0.02)

@@ -135,7 +135,7 @@ def test_a_link_to_nothing_is_refused_by_name(tmp_path: Path, name: str) -> None
     put(tmp_path / "in" / "a.csv")
     (tmp_path / "in" / "day").mkdir()
     (tmp_path / "in" / name).symlink_to("/no/such/place")
-    with pytest.raises(InputError, match=rf"in/{name}: a symbolic link to /no/such/place, which is not there. Mend or"):
+    with pytest.raises(InputError, match=rf"in/{name}: a symbolic link to /no/such/place, which is not there. Fix or"):
         inspect_here(tmp_path / "in")
 
 

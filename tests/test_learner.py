@@ -10,14 +10,14 @@ from tables import CHOICES, world
 from torch import Tensor
 
 from actors.policy import Network
-from training.learn.batches import Rows, num_slots, own_slots, padded, rows_at, uniforms
-from training.learn.hyperparameters import Learning, as_in_the_paper
+from training.learn.batches import TrainingRows, num_slots, own_slots, padded, rows_at, uniforms
+from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
 from training.learn.learner import VALIDATION_PRICES, Learner, new_policy, outputs, units_of, validate
 from training.learn.reward import rise
 from training.reward_table import RewardTable
 
 NETWORK = Network(hidden_size=6, num_choices=len(CHOICES), width=16, num_layers=1, num_heads=2)
-LEARNING = Learning(prices=(0.15, 6.0), temperature=0.36, batch_size=64, epochs=30, learning_rate=3e-3)
+LEARNING = Hyperparameters(prices=(0.15, 6.0), temperature=0.36, batch_size=64, epochs=30, learning_rate=3e-3)
 
 
 def embeddings(table: RewardTable, seed: int = 0) -> dict[int, np.ndarray]:
@@ -31,11 +31,11 @@ def embeddings(table: RewardTable, seed: int = 0) -> dict[int, np.ndarray]:
     return made
 
 
-def rows_of(table: RewardTable) -> Rows:
-    return Rows(embeddings(table), dict(enumerate(table.quality)))
+def rows_of(table: RewardTable) -> TrainingRows:
+    return TrainingRows(embeddings(table), dict(enumerate(table.quality)))
 
 
-def learner(table: RewardTable, learning: Learning = LEARNING, **values: object) -> Learner:
+def learner(table: RewardTable, learning: Hyperparameters = LEARNING, **values: object) -> Learner:
     slots = num_slots(learning.batch_size, len(table.prompts), 1)
     policy = new_policy(NETWORK, learning.seed)
     units = units_of(table.quality, learning.temperature)
@@ -43,7 +43,7 @@ def learner(table: RewardTable, learning: Learning = LEARNING, **values: object)
     return Learner(policy, learning, units, table.choices, table.costs, steps, **values)  # type: ignore[arg-type]
 
 
-def train(learner: Learner, rows: Rows, until: int | None = None) -> None:
+def train(learner: Learner, rows: TrainingRows, until: int | None = None) -> None:
     count = len(rows.quality)
     slots = num_slots(learner.learning.batch_size, count, 1)
     while learner.step < (until or learner.num_steps):
@@ -115,7 +115,7 @@ def test_padding() -> None:
     ],
     ids=["leave_one_out", "expected", "none", "paper"],
 )
-def test_two_halves_average_to_the_whole_batchs_gradient(learning: Learning) -> None:
+def test_two_halves_average_to_the_whole_batchs_gradient(learning: Hyperparameters) -> None:
     """What data-parallel workers do, without them: to 1e-6."""
     table = world(64)
     rows, one = rows_of(table), learner(table, learning)
@@ -181,7 +181,7 @@ def test_outputs_in_the_scorers_units() -> None:
     torch.testing.assert_close((done.quality_log_var / 2).exp(), (raw.quality_log_var / 2).exp() * spread, **close)
 
 
-def known_gain(table: RewardTable, learning: Learning) -> float:
+def known_gain(table: RewardTable, learning: Hyperparameters) -> float:
     """val_gain of who knows each prompt's kind and the mean quality of a kind."""
     quality, kinds, gains = table.quality.mean(axis=2), np.array(table.categories), []
     for price in np.geomspace(*learning.prices, VALIDATION_PRICES):
@@ -198,9 +198,9 @@ def test_it_learns_which_prompts_need_steps(scale: float) -> None:
     for alike in (False, True):
         table, held_out = (world(200, seed=seed, alike=alike) for seed in (0, 1))
         one = learner(replace(table, quality=table.quality * scale), LEARNING)
-        train(one, Rows(embeddings(table), dict(enumerate(table.quality * scale))))
+        train(one, TrainingRows(embeddings(table), dict(enumerate(table.quality * scale))))
         policy = one.units.finished(one.policy)
-        batch = Rows(embeddings(held_out, 1), dict(enumerate(held_out.quality * scale))).batch(np.arange(200))
+        batch = TrainingRows(embeddings(held_out, 1), dict(enumerate(held_out.quality * scale))).batch(np.arange(200))
         found = validate(policy, [batch], table.costs, LEARNING, rise(table.quality * scale))
         gains[alike] = found["val_gain"]
         scores, quality = outputs(policy, [batch])

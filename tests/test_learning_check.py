@@ -8,8 +8,8 @@ from jobs.__main__ import main
 from jobs.job_file import settings
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import Job, load_job, read_job
-from jobs.steps.checking import Checks
-from jobs.steps.learning_check import check_variants, learning_checks
+from jobs.steps.checking import FaultCollector
+from jobs.steps.training_check import check_variants, learning_checks
 from pipelines.run.layout import RunFolder
 
 JOB = "input: {path: prompts.csv}\nsteps: {selector: words}\n"
@@ -30,7 +30,7 @@ def job(text: str, head: str = JOB) -> Job:
 def faults(text: str, head: str = JOB) -> list[str]:
     """What is wrong with the two sections, each with its place."""
     found = job(text, head)
-    checks = Checks(found)
+    checks = FaultCollector(found)
     for check, key in learning_checks(found, None):
         checks.run(check, key)
     return [str(fault) for fault in checks.faults]

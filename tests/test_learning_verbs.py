@@ -9,7 +9,7 @@ from tables import world
 
 from jobs.__main__ import main
 from jobs.job_file.read import load_job, read_job
-from jobs.steps.learning import learning_of
+from jobs.steps.training_settings import hyperparameters_of
 from training.scenes.captions import write
 
 ROOT = Path(__file__).parent.parent
@@ -101,10 +101,10 @@ def test_what_cannot_be_learned_from_is_refused(
 
 def test_the_papers_recipe_and_what_is_given_beside_it() -> None:
     job = read_job("input: {path: x}\ntrain: {recipe: adadiff, epochs: 3}", "job.yaml")
-    learning = learning_of(job.config.train, world(40))
+    learning = hyperparameters_of(job.config.train, world(40))
     assert (learning.reward, learning.baseline, learning.samples, learning.learning_rate) == ("paper", "none", 1, 1e-5)
     assert learning.epochs == 3
-    ours = learning_of(read_job("input: {path: x}", "job.yaml").config.train, world(40))
+    ours = hyperparameters_of(read_job("input: {path: x}", "job.yaml").config.train, world(40))
     assert (ours.reward, ours.baseline) == ("priced", "leave_one_out")
     assert 0 < ours.prices[0] < 1 < ours.prices[1]
 

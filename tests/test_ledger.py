@@ -120,7 +120,7 @@ def test_a_second_shard_is_leased_only_while_the_others_find_one():
     for actor in "abc":
         assert ledger.lease(slot(actor)) != WAIT
     assert ledger.lease(slot("a", 1)) == WAIT  # two are free, for b and c
-    ledger.bury("c", ["n"])
+    ledger.process_ended("c", ["n"])
     assert ledger.lease(slot("a", 1)) != WAIT
 
 
@@ -130,7 +130,7 @@ def test_an_attempt_counts_only_where_a_process_died_on_a_living_node(living, fa
     ledger = Ledger([shard("s1")], on_death=lambda *death: written.append(death))
     here = Slot(Worker("a", "1", "default", "n1"), 0)
     ledger.lease(here)
-    ledger.bury("a", living)
+    ledger.process_ended("a", living)
     assert ledger.lease(slot("b")) == Lease(shard("s1"), failures)
     assert [shard_id for shard_id, _ in written] == ["s1"] * failures
     assert ledger.lease(here) == DONE  # whatever is still heard of that life
@@ -193,7 +193,7 @@ def test_how_often_an_engine_broke_is_counted_until_it_finishes_a_shard():
     last = on("n1", incarnation="4")
     ledger.finish(last, ledger.lease(last).shard.id, OK)
     assert (ledger.snapshot().broke, ledger.snapshot().proved) == ({}, {"a"})
-    ledger.bury("a", ["n1"])
+    ledger.process_ended("a", ["n1"])
     assert ledger.snapshot().proved == frozenset()
 
 
@@ -356,7 +356,7 @@ def test_workers_that_die_over_one_shard_for_ever_end_the_run():
 
 def test_a_shard_that_another_driver_committed_is_not_leased():
     ledger = Ledger([shard("s1", 9), shard("s2", 5)])
-    ledger.found(["s1", "unknown"])
+    ledger.manifests_seen(["s1", "unknown"])
     assert ledger.lease(slot()).shard.id == "s2"
     assert (ledger.snapshot().shards_done, ledger.snapshot().rows_done, ledger.snapshot().ok) == (1, 10, 0)
 
@@ -364,7 +364,7 @@ def test_a_shard_that_another_driver_committed_is_not_leased():
 def test_a_worker_hears_that_its_shard_was_committed_by_another():
     ledger = Ledger([shard("s1")])
     ledger.lease(slot())
-    ledger.found(["s1"])
+    ledger.manifests_seen(["s1"])
     assert ledger.snapshot().shards_done == 0  # it may be this worker's own commit, not yet told
     assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
     ledger.release(slot(), "s1")
@@ -375,7 +375,7 @@ def test_a_worker_hears_that_its_shard_was_committed_by_another():
 def test_a_worker_whose_own_commit_was_found_is_counted():
     ledger = Ledger([shard("s1")])
     ledger.lease(slot())
-    ledger.found(["s1"])
+    ledger.manifests_seen(["s1"])
     ledger.finish(slot(), "s1", OK)
     assert (ledger.snapshot().ok, ledger.snapshot().shards_done) == (10, 1)
 
@@ -383,7 +383,7 @@ def test_a_worker_whose_own_commit_was_found_is_counted():
 def test_a_found_shard_whose_worker_dies_is_done():
     ledger = Ledger([shard("s1")])
     ledger.lease(slot())
-    ledger.found(["s1"])
+    ledger.manifests_seen(["s1"])
     assert ledger.lease(slot(incarnation="2")) == DONE
 
 
@@ -409,7 +409,7 @@ def test_a_shard_that_fails_under_an_adopted_lease_is_leased_again():
 def test_what_is_repaired_counts_the_rows_that_are_rendered_again():
     order = RepairOrder("s1", 1, ("r1", "r2"), frozenset(), attempts=2)
     ledger = Ledger([shard("s1"), shard("s2")], ["s2"], orders={"s1": order})
-    ledger.found(["s1"])  # its manifest is the one that is repaired
+    ledger.manifests_seen(["s1"])  # its manifest is the one that is repaired
     assert (ledger.snapshot().rows, ledger.snapshot().rows_done) == (20, 18)
     assert ledger.lease(slot()) == Lease(shard("s1"), 0, order)
     ledger.finish(slot(), "s1", OK | {"ok": 2})
@@ -509,10 +509,10 @@ def test_a_late_heartbeat_of_a_dead_process_does_not_end_its_successor():
     held = ledger.lease(Slot(living, 0))
     assert ledger.beat(Heartbeat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
     assert ledger.lease(Slot(dead, 0)) == DONE
-    ledger.bury("a", ["n1"], before=1)  # said again, after the new life was heard
+    ledger.process_ended("a", ["n1"], before=1)  # said again, after the new life was heard
     assert ledger.beat(Heartbeat(living, {held.shard.id: 4}, {})).drop == ()
     assert ledger.snapshot().deaths == 0
-    ledger.bury("a", ["n1"])
+    ledger.process_ended("a", ["n1"])
     assert ledger.snapshot().deaths == 1
 
 
@@ -541,16 +541,16 @@ def test_a_worker_that_is_gone_is_one_less_to_leave_a_shard_for():
     ledger = Ledger([shard(name) for name in ("s1", "s2", "s3")])
     for actor in "abc":
         ledger.lease(slot(actor))
-    ledger.bury("c", [])
+    ledger.process_ended("c", [])
     assert ledger.lease(slot("a", 1)) == WAIT  # what c gave back is for b
-    ledger.bury("b", [])
+    ledger.process_ended("b", [])
     assert ledger.lease(slot("a", 1)) != WAIT
 
 
 def test_nothing_is_leased_to_a_life_that_has_ended():
     ledger = Ledger([shard("s1"), shard("s2")])
     ledger.lease(slot())
-    ledger.bury("a", [])
+    ledger.process_ended("a", [])
     assert ledger.lease(slot()) == DONE
     assert ledger.beat(Heartbeat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
     assert ledger.snapshot().workers == 0

@@ -148,6 +148,6 @@ def test_a_death_that_counts_is_written_down(run, started):
     lost = Slot(Worker("a", "1", "pool0", "n1"), 0)
     shard = actor.lease(lost).shard.id
     run.begin_attempt(shard)
-    actor.bury("a", ["n1"])
+    actor.process_ended("a", ["n1"])
     until(run.deaths, seconds=30)
     assert run.deaths() == {shard: (1,)}

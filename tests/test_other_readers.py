@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.files.readers import InputError
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.integrity.widen import widen_manifests
 from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.render.manifest_rows import failed_row, manifest_table, widened

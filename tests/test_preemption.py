@@ -12,7 +12,7 @@ import pytest
 
 from actors.rows import SamplerConfig
 from pipelines.integrity.findings import ORPHANS
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.render.driver import render
 from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder

@@ -13,12 +13,12 @@ import pytest
 
 from pipelines.files.readers import InputError, read_batches
 from pipelines.files.tables import find_files
-from pipelines.prompts import duplicates as occurrences
-from pipelines.prompts.columns import json_type, resolve
+from pipelines.prompts import duplicates as equal_rows
+from pipelines.prompts.columns import json_type, resolve_columns
 from pipelines.prompts.dataset import inspect, raise_aborted, rows
-from pipelines.prompts.duplicates import count_occurrences
+from pipelines.prompts.duplicates import find_equal_rows
 from pipelines.prompts.rows import MAX_SEED, derived_seed, id_key
-from pipelines.prompts.slices import cut_pieces, task_lists
+from pipelines.prompts.slices import cut_slices, task_lists
 from pipelines.storage.folder import Folder, StorageOptions
 from tests.inputs import inspect_here, rows_of, source
 
@@ -117,7 +117,7 @@ def test_parquet_is_read_by_row_groups(tmp_path: Path) -> None:
 def test_small_files_share_a_task_and_large_ones_do_not(tmp_path: Path) -> None:
     for index in range(60):
         write(tmp_path / f"{index:02d}.csv", "prompt\na\n")
-    pieces = cut_pieces(find_files(str(tmp_path), StorageOptions()), None)
+    pieces = cut_slices(find_files(str(tmp_path), StorageOptions()), None)
     lists = task_lists(pieces)
     assert [index for indices in lists for index in indices] == list(range(60))
     assert len(lists) == 2
@@ -182,9 +182,9 @@ def test_two_files_with_another_type_of_one_column_are_refused(tmp_path: Path) -
 
 
 def test_two_spellings_of_one_name() -> None:
-    assert resolve(["prompt", "seed", "Seed"], {}, "here") == {"prompt": "prompt", "seed": "seed"}
+    assert resolve_columns(["prompt", "seed", "Seed"], {}, "here") == {"prompt": "prompt", "seed": "seed"}
     with pytest.raises(InputError, match="2 columns may be the seed: SEED, Seed"):
-        resolve(["prompt", "SEED", "Seed"], {}, "here")
+        resolve_columns(["prompt", "SEED", "Seed"], {}, "here")
 
 
 # ---- bad rows
@@ -298,8 +298,8 @@ def test_occurrences_against_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> No
         given = random.random(size) < 0.3
         keys = np.array([id_key(str(name)) for name in names], "S16")
         cuts = [0, *sorted(random.integers(0, size + 1, 3).tolist()), size]
-        monkeypatch.setattr(occurrences, "SHARE_ROWS", int(random.integers(1, 60)))
-        found = count_occurrences([(keys[a:b], given[a:b]) for a, b in pairwise(cuts)])
+        monkeypatch.setattr(equal_rows, "SHARE_ROWS", int(random.integers(1, 60)))
+        found = find_equal_rows([(keys[a:b], given[a:b]) for a, b in pairwise(cuts)])
         numbers: dict[int, int] = {}
         for row, name in enumerate(names):
             if not given[row]:

@@ -121,17 +121,17 @@ def proof(run: RunFolder) -> Proof:
 def test_how_a_process_gets_at_a_store(
     s3: S3Server, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = run.reach()
+    found = run.access()
     assert (found.host, found.place, found.endpoint) == (socket.gethostname(), run.url, s3.endpoint_url)
     assert (found.endpoint_from, found.credentials) == ("AWS_ENDPOINT_URL in the environment", "the environment")
-    job = RunFolder(run.url, StorageOptions("http://user-of-job.example:9")).reach()
+    job = RunFolder(run.url, StorageOptions("http://user-of-job.example:9")).access()
     assert (job.endpoint, job.endpoint_from) == ("http://user-of-job.example:9", "storage.endpoint_url of the job")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:hidden@s3.example/path")
-    own = RunFolder(run.url).reach()
+    own = RunFolder(run.url).access()
     assert (own.endpoint, own.endpoint_from) == ("http://s3.example/path", "AWS_ENDPOINT_URL_S3 in the environment")
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    nothing = RunFolder(run.url).reach()
+    nothing = RunFolder(run.url).access()
     assert (nothing.endpoint, nothing.endpoint_from, nothing.credentials) == ("S3", "AWS itself", "none")
     config = tmp_path / "config"
     config.write_text(
@@ -140,12 +140,12 @@ def test_how_a_process_gets_at_a_store(
     )
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "here")
-    profile = RunFolder(run.url).reach()
+    profile = RunFolder(run.url).access()
     assert (profile.endpoint, profile.endpoint_from) == (s3.endpoint_url, "endpoint_url of the AWS configuration")
     assert profile.credentials == "a profile"
     assert RunFolder(run.url).create("through-the-profile", b"")
     monkeypatch.setenv("AWS_PROFILE", "none-of-that-name")
-    assert RunFolder(run.url).reach().credentials == "none"
+    assert RunFolder(run.url).access().credentials == "none"
     assert not any(key in str(each) for key in (*KEYS, "hidden") for each in (found, job, own, nothing, profile))
 
 

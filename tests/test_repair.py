@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from actors.rows import SamplerConfig
-from pipelines.integrity.repair import Repairs, delete_orphans
-from pipelines.integrity.verify import verify
+from pipelines.integrity.repair_orders import RepairPlanner, delete_orphans
+from pipelines.integrity.verification import verify
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
 from pipelines.render.repairing import RepairedShard, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
@@ -52,7 +52,7 @@ def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> l
     return [with_place(row, packed) for row in rows]
 
 
-def repaired(run: RunFolder, repairs: Repairs, shard: str, *given: Any, **more: Any) -> RepairedShard | None:
+def repaired(run: RunFolder, repairs: RepairPlanner, shard: str, *given: Any, **more: Any) -> RepairedShard | None:
     """What is ordered for a shard, as its worker reads it."""
     if (order := repairs.order(shard, *given, **more)) is None:
         return None
@@ -62,7 +62,7 @@ def repaired(run: RunFolder, repairs: Repairs, shard: str, *given: Any, **more: 
 
 def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, RepairedShard]:
     """As a driver does it: verify, mend, replace, delete what is left over."""
-    repairs, done = Repairs(read_plan(run)), {}
+    repairs, done = RepairPlanner(read_plan(run)), {}
     for checked in verify(run, 1):
         if checked.shard and (mending := repaired(run, repairs, checked.shard, checked.findings)):
             replace_manifest(run, epoch.term, checked.shard, mending.manifest(rendered(run, mending, layout)))
@@ -82,7 +82,7 @@ def change(run: RunFolder, edit) -> None:
 
 
 def test_a_clean_run_needs_nothing(run: RunFolder) -> None:
-    repairs = Repairs(read_plan(run))
+    repairs = RepairPlanner(read_plan(run))
     assert all(repairs.order(c.shard, c.findings) is None for c in verify(run, 1) if c.shard)
     assert repairs.order(SHARD, retry_failed=True) is None  # a row bad at plan time stays bad
 
@@ -151,7 +151,7 @@ def test_rows_twice_strange_and_missing(run: RunFolder, epoch: Epoch) -> None:
 
 def test_a_row_twice_needs_no_picture(run: RunFolder) -> None:
     change(run, lambda old: [*old, old[0]])
-    mending = repaired(run, Repairs(read_plan(run)), SHARD, found(run)[SHARD])
+    mending = repaired(run, RepairPlanner(read_plan(run)), SHARD, found(run)[SHARD])
     assert mending is not None
     assert mending.again == ()
     assert mending.manifest([]).num_rows == 5
@@ -178,7 +178,7 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
     failed = {"status": "failed", "error_type": "OutOfMemory", "error_message": "no", "uri": None, "sha256": None}
     change(run, lambda old: [row | failed if row["id"] == ill["id"] else row for row in old])
     run.delete([ill["uri"]])
-    mending = repaired(run, Repairs(read_plan(run)), SHARD, retry_failed=True)
+    mending = repaired(run, RepairPlanner(read_plan(run)), SHARD, retry_failed=True)
     assert mending is not None
     assert [row.id for row in mending.again] == [ill["id"]]
     replace_manifest(run, epoch.term, SHARD, mending.manifest(rendered(run, mending)))
@@ -188,12 +188,12 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
 
 def test_a_shard_that_is_not_done_is_not_repaired(run: RunFolder) -> None:
     run.delete([manifest_key(SHARD)])
-    assert Repairs(read_plan(run)).order(SHARD, found(run)[SHARD]) is None
+    assert RepairPlanner(read_plan(run)).order(SHARD, found(run)[SHARD]) is None
 
 
 def test_a_manifest_is_never_replaced_by_less_than_the_shard(run: RunFolder) -> None:
     run.delete([next(row["uri"] for row in rows(run).values() if row["uri"])])
-    mending = repaired(run, Repairs(read_plan(run)), SHARD, found(run)[SHARD])
+    mending = repaired(run, RepairPlanner(read_plan(run)), SHARD, found(run)[SHARD])
     assert mending is not None
     with pytest.raises(ValueError, match="0 of 1 rows"):
         mending.manifest([])

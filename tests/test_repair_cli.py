@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.__main__ import main
-from jobs.steps.repairing import Outcome
+from jobs.steps.repair_run import RerenderedRows
 from pipelines.run.drivers import driving
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from pipelines.storage.folder import StorageOptions
@@ -190,7 +190,7 @@ def test_another_model_is_refused(job, capsys, tmp_path: Path) -> None:
 
 
 def test_other_bytes_are_told_with_the_class_that_made_them() -> None:
-    outcome = Outcome()
+    outcome = RerenderedRows()
     row = {"status": "ok", "sha256": "a", "render_class": "one"}
     outcome.add(row, row)
     outcome.add(row, row | {"sha256": "b", "render_class": "two"})

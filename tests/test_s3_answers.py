@@ -93,7 +93,7 @@ def line_of(call: Callable[[], Any]) -> str:
 NAMED = [
     ("KMS.DisabledException", 400, "the KMS key is disabled. Enable it, or set another one in storage.put_options"),
     ("KMS.NotFoundException", 400, "there is no such KMS key in the bucket's region. Correct storage.put_options"),
-    ("KMS.KMSInvalidStateException", 400, "cannot be used in its state, such as a pending deletion. Mend it"),
+    ("KMS.KMSInvalidStateException", 400, "cannot be used in its state, such as a pending deletion. Fix it"),
     ("KMSInvalidStateException", 400, "cannot be used in its state"),
     ("KMS.AccessDeniedException", 400, "may not use the KMS key. Grant them kms:GenerateDataKey and kms:Decrypt"),
     ("KMSAccessDenied", 403, "may not use the KMS key. Grant them kms:GenerateDataKey"),
@@ -349,10 +349,10 @@ def test_the_endpoint_of_the_aws_configuration_is_used_and_told(
         (tmp_path / "config").write_text(CONFIGURED[name].format(url=found.endpoint_url))
         folder = Folder("s3://bucket/run", deadline_s=0)
         assert folder.read("a") == b"hello"
-        assert folder.reach().endpoint == found.endpoint_url
-        assert folder.reach().endpoint_from == "endpoint_url of the AWS configuration"
+        assert folder.access().endpoint == found.endpoint_url
+        assert folder.access().endpoint_from == "endpoint_url of the AWS configuration"
         monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
-        assert Folder("s3://bucket/run").reach().endpoint_from == "AWS itself"
+        assert Folder("s3://bucket/run").access().endpoint_from == "AWS itself"
 
 
 # ---- nobody's credentials
@@ -367,7 +367,7 @@ def test_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyP
         assert found.seen == []
         folder = folder_at(found, anonymous=True)
         assert folder.read("a") == b"hello"
-        assert folder.reach().credentials == "nobody, as storage.anonymous says"
+        assert folder.access().credentials == "nobody, as storage.anonymous says"
         assert [signed for *_, signed in found.seen] == [False]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from training.scenes.checker import agreement, check, exactness, score, see
-from training.scenes.dataset import held_out_scenes
 from training.scenes.drawing import draw
+from training.scenes.training_files import held_out_scenes
 from training.scenes.world import COLOURS, SHAPES, SIZE, TEXTURES, TONES, Group, Scene, parse
 
 

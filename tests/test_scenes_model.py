@@ -17,11 +17,11 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPToken
 from training.scenes import denoising, evaluate, prompts
 from training.scenes.architecture import LATENT_CHANNELS, LATENT_SIDE, MAX_TOKENS
 from training.scenes.checker import score
-from training.scenes.dataset import encode_captions, held_out_scenes, pixels, token_ids, train_tokenizer
 from training.scenes.export import MODEL_FOLDER, SCORER_FOLDER
-from training.scenes.fit import Plan, Run
+from training.scenes.fit import FitLoop, FitSettings
 from training.scenes.mixed import halve_products
 from training.scenes.muon import Muon, orthogonalise
+from training.scenes.training_files import encode_captions, held_out_scenes, pixels, token_ids, train_tokenizer
 from training.scenes.world import SIZE, held_out, parse
 
 
@@ -146,15 +146,15 @@ def test_halved_products_differ_by_rounding_only():
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
-    plan = Plan(steps=100, lr=1.0, warmup=10, decay_steps=20)
+    plan = FitSettings(steps=100, lr=1.0, warmup=10, decay_steps=20)
     assert [plan.lr_at(step) for step in (0, 9, 50, 80, 90, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])
 
 
-def tiny_run(path: Path, plan: Plan) -> Run:
+def tiny_run(path: Path, plan: FitSettings) -> FitLoop:
     torch.manual_seed(0)
     model, average = (nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)) for _ in range(2))
     average.load_state_dict(model.state_dict())
-    run = Run(path, {"model": model}, {"model": average.requires_grad_(False)}, plan)
+    run = FitLoop(path, {"model": model}, {"model": average.requires_grad_(False)}, plan)
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         x = torch.randn(8, 16, generator=generator)
@@ -164,23 +164,23 @@ def tiny_run(path: Path, plan: Plan) -> Run:
     return run
 
 
-def weights(run: Run) -> list[torch.Tensor]:
+def weights(run: FitLoop) -> list[torch.Tensor]:
     return [*run.modules["model"].state_dict().values(), *run.averages["model"].state_dict().values()]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
-    whole = tiny_run(tmp_path / "whole.ckpt", Plan(30, 1e-2, warmup=5, decay_steps=10))
-    tiny_run(tmp_path / "parts.ckpt", Plan(30, 1e-2, warmup=5, decay_steps=10, stop_after=13))
-    parts = tiny_run(tmp_path / "parts.ckpt", Plan(30, 1e-2, warmup=5, decay_steps=10))
+    whole = tiny_run(tmp_path / "whole.ckpt", FitSettings(30, 1e-2, warmup=5, decay_steps=10))
+    tiny_run(tmp_path / "parts.ckpt", FitSettings(30, 1e-2, warmup=5, decay_steps=10, stop_after=13))
+    parts = tiny_run(tmp_path / "parts.ckpt", FitSettings(30, 1e-2, warmup=5, decay_steps=10))
     assert any(isinstance(optimizer, Muon) for optimizer in parts.optimizers)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts), strict=True))
 
 
 def test_a_longer_plan_goes_on_from_before_the_decay(tmp_path):
-    whole = tiny_run(tmp_path / "whole.ckpt", Plan(40, 1e-2, decay_steps=10))
-    tiny_run(tmp_path / "parts.ckpt", Plan(20, 1e-2, decay_steps=10))
+    whole = tiny_run(tmp_path / "whole.ckpt", FitSettings(40, 1e-2, decay_steps=10))
+    tiny_run(tmp_path / "parts.ckpt", FitSettings(20, 1e-2, decay_steps=10))
     os.replace(tmp_path / "parts.constant.ckpt", tmp_path / "parts.ckpt")
-    parts = tiny_run(tmp_path / "parts.ckpt", Plan(40, 1e-2, decay_steps=10))
+    parts = tiny_run(tmp_path / "parts.ckpt", FitSettings(40, 1e-2, decay_steps=10))
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts), strict=True))
 
 
@@ -200,9 +200,9 @@ def work(tmp_path):
 def test_the_denoisers_training_resumes_with_equal_weights(work, monkeypatch):
     monkeypatch.setattr(denoising, "BATCH", 2)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    whole = denoising.train(work, tokenizer, Plan(3, 1e-3))
+    whole = denoising.train(work, tokenizer, FitSettings(3, 1e-3))
     (work / "denoiser.ckpt").unlink()
-    denoising.train(work, tokenizer, Plan(3, 1e-3, stop_after=1))
-    parts = denoising.train(work, tokenizer, Plan(3, 1e-3))
+    denoising.train(work, tokenizer, FitSettings(3, 1e-3, stop_after=1))
+    parts = denoising.train(work, tokenizer, FitSettings(3, 1e-3))
     for a, b in zip(whole, parts, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

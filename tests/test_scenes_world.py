@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from training.scenes import drawing, world
-from training.scenes.dataset import held_out_scenes, training_scenes
 from training.scenes.drawing import draw, lattice, obeys, place
+from training.scenes.training_files import held_out_scenes, training_scenes
 from training.scenes.world import BLOCK_CELLS, CELL, RADIUS_PX, SIZE, Group, Scene, held_out, parse, random_scene
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import pipelines.render.driver
 from actors.rows import SamplerConfig
-from pipelines.integrity.verify import verify
+from pipelines.integrity.verification import verify
 from pipelines.render.driver import render
 from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder

@@ -20,11 +20,11 @@ from actors.prompt_encoder import PromptEncoder
 from actors.selector import SelectorConfig, StepSelector
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
-from training.learn.hyperparameters import Learning
-from training.learn.journal import CHECKPOINT, Journal, read_checkpoint, read_metrics
+from training.learn.hyperparameters import Hyperparameters
+from training.learn.journal import CHECKPOINT, Journal, last_checkpoint, read_metrics
 from training.learn.trainer import TrainConfig, TrainingError, train
 
-LEARNING = Learning(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
+LEARNING = Hyperparameters(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
 TABLE = world(120)
 
 
@@ -71,7 +71,7 @@ def test_embeddings_are_those_the_selector_sees(model: Path) -> None:
 
 def test_a_journal_forgets_what_came_after_its_step(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    assert read_checkpoint(folder) is None
+    assert last_checkpoint(folder) is None
     assert read_metrics(folder) == []
     first = Journal(folder, 0)
     for step in (5, 10, 15):
@@ -79,7 +79,7 @@ def test_a_journal_forgets_what_came_after_its_step(tmp_path: Path) -> None:
     again = Journal(folder, 10)
     again.add({"step": 15, "reward": 9.0}, {"at": torch.tensor(15)})
     assert [(record["step"], record["reward"]) for record in read_metrics(folder)] == [(5, 0.5), (10, 1.0), (15, 9.0)]
-    checkpoint = read_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
     assert checkpoint is not None
     assert checkpoint["at"].item() == 15
     assert len([file for file in (tmp_path / "training/tensorboard").iterdir() if "tfevents" in file.name]) == 2

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.integrity.images as images_module
-import pipelines.integrity.verify as verify_module
+import pipelines.integrity.verification as verify_module
 from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
-from pipelines.integrity.repair import delete_orphans
-from pipelines.integrity.verify import verify
+from pipelines.integrity.repair_orders import delete_orphans
+from pipelines.integrity.verification import verify
 from pipelines.render.pool import planned_shards
 from pipelines.render.sink import LAYOUTS, encode_image
 from pipelines.run.drivers import claim

@@ -15,8 +15,8 @@ import ray
 import pipelines.render.watchdog
 import pipelines.render.worker
 from actors.rows import SamplerConfig
-from pipelines.integrity.repair import Repairs
-from pipelines.integrity.verify import verify
+from pipelines.integrity.repair_orders import RepairPlanner
+from pipelines.integrity.verification import verify
 from pipelines.render.attempt import Dropped
 from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
 from pipelines.render.watchdog import Watchdog
@@ -120,7 +120,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
     worker(run, model)._render(lease(run))
     before = run.read_manifest(SHARD).to_pylist()
     run.delete([before[2]["uri"], before[4]["uri"]])
-    order = Repairs(read_plan(run)).order(SHARD, findings(run))
+    order = RepairPlanner(read_plan(run)).order(SHARD, findings(run))
     mender = worker(run, model, claim(run).term)
     assert mender._render(lease(run, order=order))["ok"] == 2
     assert mender._sampler.images == 2
@@ -142,7 +142,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
 def test_a_repair_needs_the_last_epoch(run, model):
     worker(run, model)._render(lease(run))
     run.delete([run.read_manifest(SHARD)["uri"][0].as_py()])
-    order = Repairs(read_plan(run)).order(SHARD, findings(run))
+    order = RepairPlanner(read_plan(run)).order(SHARD, findings(run))
     term = claim(run).term
     claim(run, take_over=True)
     with pytest.raises(SupersededError):

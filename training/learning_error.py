@@ -1,4 +1,4 @@
-"""The base of this room's own errors: each is a message to a person, with place, reason and remedy."""
+"""Defines the base class of the errors of `training/`; each message says place, reason and remedy to a person."""
 
 
 class LearningError(Exception):

@@ -1,10 +1,8 @@
-"""The reward table: a rollout run's manifests -> one row a prompt, with its quality at every budget and seed.
+"""Reads a rollout run's manifests into the reward table: a prompt's quality at every budget and seed.
 
 Nothing is guessed: a prompt that lacks a picture because a row failed, or a score because its scorer could not judge,
 is left out and counted; one that lacks it because the rollout has not come there is an error. What is made of quality
-is `training.learn.reward`.
-
-Shapes: P prompts, K budgets of the menu (rising), S seeds.
+is `training.learn.reward`. Shapes: P prompts, K budgets of the menu (rising), S seeds.
 """
 
 import hashlib

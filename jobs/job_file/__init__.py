@@ -1,1 +1,1 @@
-"""The job file: its keys, where each stands, what contradicts, and what each room takes of it."""
+"""Reads a job file: its keys, their places in the text, contradictions, and the settings of each room."""

@@ -1,4 +1,4 @@
-"""What no single key of a job file can get wrong: keys that contradict each other."""
+"""Finds keys of a job file that contradict each other."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

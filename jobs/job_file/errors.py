@@ -1,7 +1,7 @@
-"""The boundary of the command line: whatever is raised becomes one line with place, reason and remedy.
+"""Turns whatever is raised into one line with place, reason and remedy.
 
-Our own errors are found by the base class of their room, what others raise by the package that raised it. What nobody
-thought of is one line, too, and its traceback a file. `blaming` gives an error the key of the job file that it is of.
+Our own errors are known by the base class of their room, others by the package that raised them. An error that nobody
+foresaw is one line too, and its traceback goes into a file. `blaming` gives an error the job file's key that caused it.
 """
 
 import errno
@@ -56,26 +56,26 @@ _SECRET = re.compile(r"(?<=//)[^/@\s]+@")  # a user and a password in a URL
 
 
 @dataclass(frozen=True)
-class Message:
-    """What is said of an error. later: what failed may pass: the exit code is 1, not 2; began: work had begun."""
+class ErrorMessage:
+    """The message of an error. later: what failed may pass: the exit code is 1, not 2; began: work had begun."""
 
     faults: tuple[Fault, ...]
     later: bool = False
     began: bool = False
 
 
-def message_of(error: BaseException) -> Message | None:
-    """What to say of an error of ours, in this one or among its causes, or of somebody else's; None: unforeseen."""
+def message_of(error: BaseException) -> ErrorMessage | None:
+    """The message of an error of ours, or of another package's, found among its causes; None: nobody foresaw it."""
     for each in _chain(error):
         if isinstance(each, ConfigError):
-            return Message(tuple(each.faults))
+            return ErrorMessage(tuple(each.faults))
         if isinstance(each, room_errors()):
-            return Message((Fault("", one_line(each)),), each.retryable, each.began)
+            return ErrorMessage((Fault("", error_line(each)),), each.retryable, each.began)
     return next((said for each in _chain(error) if (said := _foreign(each)) is not None), None)
 
 
 def room_errors() -> "tuple[type[ActorError], type[PipelineError], type[LearningError]]":
-    """The base class of each other room's own errors. Imported here: no room is paid for before a verb runs."""
+    """The base classes of the other rooms' errors, imported here: a verb that raises nothing does not load them."""
     from actors.actor_error import ActorError
     from pipelines.pipeline_error import PipelineError
     from training.learning_error import LearningError
@@ -84,9 +84,9 @@ def room_errors() -> "tuple[type[ActorError], type[PipelineError], type[Learning
 
 
 class blaming:
-    """What is raised inside, and can be told, is raised as a ConfigError that blames this key of the job file.
+    """Raises a foreseen error of its body as a ConfigError that blames this key of the job file.
 
-    prefix: said before the message, where the key's place alone does not tell what is at fault.
+    prefix: goes before the message, where the key's place does not show what is at fault.
     """
 
     def __init__(self, job: "Job", key: str, prefix: str = "") -> None:
@@ -107,7 +107,7 @@ class blaming:
             raise ConfigError(faults) from error
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What an exception says, without line breaks."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
@@ -124,17 +124,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = inner
 
 
-def _foreign(error: BaseException) -> Message | None:
-    """An error of somebody else's: of a class of theirs, raised in their code, or the system's own."""
+def _foreign(error: BaseException) -> ErrorMessage | None:
+    """The message of another package's error, found by its class or by the code that raised it, or of the system's."""
     package = next((name for name in _packages(error) if name in FOREIGN or name in OURS), "")
     if package in FOREIGN and not _is_task_code(error):
         what, remedy = FOREIGN[package]
-        return Message((Fault("", f"{what} failed: {_reason(error)}; {remedy}"),), later=FOREIGN[package] is RAY)
+        return ErrorMessage((Fault("", f"{what} failed: {_reason(error)}; {remedy}"),), later=FOREIGN[package] is RAY)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
-        return Message((Fault("", MEMORY),))
+        return ErrorMessage((Fault("", MEMORY),))
     if isinstance(error, OSError):
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return Message((Fault("", f"{place}{error.strerror or one_line(error)}; {_system_remedy(error)}"),))
+        return ErrorMessage((Fault("", f"{place}{error.strerror or error_line(error)}; {_system_remedy(error)}"),))
     return None
 
 
@@ -145,12 +145,12 @@ def _system_remedy(error: OSError) -> str:
 
 
 def _is_task_code(error: BaseException) -> bool:
-    """Ray's wrapping of what a task of ours raised says nothing of Ray."""
+    """Whether Ray only wraps what a task of ours raised; then it is no error of Ray's."""
     return any(kind.__name__ in ("RayTaskError", "UserCodeException") for kind in type(error).__mro__)
 
 
 def _packages(error: BaseException) -> Iterator[str]:
-    """Of its classes, then of the code that raised it, the innermost first."""
+    """The packages of an error's classes, then of the code that raised it, the innermost first."""
     for kind in type(error).__mro__:
         yield kind.__module__.partition(".")[0]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -158,7 +158,7 @@ def _packages(error: BaseException) -> Iterator[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Its class and first line; of a store's answer the code alone, for a server may repeat what was sent."""
+    """The error's class and first line; of a store's answer the code alone: a server may repeat what was sent."""
     answer = getattr(error, "response", None)
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     first = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -166,8 +166,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text:.300}".rstrip(": ")
 
 
-def unforeseen(error: BaseException) -> Message:
-    """Where it was raised, and where its traceback is now."""
+def unforeseen(error: BaseException) -> ErrorMessage:
+    """The message of an error that nobody foresaw: where it was raised, and where its traceback is."""
     ours = [
         f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
@@ -175,11 +175,11 @@ def unforeseen(error: BaseException) -> Message:
     ]
     at = f" at {ours[-1]}" if ours else ""
     text = f"this was not foreseen: {_reason(next(_chain(error)))}{at}; {_kept(error)}. Please report it"
-    return Message((Fault("", text),), later=True)
+    return ErrorMessage((Fault("", text),), later=True)
 
 
 def _kept(error: BaseException) -> str:
-    """Puts the traceback into a file of its own."""
+    """Writes the traceback into a file of its own."""
     text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
     try:
         with tempfile.NamedTemporaryFile(prefix="stepthrift-", suffix=".log", delete=False) as log:

@@ -1,6 +1,6 @@
-"""The job file: every key with its default, unit, extremes and kind.
+"""Defines every key of the job file, with its default, unit, bounds and kind.
 
-Reading one, with places in its errors, is `jobs.job_file.read`; what the rooms get from it is `jobs.job_file.settings`.
+`jobs.job_file.read` reads one, with places in its errors; `jobs.job_file.settings` turns it into what the rooms take.
 """
 
 import codecs

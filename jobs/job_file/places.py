@@ -1,6 +1,6 @@
-"""Where the relative paths of a job file lie: below the working directory. What is written down for later is absolute.
+"""Resolves the relative paths of a job file, below the working directory, and stores them as absolute ones.
 
-A run folder may be resumed or repaired from any folder: it is compared by places, not by how they were spelt.
+So a run folder may be resumed or repaired from any directory: places are compared, not spellings.
 """
 
 import os
@@ -26,12 +26,12 @@ OF_SCORERS = ("path", "head")
 
 
 def _may_be_hub(key: str) -> bool:
-    """Whether it may be a name at the hub, where no folder is called so."""
+    """Whether it may be a name at the hub: no folder is called so."""
     return key == "model.path" or (key.startswith("quality.") and key.endswith(".path"))
 
 
 def place(path: str | None, may_be_hub: bool = False) -> str | None:
-    """A local path as it is from anywhere; URLs and names at the hub as they are."""
+    """A local path made absolute; URLs and names at the hub stay."""
     if path is None or "://" in path:
         return path
     found = os.path.abspath(os.path.expanduser(path))
@@ -48,7 +48,7 @@ def placed(config: "JobConfig") -> "JobConfig":
 
 
 def placed_fingerprint(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint by places; earlier versions wrote paths as they were typed.
+    """A fingerprint with absolute paths; earlier versions stored paths as they were typed.
 
     What lies below this project is relative to it: each submission of a job has a copy of its own.
     """

@@ -1,6 +1,6 @@
-"""YAML with positions: every key and value of a job file knows its line and column, or the `--set` that put it there.
+"""Reads YAML and keeps the line and column of every key and value, or the `--set` that put it there.
 
-It knows nothing of what the keys mean: that is `jobs.job_file.keys`.
+`jobs.job_file.keys` says what the keys mean.
 """
 
 import re
@@ -35,8 +35,8 @@ class ConfigError(ValueError):
 
 
 @dataclass
-class Source:
-    """Plain data and where each part of it was written. keys, values: path -> place of the key and of its value."""
+class PlacedYaml:
+    """Plain data, and the place of each part. keys, values: path -> place of the key and of its value."""
 
     data: Any = field(default_factory=dict)
     keys: dict[Path, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Source:
     faults: list[Fault] = field(default_factory=list)
 
     def where(self, path: Path, of_key: bool = False) -> str:
-        """The place of a value (or of its key), else of the nearest part around it that was written down."""
+        """The place of a value, else of its key, else of the nearest enclosing part that was written."""
         for length in range(len(path), -1, -1):
             places = (self.keys, self.values) if of_key and length == len(path) else (self.values, self.keys)
             for place in places:
@@ -90,11 +90,11 @@ _Loader.add_implicit_resolver(
 
 
 class _Reader:
-    """One document: nodes to plain data, with places, duplicate keys and odd keys noted as faults."""
+    """Turns one document's nodes into plain data; notes places, duplicate keys and odd keys as faults."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = Source()
+        self.source = PlacedYaml()
         self.nodes = 0
         self.open: set[int] = set()
 
@@ -148,7 +148,7 @@ class _Reader:
             return None
 
 
-def parse(text: str, name: str) -> Source:
+def parse(text: str, name: str) -> PlacedYaml:
     """A job file with its places. Raises ConfigError where the text is no YAML mapping; smaller faults are noted."""
     source = _document(text, name)
     if source.data is None:
@@ -166,7 +166,7 @@ def parse_value(text: str) -> Any:
     return source.data
 
 
-def _document(text: str, name: str) -> Source:
+def _document(text: str, name: str) -> PlacedYaml:
     reader = _Reader(name)
     try:
         loader = _Loader(text)

@@ -1,6 +1,6 @@
-"""A job file and its `--set` values -> JobConfig, or every fault at once with its place and a guess at what was meant.
+"""Turns a job file and its `--set` values into a JobConfig, or reports every fault at once, with its place and a guess.
 
-Only the file is looked at: whether the model, the input and the output exist is `jobs.validate`.
+It looks at the file alone: `jobs.validate` checks that the model, the input and the output exist.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from jobs.job_file.contradictions import contradictions
 from jobs.job_file.keys import DEFAULT_POOL, JobConfig, is_secret, leaf_kinds
 from jobs.job_file.places import elsewhere
-from jobs.job_file.positions import ConfigError, Fault, Path, Source, parse, parse_path, parse_value
+from jobs.job_file.positions import ConfigError, Fault, Path, PlacedYaml, parse, parse_path, parse_value
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Job:
-    """A valid job file and where its parts were written, for faults that only the outside world can show."""
+    """A valid job file, and the places of its parts, for faults that show only later."""
 
     config: JobConfig
-    source: Source
+    source: PlacedYaml
     rollout: bool = False  # every row at every budget of the menu, whatever the selector
 
     def at(self, dotted: str) -> str:
-        """Where a key, or what is around it, was written; "" where all is default."""
+        """The place of a key, or of the nearest enclosing one; "" where all is default."""
         return self.source.where(parse_path(dotted))
 
     def fault(self, dotted: str, message: str) -> ConfigError:
@@ -103,7 +103,7 @@ def _text(path: str) -> str:
         raise ConfigError([Fault(path, f"cannot be read: {reason}")]) from None
 
 
-def _apply(source: Source, assignment: str) -> None:
+def _apply(source: PlacedYaml, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     path = parse_path(name.strip())
     origin = f"--set {name}=..." if _is_secret(path) or "@" in text else f"--set {assignment}"
@@ -117,7 +117,7 @@ def _apply(source: Source, assignment: str) -> None:
         source.faults.append(Fault(origin, str(error.args[0]).removeprefix("value:1:")))
 
 
-def _validated(source: Source) -> JobConfig:
+def _validated(source: PlacedYaml) -> JobConfig:
     try:
         config = JobConfig.model_validate(source.data)
         broken: dict[Path, list[ErrorDetails]] = {}
@@ -197,7 +197,7 @@ def _position(fault: Fault) -> tuple[int, int, int]:
     return (1, 0, 0)
 
 
-def _fault(source: Source, path: Path, errors: list[ErrorDetails]) -> Fault:
+def _fault(source: PlacedYaml, path: Path, errors: list[ErrorDetails]) -> Fault:
     name = ".".join(map(str, path))
     kind = errors[0]["type"]
     if kind == "extra_forbidden":

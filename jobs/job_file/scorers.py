@@ -1,4 +1,4 @@
-"""The `quality` section as scorers: named, with their models' places, looked at before anything starts."""
+"""Turns the `quality` section into scorers, with names and models' places, and checks them before anything starts."""
 
 import importlib
 from typing import Any
@@ -38,7 +38,7 @@ def check_scorers(job: Job) -> None:
 
 
 def scorer_name(name: str | None, kind: str) -> str:
-    """What a scorer's column is called."""
+    """The name of a scorer's column."""
     return name or kind.replace(":", ".")
 
 

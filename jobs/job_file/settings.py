@@ -1,6 +1,6 @@
-"""Resolves a job file, once, into what each room takes: the rooms' own plain dataclasses.
+"""Resolves a job file, once, into the settings of each room.
 
-What is read here are headers: no weights, no prompts, and nothing that needs Ray.
+It reads headers only: no weights, no prompts, and nothing that needs Ray.
 """
 
 import logging
@@ -61,7 +61,7 @@ class Settings:
 
     @property
     def plan(self) -> PlanConfig:
-        """All that `pipelines.plan.make.make_plan` is told."""
+        """The settings of `pipelines.plan.make.make_plan`."""
         steps = self.job.config.steps
         return PlanConfig(
             source=self.source,
@@ -81,7 +81,7 @@ class Settings:
 
     @property
     def render(self) -> RenderConfig:
-        """All that `pipelines.render.driver.render` is told."""
+        """The settings of `pipelines.render.driver.render`."""
         output, failures = self.job.config.output, self.job.config.failures
         return RenderConfig(
             model=self.model,
@@ -142,7 +142,7 @@ def model_source(job: Job) -> ModelSource:
 
 
 def prompt_source(job: Job, info: CheckpointInfo | None) -> PromptSource:
-    """The input, and what its rows get where they say nothing and may say; without a model as much as is known.
+    """The input, with the defaults and limits of its rows; without a model as much as is known.
 
     Raises ConfigError where a budget has no time grid.
     """
@@ -224,7 +224,7 @@ def read_calibrations(run: RunFolder) -> dict[str, Any]:
 
 
 def fingerprint(job: Job, info: CheckpointInfo) -> dict[str, Any]:
-    """What must stay the same in a run folder: every picture key, the weights behind model.path, what it is for."""
+    """What must stay the same in a run folder: picture keys, the weights of model.path, whether it is a rollout."""
     return placed_fingerprint(job.config.fingerprint()) | {"model.weights": info.fingerprint, "rollout": job.rollout}
 
 

@@ -1,4 +1,4 @@
-"""Where a job's run folder is, and by which options each store is reached."""
+"""Opens a job's run folder, with the options by which its store is reached."""
 
 from jobs.job_file.read import Job
 from pipelines.run.layout import RunFolder
@@ -6,7 +6,7 @@ from pipelines.storage.folder import StorageOptions
 
 
 def storage_options(job: Job, section: str = "") -> StorageOptions:
-    """Of `input` or `output` if it has its own, else the common one."""
+    """The options of `input` or `output` if it has its own, else the common ones."""
     own = getattr(job.config, section).storage if section else None
     storage = own or job.config.storage
     return StorageOptions(**storage.model_dump())

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: totals, the page, the contact sheet."""
+"""Makes what a person looks at after a run: totals, the page, the contact sheet."""

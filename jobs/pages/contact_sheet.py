@@ -1,4 +1,4 @@
-"""How a run looks: a contact sheet as one PNG.
+"""Draws a contact sheet as one PNG.
 
 It draws what it is given and reads no folder. The page in HTML is `jobs.pages.html`.
 """

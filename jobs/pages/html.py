@@ -1,4 +1,4 @@
-"""report.html of a run: one self-contained page, everything from outside escaped."""
+"""Writes report.html of a run: one self-contained page that escapes everything from outside."""
 
 import base64
 import io

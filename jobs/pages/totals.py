@@ -1,6 +1,6 @@
-"""What became of a run folder's rows: totals over all its manifests, and some of its pictures.
+"""Counts a run folder's rows over all its manifests, and picks some pictures.
 
-It counts every row of every run on the folder, where `RenderResult` knows its own run only.
+It counts every run on the folder, where `RenderResult` knows its own run only.
 """
 
 import heapq
@@ -83,7 +83,7 @@ def totals(plan: Plan, most_pictures: int = SHOWN_PICTURES) -> Totals:
 
 
 def _newest(table: pa.Table, again: dict[str, int]) -> pa.Table:
-    """Without bad rows that a later generation planned again. again: id -> that generation."""
+    """The table without bad rows that a later generation planned again. again: id -> that generation."""
     places = zip(table["id"].to_pylist(), table["shard"].to_pylist(), strict=True)
     return table.filter([again.get(row_id, 0) <= int(shard.partition("-")[0]) for row_id, shard in places])
 

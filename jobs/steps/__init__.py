@@ -1,1 +1,1 @@
-"""What several verbs do."""
+"""Holds what the verbs do, so that several can share it."""

@@ -1,4 +1,4 @@
-"""What a device does in a second, measured on it."""
+"""Measures what this machine's device does in a second."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import CALIBRATION, Settings, resolve
 from jobs.steps.checking import check_output
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 from pipelines.render.quality import ScorerSource, load_scorer
 
 SCORED = 8  # pictures of one call of the scorers

@@ -1,6 +1,6 @@
-"""What a job asks of the machines before it starts: that all see one run folder and one input, and that a GPU is there.
+"""Checks the machines before a job starts: that all see one run folder and one input, and that a GPU is there.
 
-Asking is `pipelines.cluster.nodes`'s; here an answer becomes a fault of the job file's keys.
+`pipelines.cluster.nodes` asks them; here an answer becomes a fault of the job file's keys.
 """
 
 import os
@@ -62,7 +62,7 @@ def check_nodes_by_probe(console: Console, job: Job, run: RunFolder) -> None:
 
 
 def _lacks_device(job: Job, found: Preflight) -> str | None:
-    """What to say where no machine has the device that the job names; None: it is there, or may come."""
+    """The fault if no machine has the device that the job names; None: it is there, or may come."""
     if found.devices is None or not (found.own or found.workers):
         return None
     if found.autoscaled and any(pool.num_gpus != 0 for pool in job.config.pools):

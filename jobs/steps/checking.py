@@ -1,4 +1,4 @@
-"""What can be refused before anything starts: the output, the input, and what each says of the other."""
+"""Checks the output and the input before anything starts, and one against the other."""
 
 import logging
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
-from jobs.steps.learning_check import check_workers, learning_checks
+from jobs.steps.training_check import check_workers, learning_checks
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, TOO_MANY_FAILED
 from pipelines.cluster.nodes import workers_are_up
 from pipelines.files.chosen import would_hold
 from pipelines.files.tables import FoundFiles, hub_address, web_address
@@ -34,8 +34,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Checks:
-    """Runs one check after another and keeps what each finds wrong."""
+class FaultCollector:
+    """Runs one check after another and collects the faults of all."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -116,7 +116,7 @@ def certain_exit(job: Job, inspection: Inspection, planned: int) -> int | None:
 
 
 def too_many_failed(job: Job, failed: int, rows: int) -> bool:
-    """More of the rows than failures.max_fraction allows."""
+    """Whether more rows failed than failures.max_fraction allows."""
     return failed > job.config.failures.max_fraction * rows
 
 
@@ -128,7 +128,7 @@ def read_input(job: Job, source: PromptSource) -> Inspection:
 
 
 def read_earlier(job: Job, plan: Plan, inspection: Inspection) -> Earlier:
-    """What is planned, against the input. Raises ConfigError where rows changed, unless their pictures are to stay."""
+    """Compares what is planned with the input. Raises ConfigError where rows changed, unless their pictures stay."""
     earlier = earlier_rows(plan, inspection)
     if earlier.changes.is_refused and job.config.input.changed == "refuse":
         raise job.fault("input.path", earlier.changes.refusal(plan.run.url))
@@ -159,7 +159,7 @@ def check_reachable(job: Job) -> None:
 
 
 def asked_for(path: str) -> tuple[str, str]:
-    """(a folder, a key in it) that is asked for to see whether the store answers: of a web server the file itself."""
+    """(folder, key) that shows whether the store answers: on a web server the file itself."""
     address = hub_address(path) if path.lower().startswith("hf://") else path
     if not address.lower().startswith(("http://", "https://")):
         return store_of(path), "-"
@@ -179,7 +179,7 @@ def refuse_input(job: Job, inspection: Inspection) -> None:
 
 
 def validation_text(job: Job, found: dict[str, Any]) -> str:
-    """The outcome in words."""
+    """What `validate` found, in words."""
     if found["rows"] is None:
         unread = (
             f"{found['files']:,} files of prompts at {job.config.input.path}, whose rows are not read: no worker is up"
@@ -199,17 +199,17 @@ def validation_text(job: Job, found: dict[str, Any]) -> str:
 
 
 def certain_words(job: Job, found: dict[str, Any]) -> str:
-    """That the run will end with exit 3, and the ways out."""
+    """Says that the run will end with exit code 3, and the ways out."""
     allowed = job.config.failures.max_fraction
     return (
         f"{found['bad_rows']:,} of {found['prompts']:,} rows are bad: the run will end with exit {found['exit_code']}, "
-        f"since failures.max_fraction allows {allowed:.0%}. Mend them, or raise it"
+        f"since failures.max_fraction allows {allowed:.0%}. Fix them, or raise it"
     )
 
 
 def validate_job(console: Console, job: Job, address: str | None) -> int:
     """Check all that can be checked before anything starts; the exit code."""
-    checks = Checks(job)
+    checks = FaultCollector(job)
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: read_checkpoint(job), "model.path")
     checks.run(lambda: check_scorers(job), "quality")

@@ -1,4 +1,4 @@
-"""The demonstration: the shipped prompts through the embedded model."""
+"""Runs the demonstration: the shipped prompts through the embedded model."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ from jobs.job_file.read import Job, read_job
 from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
 from jobs.pages.totals import SHOWN_PICTURES, totals, with_images
-from jobs.steps.rollouts import NestedConsole
+from jobs.steps.nested_rollout import NestedConsole
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import SIGNALS
@@ -44,7 +44,7 @@ def job_text() -> str:
 
 
 def at_largest(job: Job) -> Job:
-    """The same prompts and seeds, each at the largest budget of the menu, in a folder beside."""
+    """The same job with every row at the largest budget of the menu, in a folder beside."""
     steps = StepBudgets(selector="fixed", fixed=largest_budget(job))
     output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
     return job.changed(steps=steps, output=output)

@@ -1,4 +1,4 @@
-"""The run folder that a command names: by its job file, its path or its URL."""
+"""Finds the run folder that a command names: by its job file, its path or its URL."""
 
 import json
 from pathlib import Path
@@ -34,10 +34,10 @@ def _job_of(path: str, sets: tuple[str, ...]) -> Job:
 
 
 def _demand_reachable(run: RunFolder, path: str) -> None:
-    """In seconds, with the endpoint that was tried. Raises ConfigError."""
+    """Raises ConfigError, within seconds and with the endpoint, where the store does not answer."""
     try:
         run.check_reading()
     except StorageError as error:
-        reach = run.reach()
-        tried = f" ({reach.endpoint}: {reach.endpoint_from}; -s storage.endpoint_url=URL names another)"
-        raise ConfigError([Fault(path, f"{error}{tried if reach.endpoint else ''}")]) from error
+        access = run.access()
+        tried = f" ({access.endpoint}: {access.endpoint_from}; -s storage.endpoint_url=URL names another)"
+        raise ConfigError([Fault(path, f"{error}{tried if access.endpoint else ''}")]) from error

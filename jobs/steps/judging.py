@@ -1,4 +1,4 @@
-"""Judge a policy on a table and say so: the text, evaluation.json, the picture and the page of `evaluate` and `pilot`.
+"""Judges a policy on a table and reports it: the text, evaluation.json, the picture and the page.
 
 What is compared is `training.judge.compare`'s, the words are `training.judge.verdict`'.
 """
@@ -13,9 +13,9 @@ from jobs.job_file.read import Job
 from jobs.job_file.settings import model_source
 from jobs.job_file.storage import run_folder
 from jobs.pages.html import STYLE
-from jobs.steps.learning import EVALUATION, table_run, unseen_judge, whole_table
+from jobs.steps.training_settings import EVALUATION, table_run, unseen_judge, whole_table
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 from pipelines.storage.folder import Folder
 from training.judge.chart import frontier_svg
 from training.judge.compare import Evaluation, evaluate, quality_margin
@@ -34,7 +34,7 @@ def judged(
     learned: RewardTable | None,
     variants: Mapping[Setup, RewardTable],
 ) -> dict[str, Evaluation]:
-    """By judge, the headline first: a scorer that training never counted, where there is one, and the job's own."""
+    """One evaluation a judge: first, if there is one, a scorer that training never counted; then the job's own."""
     given = job.config.evaluate
     with blaming(job, "evaluate"):
         reading = read_prompts(policy, model_source(job).local(), table)

@@ -1,4 +1,4 @@
-"""A pilot: a sample of the user's prompts at every budget, judged."""
+"""Runs a pilot: renders a sample of the user's prompts at every budget and judges the policy on it."""
 
 import pyarrow as pa
 
@@ -12,11 +12,11 @@ from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_at
 from jobs.steps.checking import read_input
 from jobs.steps.judging import conclude, curves, judged
-from jobs.steps.learning import whole_table
-from jobs.steps.rollouts import roll_out
+from jobs.steps.nested_rollout import roll_out
+from jobs.steps.training_settings import whole_table
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 from pipelines.prompts.dataset import raise_aborted, rows
 from pipelines.prompts.sample import stratified
 

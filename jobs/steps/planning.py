@@ -1,4 +1,4 @@
-"""Prompts in, every row's steps and the shards out; and a plan in words."""
+"""Plans: chooses every row's steps, cuts shards, and says in words what is planned."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ BAR = 32  # characters of the longest bar
 
 
 def prepare(job: Job) -> tuple[Settings, list[str]]:
-    """Everything that can be refused without Ray: the run folder, model, scorers, what must not change, the policy.
+    """Checks everything that can be refused without Ray: run folder, model, scorers, what must not change, the policy.
 
     -> the settings, and warnings of what the policy was not calibrated with.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation reads: the policy, and the tables it is judged on."""
+"""Evaluates a policy: reads it and the tables, and renders the variants that are missing."""
 
 from actors.policy import read_card
 from jobs.job_file.errors import blaming
@@ -6,11 +6,11 @@ from jobs.job_file.policy import local_policy
 from jobs.job_file.read import Job
 from jobs.job_file.storage import run_at
 from jobs.steps.judging import conclude, judged
-from jobs.steps.learning import policy_folder, reward_table, rollout_run, table_run, variant_job, whole_table
-from jobs.steps.rollouts import prompts_of, roll_out, variant_path
+from jobs.steps.nested_rollout import prompts_of, roll_out, variant_path
+from jobs.steps.training_settings import reward_table, rollout_run, table_run, training_folder, variant_job, whole_table
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 from pipelines.run.layout import RunFolder
 from training.judge.evidence import Setup
 from training.reward_table import RewardTable
@@ -37,7 +37,7 @@ def variant_tables(
 def trained_policy(job: Job) -> str:
     """The policy's folder on this machine: steps.policy, else what `train` made of the table. Raises ConfigError."""
     steps = job.config.steps.model_copy(
-        update={"policy": job.config.steps.policy or f"{policy_folder(job).url}/policy"}
+        update={"policy": job.config.steps.policy or f"{training_folder(job).url}/policy"}
     )
     with blaming(job, "steps.policy"):
         return local_policy(job.changed(steps=steps))

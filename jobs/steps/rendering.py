@@ -1,4 +1,4 @@
-"""Planned rows become pictures and manifests, and what became of them is told."""
+"""Renders planned rows into pictures and manifests, and reports the outcome."""
 
 import json
 from dataclasses import asdict
@@ -12,10 +12,10 @@ from jobs.steps.checking import too_many_failed
 from jobs.steps.planning import prepare
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
-from pipelines.render.driver import RenderResult, Repair, render
+from pipelines.render.driver import RenderResult, RepairOrders, render
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -27,7 +27,7 @@ def render_job(
     settings: Settings,
     plan: Plan,
     stop: Stop,
-    repair: Repair | None = None,
+    repair: RepairOrders | None = None,
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
@@ -54,14 +54,14 @@ def render_job(
 
 
 def missing(run: RunFolder, summary: dict[str, Any]) -> str:
-    """Where rendering ended as if all were done: no cause of it is known, so that it is never passed over."""
+    """Says what is missing although rendering ended as if all were done: no cause is known, so it is reported."""
     left = f"{summary['planned'] - summary['rows']:,} of {summary['planned']:,} planned rows have not ended"
     remedy = f"`python -m jobs verify {run.url}` names them, the same command renders what is missing"
     return f"{left}, though nothing interrupted the run: {remedy}"
 
 
 def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
-    """Another driver has the run now, its summary.json and its report; the exit code."""
+    """Says that another driver has the run, its summary and its report; the exit code."""
     console.say(f"error: {taken_over_by(stop.epoch)}; what was in work here is committed")
     words = f"superseded: {summary['rows']:,} of {summary['planned']:,} rows are done"
     console.result(summary | {"status": "superseded"}, words)

@@ -1,4 +1,4 @@
-"""A rollout: a job whose rows are rendered at every budget, and the curve that its table gives."""
+"""Runs a rollout: renders every row at every budget, and shows the curve that the table gives."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from jobs.job_file.read import Job
 from jobs.steps.judging import show_curve
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE
+from jobs.terminal.exit_codes import DONE
 
 
 def run_rollout(console: Console, job: Job, address: str | None, take_over: bool) -> int:

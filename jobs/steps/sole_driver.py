@@ -1,8 +1,7 @@
-"""One driver at a time on a run folder: `--take-over`, the refusal, and the stop of the superseded driver.
+"""Lets one driver at a time onto a run folder: `--take-over`, the refusal, and the stop of a superseded driver.
 
-What is settled between the claim of the folder and the first picture is here, too.
-
-What an epoch is, and why none is needed for a run to be right, is `pipelines.run.drivers`'.
+It also does what every driver does between its claim and its first picture. `pipelines.run.drivers` says what an epoch
+is, and why a run is correct without one.
 """
 
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ class Stop:
     epoch: Epoch
 
     def is_set(self) -> bool:
-        """Whether either did."""
+        """Whether either asked."""
         return self.interrupts.stop.is_set() or self.epoch.lost.is_set()
 
 

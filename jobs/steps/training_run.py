@@ -1,4 +1,4 @@
-"""A table of rollouts becomes a policy, and how it learned is told."""
+"""Trains a policy from a table of rollouts, and says how it learned."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from actors.policy import PolicyCard
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
 from jobs.job_file.settings import read_checkpoint
-from jobs.steps.learning import policy_folder, reward_table, train_config
-from jobs.steps.learning_check import check_workers
+from jobs.steps.training_check import check_workers
+from jobs.steps.training_settings import reward_table, train_config, training_folder
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from training.learn.trainer import TrainConfig, train
@@ -26,7 +26,7 @@ def learn(console: Console, job: Job, table: RewardTable, config: TrainConfig) -
 
     console.say(f"{len(table.prompts):,} prompts, {len(table.choices)} budgets, {table.num_seeds} seeds")
     with blaming(job, "train"):
-        return train(policy_folder(job), table, config, on_progress)
+        return train(training_folder(job), table, config, on_progress)
 
 
 def document(job: Job, card: PolicyCard, path: str) -> dict[str, Any]:
@@ -59,6 +59,6 @@ def train_policy(console: Console, job: Job, address: str | None) -> int:
     start_ray(address, console.debug)
     check_workers(job)
     card = learn(console, job, table, config)
-    path = f"{policy_folder(job).url}/policy"
+    path = f"{training_folder(job).url}/policy"
     console.result(document(job, card, path), training_text(card, path))
     return 0

@@ -1,4 +1,4 @@
-"""What a verification has seen so far, and how it is told."""
+"""Verifies a run: adds up what was seen and says it in words."""
 
 import secrets
 from collections import Counter
@@ -7,14 +7,14 @@ from typing import Any
 
 from jobs.steps.find_run import find_job
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, FAILED
+from jobs.terminal.exit_codes import DONE, FAILED
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
-from pipelines.integrity.verify import Checked, verify
+from pipelines.integrity.verification import CheckedShard, verify
 
 SHOWN, LISTED = 5, 1000  # findings: of each kind on the screen, in all under --json
 
 
-SEEN = {  # what `Checked` counts, by its name under --json
+SEEN = {  # what `CheckedShard` counts, by its name under --json
     "planned": "planned",
     "rows": "rows",
     "named": "images_named",
@@ -26,15 +26,15 @@ SEEN = {  # what `Checked` counts, by its name under --json
 
 
 @dataclass
-class Tally:
-    """What was seen so far: the counts of `Checked`, added up. found: rows by kind; some findings are kept."""
+class VerificationTally:
+    """What was seen so far: the counts of `CheckedShard`, added up. found: rows by kind; some findings are kept."""
 
     shards: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
     kept: list[Finding] = field(default_factory=list)
 
-    def add(self, checked: Checked) -> None:
+    def add(self, checked: CheckedShard) -> None:
         """One more shard, or the folder around them."""
         self.shards += checked.shard is not None
         self.seen.update({name: getattr(checked, name) for name in SEEN})
@@ -42,7 +42,7 @@ class Tally:
         self.kept += checked.findings[: max(0, LISTED - len(self.kept))]
 
     def is_clean(self, allow_orphans: bool) -> bool:
-        """Whether nothing was found that counts."""
+        """Whether there is no finding, or only orphans where those are allowed."""
         return not (self.found.keys() - (ORPHANS if allow_orphans else set()))
 
     def document(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Tally:
         }
 
     def text(self, run: str) -> str:
-        """In words."""
+        """The counts and findings in words."""
         seen = f"{self.seen['rows']:,} of {self.seen['planned']:,} planned rows in {self.shards:,} shards"
         lines = [f"{run}: {seen}", self._images()]
         for kind in [kind for kind in KINDS if self.found[kind]]:
@@ -77,7 +77,7 @@ class Tally:
         return f"{there} are there{sizes}; {read:,} of {named:,} read {and_equal}"
 
     def _clean(self) -> str:
-        """How far it was looked."""
+        """The line for a clean run: how much was looked at."""
         named, read = self.seen["named"], self.seen["images"]
         if read == named:
             return "clean"
@@ -91,7 +91,7 @@ def _place(finding: Finding) -> str:
 def verify_run(console: Console, run_path: str, sample: float, allow_orphans: bool, sets: tuple[str, ...]) -> int:
     """Verify a run and say what was found; the exit code."""
     _, run = find_job(run_path, sets)
-    tally = Tally()
+    tally = VerificationTally()
     for checked in verify(run, sample, secrets.token_hex(4)):
         tally.add(checked)
         console.draw(f"verified {tally.seen['rows']:,} rows, {tally.seen['images']:,} images read")

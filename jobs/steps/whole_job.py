@@ -1,23 +1,23 @@
-"""Plan, then render: the whole job."""
+"""Plans, then renders: the whole job."""
 
 from jobs.job_file.read import Job
 from jobs.steps.planning import estimated, make, plan_text, prepare
 from jobs.steps.rendering import render_job
 from jobs.steps.sole_driver import ready, sole_driver
 from jobs.terminal.console import Console
-from pipelines.integrity.repair import Repairs
-from pipelines.render.driver import Repair
+from pipelines.integrity.repair_orders import RepairPlanner
+from pipelines.render.driver import RepairOrders
 from pipelines.run.plan import Plan
 
 
-def failed_rows(plan: Plan) -> Repair:
+def failed_rows(plan: Plan) -> RepairOrders:
     """All rows that failed while they were rendered; those that were bad in the input stay as they are."""
-    repairs = Repairs(plan)
+    repairs = RepairPlanner(plan)
     failed = [
         table["shard"][0].as_py() for table in plan.run.manifests() if "failed" in table["status"].unique().to_pylist()
     ]
     orders = {shard: order for shard in failed if (order := repairs.order(shard, retry_failed=True))}
-    return Repair(orders, alone=False)
+    return RepairOrders(orders, alone=False)
 
 
 def run_job(

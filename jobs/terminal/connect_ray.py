@@ -1,4 +1,4 @@
-"""How a verb gets its Ray: a local one of its own, or the cluster at an address."""
+"""Connects a verb to Ray: a local one of its own, or the cluster at an address."""
 
 import logging
 import os
@@ -50,13 +50,13 @@ def start_ray(address: str | None, debug: bool = False) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an exception says."""
+    """The first line of an exception's text."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes begun in here never see the SIGHUP of a terminal that closes: the driver ends them, when it is done."""
+    """Hides a closing terminal's SIGHUP from processes that start inside; the driver ends them when it is done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -66,7 +66,7 @@ def _deaf_children() -> Iterator[None]:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """What Ray's processes say while they start is shown only where starting fails."""
+    """Holds back what Ray's processes print while they start; it is shown if starting fails."""
     sys.stderr.flush()
     kept, started = os.dup(2), False
     with tempfile.TemporaryFile() as said:

@@ -1,4 +1,4 @@
-"""What a verb says: messages and one redrawn line on stderr, results on stdout. Logging is set up here alone.
+"""Prints what a verb says: messages and one redrawn line on stderr, results on stdout. It sets up logging.
 
 Under `--json` stdout carries one document and nothing else.
 """
@@ -16,8 +16,8 @@ from typing import Any, TextIO
 from jobs.job_file.errors import OURS
 
 
-class Lasting:
-    """A standard stream whose end ends nothing else: a closed terminal, a full disk, a reader that has left.
+class LastingStream:
+    """A standard stream that may fail without ending the run: a closed terminal, a full disk, a reader that left.
 
     lost: something was not written.
     """
@@ -45,7 +45,7 @@ class Lasting:
             self.lost = True
 
 
-def hold_streams() -> Lasting:
+def hold_streams() -> LastingStream:
     """Makes the standard streams of this process last; -> stdout.
 
     What is closed becomes the null device: else the next file or socket would have its number, and get what is said.
@@ -59,8 +59,8 @@ def hold_streams() -> Lasting:
     out, err = (
         getattr(sys, name) or os.fdopen(number, "w", closefd=False) for number, name in ((1, "stdout"), (2, "stderr"))
     )
-    held = Lasting(out)
-    sys.stdout, sys.stderr = held, Lasting(err)  # type: ignore[assignment]
+    held = LastingStream(out)
+    sys.stdout, sys.stderr = held, LastingStream(err)  # type: ignore[assignment]
     return held
 
 
@@ -77,7 +77,7 @@ class Console(logging.Handler):
         self._lock = threading.RLock()
 
     def say(self, text: str) -> None:
-        """A message that stays, above the line that is redrawn."""
+        """Prints a message that stays, above the redrawn line."""
         with self._lock:
             line = self._line
             self.clear()

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first asks the run to finish what is in flight, the second ends it at once.
+"""Handles Ctrl-C, SIGTERM and SIGHUP: the first asks the run to finish what is in flight, the second ends it at once.
 
 Installed after `ray.init`, which sets handlers of its own. Only the main thread can. A terminal that closes sends
 SIGHUP, more than once: that never ends a run at once, and where nohup made it ignored it stays so.
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def this_command() -> str:
-    """What the user typed, to be typed again."""
+    """The command as the user typed it."""
     return shlex.join(["python", "-m", "jobs", *sys.argv[1:]])
 
 
@@ -39,7 +39,7 @@ def leave_on_signals() -> None:
 
 
 def _set(number: int, handler: Any) -> Any:
-    """The handler before it; a signal that is ignored stays so."""
+    """Sets a handler; the one before it. A signal that is ignored stays so."""
     before = signal.getsignal(number)
     return before if number == signal.SIGHUP and before is signal.SIG_IGN else signal.signal(number, handler)
 

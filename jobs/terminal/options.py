@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs share."""
+"""Defines the options and arguments that several verbs share."""
 
 import functools
 from collections.abc import Callable

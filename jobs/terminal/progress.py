@@ -1,4 +1,4 @@
-"""One line that says how a render goes, redrawn on a terminal and repeated every ten seconds elsewhere."""
+"""Shows a render's progress as one line, redrawn on a terminal and repeated every ten seconds elsewhere."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Looks at what Ray would trip over before it is started: its temporary folder, its address, what it uploads.
+"""Checks what makes Ray fail before Ray is started: its temporary folder, its address, what it uploads.
 
 Ray tells of these after half a minute and in forty lines; here each is one line with the remedy.
 """

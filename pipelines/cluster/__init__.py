@@ -1,1 +1,1 @@
-"""What a Ray cluster has, what it could get, and what each of its nodes sees."""
+"""Asks the cluster: what it has, what it could get, and what each of its nodes sees."""

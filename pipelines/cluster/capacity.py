@@ -1,7 +1,7 @@
-"""What a Ray cluster has, what its autoscaler could add, and what a pending actor waits for.
+"""Asks Ray what the cluster has, what its autoscaler could add, and what a pending actor waits for.
 
-It keeps no state; `pipelines.render` decides which actors are asked for. Behind ray://, where a driver does not reach
-the GCS, a task on the head node asks.
+It keeps no state; `pipelines.render` decides which actors are asked for. Where the driver sits behind ray:// and does
+not reach the GCS, a task on the head node asks in its place.
 """
 
 import time
@@ -38,7 +38,7 @@ class CapacityError(PipelineError, RuntimeError):
 
 @dataclass(frozen=True)
 class Node:
-    """A living node. resources: all that it has, used or not."""
+    """A living node. resources: its total, used or not."""
 
     id: str
     resources: Mapping[str, float]
@@ -98,7 +98,7 @@ def _actor_states(ids: tuple[str, ...]) -> dict[str, ActorState]:
 
 
 def _actor_state(info: Mapping[str, Any]) -> ActorState:
-    """The address of an actor that is not alive is that of a raylet that looks for a place for it."""
+    """One actor's state. Only a living one has a node: else the address is the raylet's that looks for a place."""
     node = info["Address"]["NodeID"] if info["State"] == "ALIVE" else None
     return ActorState(info["State"], info["NumRestarts"], node, _death(info["DeathCause"]))
 
@@ -238,7 +238,7 @@ def _why(status: GetClusterStatusReply, request: Request, fitted: bool) -> str:
 
 
 def _judged(status: GetClusterStatusReply, request: Request) -> Placement:
-    """Of a cluster with an autoscaler that has seen the request."""
+    """What a cluster with an autoscaler, which has seen the request, says of it."""
     infeasible = [each.resources_bundle for each in status.autoscaling_state.infeasible_resource_requests]
     refused = sum(_same(each, request) for each in infeasible)
     launching = _launching(status, request)
@@ -294,7 +294,7 @@ def _alive(status: GetClusterStatusReply) -> list[Any]:
 
 
 def _autoscaled(status: GetClusterStatusReply) -> bool:
-    """Who launches nodes names their types; without them autoscaler v2 runs as well, and only looks on."""
+    """Whether an autoscaler launches nodes: then they have types. Without types autoscaler v2 only watches."""
     return any(node.ray_node_type_name for node in _alive(status))
 
 
@@ -304,7 +304,7 @@ def _pending(status: GetClusterStatusReply, request: Request) -> int:
 
 
 def _same(bundle: Request, request: Request) -> bool:
-    """Ray counts in ten-thousandths and leaves out what is 0."""
+    """Whether two requests are equal to Ray, which rounds to ten-thousandths and leaves out zeros."""
     return _rounded(bundle) == _rounded(request)
 
 
@@ -321,7 +321,7 @@ def _words(request: Request) -> str:
 
 
 def _inside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Calls it here, or, where this driver is behind ray://, in a task on the node of its proxy."""
+    """Calls the function in this process or, behind ray://, in a task on the proxy's node."""
     if not client.is_connected():
         return function(*args, **kwargs)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -38,7 +38,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class NodeFault:
-    """What one node, or several alike, do not have. key: of the job file; message: with their names and the remedy."""
+    """What one node, or several equal ones, lack. key: of the job file; message: names the nodes and the remedy."""
 
     key: str
     message: str
@@ -125,9 +125,9 @@ def is_own_ray() -> bool:
 
 
 def listing(path: str, without: str) -> Listing:
-    """What is there: names, sizes, and the edges of the first files; an absent path is an empty listing.
+    """Lists a local path: names, sizes, and a digest of the edges of the first files; nothing for an absent path.
 
-    without: a folder that may lie inside, and changes. Hidden files are no input.
+    without: a folder inside that changes meanwhile and is left out. Hidden files are no input.
     """
     paths = sorted(each for each in _files(path) if not each.startswith(f"{without}/"))
     digest, num_bytes = hashlib.blake2b(digest_size=16), 0
@@ -166,7 +166,7 @@ def _ask_node(question: _Question, node: dict[str, Any]) -> Any:
 
 
 def _look(question: _Question) -> _Answer:
-    """On the node."""
+    """Runs on the node that is asked."""
     wrong = {}
     try:
         prove(question.run, question.proof)
@@ -187,7 +187,7 @@ def _look(question: _Question) -> _Answer:
 
 
 def _grouped(run: Folder, answers: list[_Answer]) -> list[NodeFault]:
-    """Nodes that say the same are one fault; the run folder's come first."""
+    """One fault for all nodes that give the same answer; faults of the run folder come first."""
     hosts: dict[tuple[str, str], list[str]] = {}
     for answer in answers:
         for key, finding in answer.wrong.items():

@@ -1,6 +1,6 @@
-"""A pool of like render actors as its user asked for it: what one actor takes, and which step budgets it serves.
+"""Describes a pool of equal render actors: what one actor asks Ray for, and which step budgets it serves.
 
-The one place that says which pool serves a row. The actors themselves are `pipelines.render.pool`'s.
+This file alone says which pool serves a row. The actors themselves are in `pipelines.render.pool`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """budgets: None serves all. actors: at most. num_gpus None: 1 where this Ray has GPUs, else 0."""
+    """A pool of the job file. budgets None: all. actors: at most. num_gpus None: 1 where this Ray has GPUs, else 0."""
 
     name: str = "default"
     budgets: tuple[int, ...] | None = None
@@ -27,7 +27,7 @@ class PoolSpec:
 
     @property
     def wants(self) -> str:
-        """The same, in words."""
+        """What one actor asks for, in words."""
         each = ", ".join(f"{amount:g} {name}" for name, amount in self.request.items())
         return f"an actor of pool {self.name} ({each or 'no resources'})"
 

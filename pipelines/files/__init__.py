@@ -1,1 +1,1 @@
-"""Prompt files: which ones lie behind an input, and their rows in batches of columns."""
+"""Finds the prompt files behind an input and reads their rows in batches of columns."""

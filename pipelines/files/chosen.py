@@ -61,8 +61,8 @@ class LeftOut:
 
 
 @dataclass
-class _Sorted:
-    """What the names of a listing say. folders: tables below folders that the glob names."""
+class _SortedNames:
+    """The names of a listing, sorted by what they are. folders: tables below folders that the glob names."""
 
     left_out: LeftOut
     tables: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class _Sorted:
     driven: set[str] = field(default_factory=set)  # folders with job.yaml or epochs/
 
     def mark(self, key: str) -> None:
-        """Keep what the key says of the folders around it."""
+        """Notes what a key says of the folders above it."""
         if not any(word in key for word in _MARKS):
             return
         if (run := _RUN.fullmatch(key)) is not None:
@@ -85,7 +85,7 @@ class _Sorted:
                 self.lakes[lake[1] or ""] = kind
 
     def leave(self, kind: int, key: str) -> None:
-        """Count what is not read, per folder, since the folder may turn out to lie in a run folder."""
+        """Counts a name that is not read, by its folder: that folder may later turn out to be a run folder."""
         where = key.rpartition("/")[0], kind
         self.counts[where] = self.counts.get(where, 0) + 1
         names = self.others.setdefault(where, [])
@@ -116,7 +116,7 @@ def tables_below(
 
     InputError: a table format whose log says which files count, a symbolic link that leads nowhere or back.
     """
-    found = _Sorted(LeftOut(place))
+    found = _SortedNames(LeftOut(place))
     for key, kind in listed(folder, is_table, glob):
         found.mark(key)
         _sort_in(found, key, kind, is_table, glob)
@@ -134,7 +134,7 @@ def tables_below(
     return keys, found.left_out
 
 
-def _tell_of_runs(found: _Sorted, runs: set[str], place: str) -> None:
+def _tell_of_runs(found: _SortedNames, runs: set[str], place: str) -> None:
     """Report run folders that were not looked into, or in which something would have been read."""
     inside = [*found.tables, *(f"{folder}/" for folder, _ in found.others)]
     for run in sorted(runs):
@@ -150,8 +150,10 @@ def is_a_lake(place: str, table: str) -> str:
     )
 
 
-def _sort_in(found: _Sorted, key: str, kind: int | None, is_table: Callable[[str], bool], glob: Glob | None) -> None:
-    """One file to where it belongs. kind: what the listing already knows that it is."""
+def _sort_in(
+    found: _SortedNames, key: str, kind: int | None, is_table: Callable[[str], bool], glob: Glob | None
+) -> None:
+    """Sorts one file in. kind: what the listing already knows of it."""
     named = glob is None or glob.matches(key)
     folder = None if glob is None or named else glob.folder_of(key)
     if kind == RUNS:
@@ -170,7 +172,7 @@ def _sort_in(found: _Sorted, key: str, kind: int | None, is_table: Callable[[str
         found.folders.setdefault(folder or "", []).append(key)
 
 
-def _choose_folders(found: _Sorted, is_table: Callable[[str], bool]) -> None:
+def _choose_folders(found: _SortedNames, is_table: Callable[[str], bool]) -> None:
     """Reads folders that the glob names if they are called like a table, as Spark's are, or if it names nothing else.
 
     Other folders are reported.
@@ -192,7 +194,7 @@ def would_hold(path: str, place: str) -> bool:
 
 
 def _spelt_out(path: str) -> str:
-    """One spelling of a place: links resolved on disk, one scheme and no empty parts in a store."""
+    """A place in one spelling: on disk with links resolved, in a store with one scheme and no empty parts."""
     scheme, separator, rest = path.partition("://")
     if not separator or scheme.lower() == "file":
         return os.path.realpath(os.path.expanduser(rest if separator else path))
@@ -219,8 +221,8 @@ def same_files(folder: Folder, keys: Iterable[str]) -> tuple[str, ...]:
     return (said,)
 
 
-def around(folder: Folder) -> str | None:
-    """The message if a folder is a part of a table format: one partition, or its data/."""
+def table_format_around(folder: Folder) -> str | None:
+    """The message if a folder lies inside a table format: it is one partition, or its data/."""
     at, name = _above(folder.url)
     while "=" in name and at:
         if (found := _lake_at(Folder(at, folder.options))) is not None:

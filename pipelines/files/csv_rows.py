@@ -1,6 +1,6 @@
-"""CSV text to fields, in the dialect that is said; a dialect that shows and was not said is a CsvFault.
+"""Splits CSV text into fields, and refuses text that shows another dialect than was configured (CsvFault).
 
-Pure: lines in, fields out. Where the lines come from, and what a column means, is known elsewhere.
+Pure: lines in, fields out. It does not know where lines come from or what a column means.
 """
 
 import csv
@@ -17,9 +17,9 @@ _EXCEL = re.compile(r"sep=(.)\r?\n?")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How CSV is written. quotes, skip_spaces None: not said, so that what shows the other way is refused.
+    """How CSV is written. quotes, skip_spaces None: not configured, so text that needs them is refused.
 
-    quotes: `doubled` ("a ""b"" c") or `backslash` ("a \\"b\\" c"). skip_spaces: spaces after a delimiter are no text.
+    quotes: `doubled` ("a ""b"" c") or `backslash` ("a \"b\" c"). skip_spaces: spaces after a delimiter are no text.
     """
 
     delimiter: str = ","
@@ -38,7 +38,7 @@ class CsvFault(ValueError):
 def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of each row that is not blank. CsvFault."""
     csv.field_size_limit(longest_field)
-    watch = _Watch(dialect)
+    watch = _DialectWatch(dialect)
     backslash = dialect.quotes == "backslash"
     reader = csv.reader(
         watch.lines(lines),
@@ -61,8 +61,8 @@ def records(lines: Iterable[str], dialect: Dialect, longest_field: int) -> Itera
         raise CsvFault(line, watch.reason(str(error))) from error
 
 
-class _Watch:
-    """Looks at the raw lines of each row for a dialect that was not said."""
+class _DialectWatch:
+    """Checks the raw lines of each row for a dialect that was not configured."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -73,7 +73,7 @@ class _Watch:
         self.odd = False  # whether one of them may be of another dialect
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """The lines as the reader wants them; a first line `sep=;`, which Excel reads, is none."""
+        """The lines for the reader, without a first line `sep=;`, which Excel reads."""
         lines, raw, backslash = iter(lines), self.raw, self.dialect.quotes == "backslash"
         first = next(lines, "")  # no line is "": it has its end
         if (said := _EXCEL.fullmatch(first)) and said[1] == self.dialect.delimiter:
@@ -96,7 +96,7 @@ class _Watch:
             raise CsvFault(line, _ESCAPED)
 
     def reason(self, error: str) -> str:
-        """What a row that could not be read looks like."""
+        """The likely reason why a row could not be read."""
         if self._is_escaped() or (self.dialect.quotes is None and any('\\"' in raw for raw in self.raw)):
             return _ESCAPED
         if self._is_spaced():
@@ -118,7 +118,7 @@ def _opens_after_spaces(field: str) -> bool:
 
 
 def separated_by(mark: str, name: str) -> str:
-    """The suspicion, and the key that says so."""
+    """Says which delimiter the text seems to have, and the key that sets it."""
     return f"it looks like {name} separate the columns. If so, set input.csv.delimiter: {mark!r}"
 
 

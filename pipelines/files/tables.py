@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
-from pipelines.files.chosen import around, same_files, tables_below
+from pipelines.files.chosen import same_files, table_format_around, tables_below
 from pipelines.files.readers import InputError, TableFile, TextRules, read_header, with_partition
 from pipelines.files.walk import Glob
 from pipelines.pipeline_error import one_line
@@ -149,7 +149,7 @@ def _globbed(pattern: str, path: str, storage: StorageOptions) -> tuple[list[Tab
 def _files_below(
     folder: Folder, path: str, missing: str, glob: Glob | None = None
 ) -> tuple[list[TableFile], tuple[str, ...]]:
-    if (lake := around(folder)) is not None:
+    if (lake := table_format_around(folder)) is not None:
         raise InputError(lake)
     if os.path.isabs(folder.url) and not os.path.isdir(folder.url):
         raise InputError(missing)

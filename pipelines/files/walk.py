@@ -118,7 +118,7 @@ class _Disk:
             if entry.is_symlink() and self._would_be_read(key):
                 target = os.readlink(self._path(key))
                 raise InputError(
-                    f"{self._path(key)}: a symbolic link to {target}, which {_why_broken(error)}. Mend or remove it"
+                    f"{self._path(key)}: a symbolic link to {target}, which {_why_broken(error)}. Fix or remove it"
                 ) from error
             return None
 

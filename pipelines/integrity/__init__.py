@@ -1,1 +1,1 @@
-"""The plan against the manifests against the objects: what is missing or damaged, and what mends it."""
+"""Compares the plan, the manifests and the objects: what is missing or damaged, and what repairs it."""

@@ -1,6 +1,6 @@
-"""What a verification can find in a run folder: the kinds, and the record of one finding.
+"""Lists the kinds of damage that a verification can find, and defines the record of one finding.
 
-Names only. Who looks is `pipelines.integrity.verify` and `pipelines.integrity.images`.
+`pipelines.integrity.verification` and `pipelines.integrity.images` look for them.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""One listing of all the images of a run, a thousand objects a request, handed out by shard.
+"""Lists all images of a run, a thousand objects a request, and hands them out by shard.
 
-What a verification makes of it is `pipelines.integrity.verify`'s.
+`pipelines.integrity.verification` compares them with the manifests.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,7 @@ from pipelines.storage.folder import is_odd
 
 
 class ImageListing:
-    """All that lies below images/, by listings of a thousand objects, handed out by shard as the store lists them.
-
-    strays: what was passed over, by the name of its folder, and files that lie beside the folders.
-    """
+    """All objects below images/, by shard, in the store's order. strays: folders of unknown shards, and loose files."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run

@@ -1,6 +1,6 @@
-"""One shard's images: are they where its manifest says, with these bytes, and do they decode?
+"""Checks one shard's images: whether they are where its manifest says, have these bytes, and decode.
 
-An image is read at a time; of a data file only the ranges that are asked for. Reads only.
+It holds one image at a time, reads only the needed ranges of a data file, and writes nothing.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ class ShardImages:
                 yield from self._parquet(key, members)
 
     def _size_fault(self, row: Row) -> tuple[str, str] | None:
-        """By the listing: an image that is not there, or is longer or shorter than its row says."""
+        """Compares an image's size in the listing with its row: it may be absent, longer or shorter."""
         size = self.sizes.get(row["uri"])
         if size is None:
             return "image_missing", "no such object"
@@ -103,7 +103,7 @@ class ShardImages:
         return alone or bool(name and key.startswith(f"data/{self.shard}-") and key.count("/") == 1)
 
     def _drawn(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """A share of the rows by a hash of their ids, and one in any case."""
+        """Draws a share of the rows by a hash of their ids, at least one."""
         if self.sample >= 1 or not rows:
             return rows
         draws = {row["id"]: _draw(f"{self.salt}{row['id']}") for row in rows}
@@ -123,7 +123,7 @@ class ShardImages:
             self.equal += 1
 
     def _count(self, images: int) -> None:
-        """More that are there with their size."""
+        """Counts images that are there with their size."""
         self.found += images
         self.sized += images
 
@@ -210,7 +210,7 @@ def _object(row: Row) -> str:
 
 
 def _draw(text: str) -> float:
-    """In [0, 1)."""
+    """A number in [0, 1), from a hash of the text."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) / 2**64
 
 

@@ -1,1 +1,1 @@
-"""Canonical rows get their steps, are cut into shards, and become one generation of a plan."""
+"""Plans: canonical rows get their steps, are cut into shards, and become one generation of a plan."""

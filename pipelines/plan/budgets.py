@@ -1,4 +1,4 @@
-"""Budgets for canonical rows: the selector over batches, and what its answer means where no pool can serve it.
+"""Asks the selector for each row's step budget, and marks rows whose budget no pool serves as bad.
 
 Runs in Ray tasks or actors; a table keeps its columns and types, whatever the selector makes of its batch.
 """
@@ -34,7 +34,7 @@ class Scoring:
 
 @functools.lru_cache(maxsize=1)
 def selector_of(scoring: Scoring) -> Any:
-    """The selector, one a process; torch comes with it, so never on the driver."""
+    """The process's one selector; it imports torch, so it is never made on the driver."""
     if scoring.selector_class:
         return scoring.selector_class(scoring.selector)
     from actors.selector import StepSelector

@@ -1,8 +1,8 @@
-"""One schema for the manifests of all generations of a run, so that they read as one table with any reader.
+"""Makes one manifest schema for all generations of a run, so that any reader takes them as one table.
 
-Of files that differ in columns or types most readers take the first one's for all: they lose columns, or stop. So each
-generation's schema has the columns of those before it, in types that hold every value. Earlier manifests are given them
-by `pipelines.integrity.widen`.
+Where files differ in columns or types, most readers use the first one's for all: they lose columns, or stop. So each
+generation has the columns of those before it, in types that hold every value; `pipelines.integrity.widen` gives earlier
+manifests the new columns.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from pipelines.run.schema import carried_types, manifest_schema, merged_type
 
 
 class ColumnFacts:
-    """What the rows of one generation say of their carried columns, beside the types."""
+    """Facts about the carried columns of one generation that types do not show."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -33,7 +33,7 @@ class ColumnFacts:
                 self._wide.add(name)
 
     def document(self, carried: Iterable[str]) -> dict[str, list[str]]:
-        """For plan.json, of the columns that the generation's manifests carry."""
+        """The facts as plan.json holds them."""
         return {EMPTY: sorted(set(carried) - self._seen), WIDE: sorted(self._wide)}
 
 

@@ -1,4 +1,4 @@
-"""What earlier generations of a plan hold, against the rows that the input has now: changed, mended, gone.
+"""Compares what is planned with the rows of the input now: which rows changed, were fixed, or are gone.
 
 The driver holds 24 bytes a planned row: a key, a hash of what the row said, and whether it was bad. The rows of the
 input are compared in Ray tasks, which report numbers and the ids of a few.
@@ -62,11 +62,11 @@ _REPORT = pa.schema(
 
 @dataclass(frozen=True)
 class Changes:
-    """How the input differs from what is planned. The ids are the first few of the changed rows.
+    """How the input differs from the plan; `ids` are the first few changed rows.
 
-    changed: rows that say something else now; mended: bad rows that are good now; gone: rows that are no longer there;
-    unknown: rows of plans by earlier versions, which kept no hash; moved: where the input was and where it is now,
-    where these are two places.
+    changed: rows with other content now; mended: bad rows that are good now; gone: rows that are no longer there;
+    unknown: rows planned by earlier versions, which kept no hash; moved: the input's place then and now, if they
+    differ.
     """
 
     changed: int = 0
@@ -78,7 +78,7 @@ class Changes:
 
     @property
     def is_refused(self) -> bool:
-        """Whether a run may not go on: rows changed, or it is another list, since it is elsewhere and lacks some."""
+        """Whether the run is refused: rows changed, or the input is elsewhere and lacks rows, so it is another list."""
         return bool(self.changed or (self.moved and self.gone))
 
     def refusal(self, url: str) -> str:
@@ -94,14 +94,14 @@ class Changes:
         )
 
     def notes(self) -> tuple[str, ...]:
-        """What is to be told of a run that goes on."""
+        """Notes for the user where the run goes on."""
         notes = []
         if self.moved:
             notes.append("this run was planned from {}, and is planned from another place now: {}".format(*self.moved))
         if self.changed:
             notes.append(f"{self._what()} since they were planned: their old pictures stay (input.changed: keep)")
         if self.mended:
-            notes.append(f"{_rows(self.mended)} that could not be rendered {_is(self.mended)} mended: planned again")
+            notes.append(f"{_rows(self.mended)} that could not be rendered {_is(self.mended)} good now: planned again")
         if self.gone:
             notes.append(
                 f"{_rows(self.gone)} of earlier plans {_is(self.gone)} no longer in the input: what they have stays"
@@ -127,7 +127,7 @@ def _is(count: int) -> str:
 
 
 def known_rows(plan: Plan) -> KnownRows:
-    """All rows of all generations. StorageError."""
+    """The rows of all generations, with keys and states. StorageError."""
     keys, states = [np.empty(0, KEY)], [np.empty(0, np.uint64)]
     for generation in plan.generations:
         for part in plan.parts(generation, "id", "error_type", "content_hash"):
@@ -148,7 +148,7 @@ def _states(part: pa.Table) -> np.ndarray:
 
 
 def _newest(keys: np.ndarray, states: np.ndarray) -> KnownRows:
-    """Of each key the last; later generations come later."""
+    """The last state of each key, since later generations come later."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     last = np.append(keys[1:] != keys[:-1], True)[: len(keys)]
@@ -157,14 +157,14 @@ def _newest(keys: np.ndarray, states: np.ndarray) -> KnownRows:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is planned already, and how the input differs from it."""
+    """The planned rows, and how the input differs from them."""
 
     known: KnownRows
     changes: Changes
 
 
 def earlier_rows(plan: Plan, inspection: Inspection) -> Earlier:
-    """Both, for a plan that is to grow. InputError, StorageError."""
+    """Reads both, before a plan grows. InputError, StorageError."""
     known = known_rows(plan)
     return Earlier(known, find_changes(plan, inspection, known))
 
@@ -201,7 +201,7 @@ def _same_files(newest: Mapping[str, Any], inspection: Inspection) -> bool:
 
 
 def _compared(table: pa.Table, known: ray.ObjectRef) -> pa.Table:
-    """One row of _REPORT for a block of canonical rows; of a failed read its error."""
+    """One row of _REPORT for a block of canonical rows, or the error of a failed read."""
     if is_aborted(table):
         errors = table.select(["error_type", "error_message"]).to_pylist()
         return pa.Table.from_pylist([dict.fromkeys(_NUMBERS, 0) | {"ids": []} | row for row in errors], _REPORT)

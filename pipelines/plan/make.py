@@ -1,4 +1,4 @@
-"""Prompts -> one new generation of the plan: read, score, cut into shards, write, commit.
+"""Makes one new generation of the plan from prompts: read, select steps, cut into shards, write, commit.
 
 A plan only grows: rows that an earlier generation has are left out. The driver holds 24 bytes a planned row and the
 rows that wait for their shard to fill. What a shard is made of is `pipelines.plan.shards`, which rows are left out or
@@ -73,7 +73,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What planning did. `plan`: all that is planned now; `generation` None: every prompt was planned before."""
+    """The result of planning."""
 
     plan: Plan
     generation: int | None
@@ -153,7 +153,7 @@ def make_plan(
 
 
 def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:
-    """(n,) bool: rows that an earlier generation has as bad ones."""
+    """(n,) bool: rows that were planned before as bad rows."""
     if not len(bad_keys):
         return np.zeros(table.num_rows, bool)
     ids = [base_id(row_id) if rollout else row_id for row_id in table["id"].to_pylist()]

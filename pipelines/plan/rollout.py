@@ -1,6 +1,6 @@
-"""A rollout's plan: every row at every budget of a menu, all budgets of a (prompt, sample) with one seed, in one shard.
+"""Plans a rollout: every row at every budget; all budgets of a (prompt, sample) share one seed and one shard.
 
-Its manifest, with the scores filled in, is the reward table that a policy is trained on. Nothing is selected here.
+The manifest of such a run, with its scores, is the reward table that a policy is trained on. No selector is asked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ def rollout_id(row_id: str, num_steps: int) -> str:
 
 
 def base_id(row_id: str) -> str:
-    """What `rollout_id` was given."""
+    """The row id in a rollout id."""
     return row_id.rpartition(_SUFFIX)[0]
 
 
@@ -66,7 +66,7 @@ class RolloutCutter:
             self._waiting[place] = ([*tables, group], rows + group.num_rows, total + cost)
 
     def finish(self) -> Iterator[PlannedShard]:
-        """The rest."""
+        """The shards of the rows that still wait."""
         assert self._cut is None or not self._cut.num_rows
         for place in sorted(self._waiting):
             yield self._shard(place, self._waiting[place][0])

@@ -1,4 +1,4 @@
-"""Planned rows -> shards of about equal cost: pure, streaming, bounded.
+"""Cuts planned rows into shards of about equal cost, as a bounded stream.
 
 Rows wait in one buffer per (size, pools that serve their budget, budget) until it is worth a shard. Which row goes into
 which shard follows from the rows in their order alone, never from how they were cut into tables.
@@ -16,7 +16,7 @@ LaneSteps = Callable[[int, float, bool], int]  # num_steps, guidance_scale, has 
 
 
 def plain_lane_steps(num_steps: int, guidance_scale: float, has_negative: bool) -> int:
-    """Two lanes a step where the row is guided, one where it is not; no guidance interval."""
+    """Lane-steps of a row without a guidance interval: two lanes a step if it is guided, else one."""
     return num_steps * (2 if guidance_scale > 1 else 1)
 
 
@@ -140,7 +140,7 @@ class Cutter:
         return rows > 0 and (buffer.total + cost > self.rules.target or rows >= self.rules.max_rows)
 
     def _settle(self, table: pa.Table) -> None:
-        """Copies what waits out of a table, so that it may be let go."""
+        """Copies waiting rows out of a table, so that its memory is freed."""
         for buffer in (*self._buffers.values(), self._bad):
             buffer.settle(table)
 

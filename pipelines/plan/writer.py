@@ -1,7 +1,7 @@
-"""Shards -> the files of one generation of a plan, and the commit that makes it exist.
+"""Writes the files of one plan generation; the commit of plan.json makes it exist.
 
-A part is called by its content; shards.parquet and plan.json are created and never overwritten. So a planner goes on
-where one with the same rows died, and one that lost its epoch can change nothing of the plan of another.
+A part is named by its content; shards.parquet and plan.json are created and never overwritten. So a planner continues
+where another with the same rows died, and one whose epoch ended cannot change another's plan.
 """
 
 from collections import Counter

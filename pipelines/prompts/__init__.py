@@ -1,1 +1,1 @@
-"""Prompt tables become canonical rows, by two passes of Ray Data."""
+"""Turns prompt tables into canonical rows, by two passes of Ray Data."""

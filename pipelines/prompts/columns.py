@@ -1,4 +1,4 @@
-"""Finds the canonical name of each of the user's columns; the others are carried along, under a name and a type.
+"""Finds the canonical name of each of the user's columns; carries the others along with a name and a type.
 
 Pure: names and Arrow types only. `pipelines.prompts.rows` reads the rows, `pipelines.files.readers` the bytes.
 """
@@ -51,7 +51,9 @@ def check_explicit(explicit: Mapping[str, str]) -> None:
         raise InputError(f"input.columns: {', '.join(twice)} is given two meanings. Give it one")
 
 
-def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs_prompt: bool = True) -> dict[str, str]:
+def resolve_columns(
+    names: Iterable[str], explicit: Mapping[str, str], place: str, needs_prompt: bool = True
+) -> dict[str, str]:
     """The user's column -> canonical name. InputError: no prompt column, or two candidates for one name."""
     names = list(names)
     meaning = {theirs: ours for ours, theirs in explicit.items() if theirs in names}
@@ -75,7 +77,7 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str], place: str, needs
 
 
 def _separated_otherwise(names: list[str]) -> str:
-    """A hint that another mark separates the columns; "" if nothing looks like it."""
+    """A hint that another delimiter separates the columns; "" if the names do not look like it."""
     for mark, name in SEPARATORS.items():
         parts = [part.strip(" \"'").lower() for whole in names for part in whole.split(mark) if mark in whole]
         if set(parts) & {*PROMPT_NAMES, *GIVEN} or names[:1] == [f"sep={mark}"]:
@@ -132,8 +134,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class Carried:
-    """One of the user's own columns: their name, ours, its type; `as_json`: values of many types, as text or JSON."""
+class CarriedColumn:
+    """A carried column: the user's name, our name, its type; `as_json`: values of several types, as text or JSON."""
 
     theirs: str
     ours: str
@@ -142,7 +144,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class _Sight:
+class _SeenType:
     type: pa.DataType | None  # None: JSON values of several types
     place: str
     jsonl: bool
@@ -155,18 +157,18 @@ class _Sight:
 class CarriedTypes:
     """Collects the types of carried columns over all files, in order of appearance."""
 
-    _seen: dict[str, _Sight] = field(default_factory=dict)
+    _seen: dict[str, _SeenType] = field(default_factory=dict)
 
     def add(self, name: str, kind: pa.DataType | None, place: str, jsonl: bool) -> None:
         """Note a column's type in one file; None: JSON values of several types. InputError if two files disagree."""
-        new = _Sight(kind, place, jsonl)
+        new = _SeenType(kind, place, jsonl)
         known = self._seen.setdefault(name, new)
         merged = merged_type(known.type, new.type)
         if merged is None and not (known.jsonl and jsonl):
             raise InputError(f"column {name!r} holds {known} but {new}. Convert one of them, or plan two runs")
-        self._seen[name] = _Sight(merged, known.place, known.jsonl and jsonl)
+        self._seen[name] = _SeenType(merged, known.place, known.jsonl and jsonl)
 
-    def finish(self) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
+    def finish(self) -> tuple[tuple[CarriedColumn, ...], tuple[str, ...]]:
         """The carried columns, and notes on columns that had to be renamed."""
         taken = {name.casefold() for name in RESERVED_NAMES}  # many readers of tables do not tell A from a
         given = {name.casefold() for name in self._seen}
@@ -180,7 +182,7 @@ class CarriedTypes:
                 reason = own if theirs.casefold() in RESERVED_NAMES else "another column differs from it by case alone"
                 notes.append(f"column {theirs!r} is carried as {ours!r}: {reason}")
             taken.add(ours.casefold())
-            carried.append(Carried(theirs, ours, _storable(sight.type), as_json=sight.type is None))
+            carried.append(CarriedColumn(theirs, ours, _storable(sight.type), as_json=sight.type is None))
         return tuple(carried), tuple(notes)
 
 
@@ -211,7 +213,7 @@ def json_type(values: list[Any]) -> pa.DataType | None:
     return None if pa.types.is_nested(inner) else kind
 
 
-def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
+def carried_array(column: Any, carried: CarriedColumn, rows: int) -> pa.Array:
     """A carried column of one batch in its final type; None (the file has no such column) gives nulls.
 
     InputError where it holds what a worker, which takes rows as Python values, could not give back.
@@ -239,7 +241,7 @@ def carried_array(column: Any, carried: Carried, rows: int) -> pa.Array:
 
 
 def _sound(column: pa.Array) -> pa.Array:
-    """The column, with text made UTF-8; Arrow's error if its values do not survive the way through Python."""
+    """The column with text as UTF-8; Arrow's error if its values change on their way through Python."""
     kind = column.type
     if _is_text(kind):
         try:

@@ -1,7 +1,7 @@
-"""Prompt tables -> canonical rows, by two passes of Ray Data over pieces of files.
+"""Turns prompt tables into canonical rows, by two passes of Ray Data over slices of files.
 
-`inspect` finds everything that is wrong before any actor starts, `rows` gives the rows themselves, in input order.
-What a task does with a piece is `pipelines.prompts.slices`, what is made of the reports `pipelines.prompts.inspection`.
+`inspect` finds every fault before any actor starts; `rows` gives the rows in input order. A task reads its slice with
+`pipelines.prompts.slices`; `pipelines.prompts.inspection` puts the tasks' reports together.
 """
 
 import functools
@@ -16,10 +16,10 @@ import ray
 import ray.data
 
 from pipelines.files.readers import InputError
-from pipelines.prompts.columns import Carried
+from pipelines.prompts.columns import CarriedColumn
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
 from pipelines.prompts.rows import KEY_BYTES, id_key
-from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_pieces, scan, task_lists
+from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_slices, scan, task_lists
 from pipelines.run.schema import CANONICAL_FIELDS
 from pipelines.storage.folder import StorageError
 
@@ -31,8 +31,8 @@ NONE_EQUAL = (np.empty(0, np.int64), np.empty(0, np.int32))
 def inspect(source: PromptSource) -> Inspection:
     """Read everything once, as Ray tasks. InputError names what is missing, torn, empty, ambiguous or there twice."""
     files = open_files(source)
-    pieces = cut_pieces(files, source.limit)
-    return assemble(source, files, pieces, _scan_all(pieces, source))
+    slices = cut_slices(files, source.limit)
+    return assemble(source, files, slices, _scan_all(slices, source))
 
 
 def rows(
@@ -40,7 +40,7 @@ def rows(
     skip: np.ndarray | None = None,
     block_bytes: int = BLOCK_BYTES,
     retry: np.ndarray | None = None,
-    carried: tuple[Carried, ...] | None = None,
+    carried: tuple[CarriedColumn, ...] | None = None,
 ) -> ray.data.Dataset:
     """Canonical rows in input order, without those whose id's key (`id_key`) is in `skip` ((S,) S16, sorted).
 
@@ -49,8 +49,8 @@ def rows(
     raises.
     """
     tickets = [
-        {"pieces": pickle.dumps([(inspection.pieces[i], inspection.occurrences.get(i, NONE_EQUAL)) for i in indices])}
-        for indices in task_lists(list(inspection.pieces))
+        {"slices": pickle.dumps([(inspection.slices[i], inspection.equal_rows.get(i, NONE_EQUAL)) for i in indices])}
+        for indices in task_lists(list(inspection.slices))
     ]
     read = functools.partial(
         _read_ticket,
@@ -62,12 +62,12 @@ def rows(
 
 
 def is_aborted(table: pa.Table) -> bool:
-    """Whether a row of it stands for a failed read."""
+    """Whether the table holds a row that stands for a failed read."""
     return any(kind.startswith(ABORT) for kind in table["error_type"].unique().to_pylist())
 
 
 def raise_aborted(table: pa.Table) -> pa.Table:
-    """The table itself; InputError or StorageError where a row of it stands for one."""
+    """Returns the table; raises the InputError or StorageError of a failed read that one of its rows stands for."""
     for kind in table["error_type"].unique().to_pylist():
         if kind.startswith(ABORT):
             message = table.filter(pc.equal(table["error_type"], kind))["error_message"][0].as_py()
@@ -76,7 +76,7 @@ def raise_aborted(table: pa.Table) -> pa.Table:
 
 
 def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Dataset:
-    """One ticket a block, results in order, and none of Ray Data's bars."""
+    """A dataset with one ticket a block, ordered results, and no progress bars."""
     dataset = ray.data.from_items(tickets, override_num_blocks=len(tickets))
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = block_bytes
@@ -85,19 +85,19 @@ def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Datase
     return dataset
 
 
-def _scan_all(pieces: list[FileSlice], source: PromptSource) -> list[list[Chunk]]:
-    """The chunks of each piece, in order; raises the first piece's error."""
+def _scan_all(slices: list[FileSlice], source: PromptSource) -> list[list[Chunk]]:
+    """The chunks of each slice, in order; raises the first slice's error."""
     tickets = [
-        {"pieces": pickle.dumps([(index, pieces[index]) for index in indices])} for indices in task_lists(pieces)
+        {"slices": pickle.dumps([(index, slices[index]) for index in indices])} for indices in task_lists(slices)
     ]
-    scanned: list[list[Chunk]] = [[] for _ in pieces]
+    scanned: list[list[Chunk]] = [[] for _ in slices]
     if not tickets:
         return scanned
     scan_tickets = functools.partial(_scan_ticket, reading=source.reading)
     dataset = _dataset(tickets, BLOCK_BYTES).map_batches(scan_tickets, batch_size=1, batch_format="pyarrow")
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
-        for index, packed in zip(batch["piece"].to_pylist(), batch["chunk"], strict=True):
+        for index, packed in zip(batch["slice"].to_pylist(), batch["chunk"], strict=True):
             scanned[index].append(pickle.loads(packed.as_buffer()))
     errors = [chunk.error for chunks in scanned for chunk in chunks if chunk.error]
     if errors:
@@ -106,21 +106,21 @@ def _scan_all(pieces: list[FileSlice], source: PromptSource) -> list[list[Chunk]
 
 
 def _scan_ticket(batch: pa.Table, reading: ReadingRules) -> Iterator[pa.Table]:
-    for index, piece in pickle.loads(batch["pieces"][0].as_py()):
+    for index, file_slice in pickle.loads(batch["slices"][0].as_py()):
         try:
-            for chunk in scan(piece, reading):
-                yield pa.table({"piece": [index], "chunk": [pickle.dumps(chunk)]})
+            for chunk in scan(file_slice, reading):
+                yield pa.table({"slice": [index], "chunk": [pickle.dumps(chunk)]})
         except (InputError, StorageError) as error:
-            yield pa.table({"piece": [index], "chunk": [pickle.dumps(Chunk(error=error))]})
+            yield pa.table({"slice": [index], "chunk": [pickle.dumps(Chunk(error=error))]})
 
 
 def _read_ticket(
-    batch: pa.Table, reading: ReadingRules, carried: tuple[Carried, ...], skip: ray.ObjectRef | None
+    batch: pa.Table, reading: ReadingRules, carried: tuple[CarriedColumn, ...], skip: ray.ObjectRef | None
 ) -> Iterator[pa.Table]:
     planned, retry = (None, None) if skip is None else ray.get(skip)
-    for piece, occurrences in pickle.loads(batch["pieces"][0].as_py()):
+    for file_slice, equal_rows in pickle.loads(batch["slices"][0].as_py()):
         try:
-            for table in canonical_tables(piece, reading, carried, occurrences):
+            for table in canonical_tables(file_slice, reading, carried, equal_rows):
                 yield table if planned is None else table.filter(pa.array(~_is_planned(table, planned, retry)))
         except (InputError, StorageError) as error:
             yield _aborted(error, carried)
@@ -136,7 +136,7 @@ def _is_planned(table: pa.Table, planned: np.ndarray, retry: np.ndarray | None) 
 
 
 def keys_of(table: pa.Table) -> np.ndarray:
-    """(n,) S16: the keys of its ids."""
+    """(n,) S16: the keys of the table's ids."""
     return np.array([id_key(row_id) for row_id in table["id"].to_pylist()], f"S{KEY_BYTES}")
 
 
@@ -148,7 +148,7 @@ def are_in(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
     return known[at] == keys
 
 
-def _aborted(error: Exception, carried: tuple[Carried, ...]) -> pa.Table:
+def _aborted(error: Exception, carried: tuple[CarriedColumn, ...]) -> pa.Table:
     texts = {"error_type": ABORT + type(error).__name__, "error_message": str(error)}
     schema = pa.schema([*CANONICAL_FIELDS, *(pa.field(column.ours, column.type) for column in carried)])
     return pa.table([pa.array([texts.get(column.name)], column.type) for column in schema], schema)

@@ -1,7 +1,7 @@
-"""Finds equal rows by 16 bytes per row: which ids were given twice, and the ordinal of each row among its equals.
+"""Finds equal rows: ids that were given twice, and the ordinal of a row among equal rows.
 
-Pure numpy. The keys stay in their parts; one share of them at a time, those with the same beginning, is gathered and
-sorted. So beside the keys it needs memory for one share and for the rows that equal others.
+Pure numpy, 16 bytes a row. It sorts one share of the keys at a time, those with the same beginning; so it needs memory
+for one share and for the rows that equal others.
 """
 
 import heapq
@@ -16,8 +16,8 @@ Part = tuple[np.ndarray, np.ndarray]  # keys (r,) S16 of a run of rows, which of
 
 
 @dataclass(frozen=True)
-class Occurrences:
-    """`rows` that are equal to earlier ones, rising, with the `numbers` (from 1) that tell them apart.
+class EqualRows:
+    """`rows` that equal earlier ones, ascending, and the ordinal of each (`numbers`, from 1) that tells it apart.
 
     `given_twice`: pairs of rows that were given one id, the first MAX_PAIRS by the second's place.
     """
@@ -28,18 +28,18 @@ class Occurrences:
     given_twice: tuple[tuple[int, int], ...]
 
 
-def count_occurrences(parts: Sequence[Part]) -> Occurrences:
-    """parts: all rows in their order; a key is of the id a row was given, or would get as the first of its kind."""
+def find_equal_rows(parts: Sequence[Part]) -> EqualRows:
+    """Finds equal rows. parts: all rows in order; a key is of a row's id, or of the id its first equal would get."""
     counted = [_count(*share) for share in _shares(parts)]
     rows = np.concatenate([np.empty(0, np.int64), *(found.rows for found in counted)])
     numbers = np.concatenate([np.empty(0, np.int32), *(found.numbers for found in counted)])
     rising = np.argsort(rows)
     twice = heapq.nsmallest(MAX_PAIRS, (pair for found in counted for pair in found.given_twice), key=_second)
-    return Occurrences(rows[rising], numbers[rising], sum(found.num_given_twice for found in counted), tuple(twice))
+    return EqualRows(rows[rising], numbers[rising], sum(found.num_given_twice for found in counted), tuple(twice))
 
 
 def _shares(parts: Sequence[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, keys and given of the rows whose keys begin alike; each row is in one share, equal keys are in the same."""
+    """Rows, keys and `given` by share: rows whose keys begin alike, so that equal keys are in one share."""
     num_shares = min(MOST_SHARES, -(-sum(len(keys) for keys, _ in parts) // SHARE_ROWS))
     starts = np.cumsum([0, *(len(keys) for keys, _ in parts)])
     for share in range(num_shares):
@@ -50,13 +50,13 @@ def _shares(parts: Sequence[Part]) -> Iterator[tuple[np.ndarray, np.ndarray, np.
 
 
 def _share_of(keys: np.ndarray, num_shares: int) -> np.ndarray:
-    """(r,) by the first two bytes, which are as good as drawn: keys are hashes."""
+    """(r,) the share of each key, by its first two bytes: keys are hashes, so shares are of equal size."""
     first = keys.view(np.dtype((">u2", keys.dtype.itemsize // 2)))[:, 0]
     return (first.astype(np.uint32) * num_shares) >> 16
 
 
-def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> Occurrences:
-    """share: the rows' places among all, rising."""
+def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> EqualRows:
+    """Counts the equal rows of one share. share: the rows' places among all, ascending."""
     order = np.argsort(keys, kind="stable")  # equal rows stay in the order of the input
     keys, share, given = keys[order], share[order], given[order]
     equal = keys[1:] == keys[:-1]
@@ -73,7 +73,7 @@ def _count(share: np.ndarray, keys: np.ndarray, given: np.ndarray) -> Occurrence
     counted = derived & (numbers > 0)
     twice = _pairs(rows[was_given], kind[was_given])
     shown = heapq.nsmallest(MAX_PAIRS, twice, key=_second)
-    return Occurrences(rows[counted], numbers[counted].astype(np.int32), len(twice), tuple(shown))
+    return EqualRows(rows[counted], numbers[counted].astype(np.int32), len(twice), tuple(shown))
 
 
 def _pairs(rows: np.ndarray, kind: np.ndarray) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Puts together what the first pass over the prompts found, from the chunks that the tasks report. Pure, no Ray.
+"""Puts together what the tasks of the first pass over the prompts report.
 
 The driver holds 17 bytes per prompt and the numbers of equal rows; nothing else grows with rows.
 """
@@ -15,9 +15,17 @@ import pyarrow as pa
 from pipelines.files.readers import InputError, TableFile, TextRules
 from pipelines.files.tables import FoundFiles, find_files
 from pipelines.pipeline_error import one_line
-from pipelines.prompts.columns import GIVEN, Carried, CarriedTypes, check_explicit, check_types, misspelt, resolve
-from pipelines.prompts.duplicates import Occurrences, count_occurrences
-from pipelines.prompts.remarks import Remark, told
+from pipelines.prompts.columns import (
+    GIVEN,
+    CarriedColumn,
+    CarriedTypes,
+    check_explicit,
+    check_types,
+    misspelt,
+    resolve_columns,
+)
+from pipelines.prompts.duplicates import EqualRows, find_equal_rows
+from pipelines.prompts.remarks import Remark, remark_notes
 from pipelines.prompts.rows import KEY_BYTES, RowDefaults
 from pipelines.prompts.slices import MAX_SHOWN, Chunk, FileSlice, ReadingRules, id_given
 from pipelines.storage.folder import StorageOptions
@@ -44,7 +52,7 @@ class PromptSource:
 
     @property
     def reading(self) -> ReadingRules:
-        """The part of it that a task needs."""
+        """The part of the source that a task needs."""
         return ReadingRules(dict(self.columns), self.defaults, self.images_per_prompt)
 
 
@@ -57,15 +65,15 @@ class Inspection:
 
     source: PromptSource
     files: tuple[TableFile, ...]
-    pieces: tuple[FileSlice, ...]
+    slices: tuple[FileSlice, ...]
     rows: int
     bad_rows: int
     bad_samples: tuple[str, ...]
     used: tuple[str, ...]
-    carried: tuple[Carried, ...]
+    carried: tuple[CarriedColumn, ...]
     notes: tuple[str, ...]
     pinned_steps: frozenset[int]
-    occurrences: Mapping[int, tuple[np.ndarray, np.ndarray]]  # piece -> (rows equal to an earlier one, numbers)
+    equal_rows: Mapping[int, tuple[np.ndarray, np.ndarray]]  # slice -> (rows equal to an earlier one, numbers)
 
     @property
     def carried_schema(self) -> pa.Schema:
@@ -101,39 +109,42 @@ def pinned_notes(pinned: Collection[int], menu: Collection[int]) -> tuple[str, .
 
 
 def open_files(source: PromptSource) -> FoundFiles:
-    """The files; each column has a type that fits its canonical name. InputError, StorageError."""
+    """Opens the files and checks that column types fit their canonical names. InputError, StorageError."""
     check_explicit(source.columns)
     files = find_files(source.path, source.storage, source.text)
     for file in files:
-        check_types(file, resolve(file.columns, source.columns, file.place, needs_prompt=bool(file.columns)))
+        check_types(file, resolve_columns(file.columns, source.columns, file.place, needs_prompt=bool(file.columns)))
     return files
 
 
 def assemble(
-    source: PromptSource, files: FoundFiles, pieces: list[FileSlice], scanned: list[list[Chunk]]
+    source: PromptSource, files: FoundFiles, slices: list[FileSlice], scanned: list[list[Chunk]]
 ) -> Inspection:
-    """The inspection from the chunks of each piece, in order; it empties them. InputError as `inspect`."""
+    """The inspection from the chunks of each slice, in order; it empties them. InputError as `inspect`."""
     _limit(scanned, source.limit)
-    pieces = [replace(piece, rows=sum(c.rows for c in chunks)) for piece, chunks in zip(pieces, scanned, strict=True)]
-    num_rows = sum(piece.rows or 0 for piece in pieces)
+    slices = [
+        replace(file_slice, rows=sum(c.rows for c in chunks))
+        for file_slice, chunks in zip(slices, scanned, strict=True)
+    ]
+    num_rows = sum(file_slice.rows or 0 for file_slice in slices)
     if not num_rows:
         raise InputError(f"{source.path}: there are no rows. Give a file with at least one prompt")
     _check_columns_seen(source, files, scanned)
-    used, carried, notes = _columns(source, files, pieces, scanned)
+    used, carried, notes = _columns(source, files, slices, scanned)
     chunks = [chunk for of_piece in scanned for chunk in of_piece]
-    said = (*files.notes, *notes, *_seeds_that_count_up(source, chunks), *told(_remarks(pieces, scanned)))
+    said = (*files.notes, *notes, *_seeds_that_count_up(source, chunks), *remark_notes(_remarks(slices, scanned)))
     return Inspection(
         source=source,
         files=tuple(files),
-        pieces=tuple(pieces),
+        slices=tuple(slices),
         rows=num_rows,
         bad_rows=sum(len(chunk.bad_rows) for chunk in chunks),
-        bad_samples=_bad_samples(pieces, scanned),
+        bad_samples=_bad_samples(slices, scanned),
         used=used,
         carried=carried,
         notes=tuple(map(one_line, said)),
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
-        occurrences=_occurrences(source, pieces, scanned),
+        equal_rows=_equal_rows(source, slices, scanned),
     )
 
 
@@ -173,13 +184,13 @@ def _check_columns_seen(source: PromptSource, files: FoundFiles, scanned: list[l
 
 
 def _columns(
-    source: PromptSource, files: FoundFiles, pieces: list[FileSlice], scanned: list[list[Chunk]]
-) -> tuple[tuple[str, ...], tuple[Carried, ...], tuple[str, ...]]:
+    source: PromptSource, files: FoundFiles, slices: list[FileSlice], scanned: list[list[Chunk]]
+) -> tuple[tuple[str, ...], tuple[CarriedColumn, ...], tuple[str, ...]]:
     """The canonical columns of the input, the columns that are carried along, and notes on them."""
     types, used, names = CarriedTypes(), set(), set()
     of_file: dict[str, list[Chunk]] = {}
-    for piece, chunks in zip(pieces, scanned, strict=True):
-        of_file.setdefault(piece.file.place, []).extend(chunks)
+    for file_slice, chunks in zip(slices, scanned, strict=True):
+        of_file.setdefault(file_slice.file.place, []).extend(chunks)
     for file in files:
         kinds: list[tuple[str, pa.DataType | None]]
         if file.format == "jsonl":
@@ -188,7 +199,9 @@ def _columns(
             kinds = [(column.name, column.type) for column in file.schema]
         else:
             kinds = [(name, pa.string()) for name in file.columns]
-        meaning = resolve(dict.fromkeys(name for name, _ in kinds), source.columns, file.place, needs_prompt=False)
+        meaning = resolve_columns(
+            dict.fromkeys(name for name, _ in kinds), source.columns, file.place, needs_prompt=False
+        )
         used |= set(meaning.values())
         for name, kind in kinds:
             if name not in meaning:
@@ -206,7 +219,7 @@ def _columns(
     return tuple(name for name in GIVEN if name in used), carried, notes
 
 
-def _heavy(files: FoundFiles, carried: tuple[Carried, ...]) -> tuple[str, ...]:
+def _heavy(files: FoundFiles, carried: tuple[CarriedColumn, ...]) -> tuple[str, ...]:
     """A note if carried columns make plan and manifests large, as embedded pictures do.
 
     It goes by the files' sizes: reading the columns' sizes of a torn file ends the process (pyarrow 26).
@@ -228,45 +241,45 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
 
 
-def _bad_samples(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> tuple[str, ...]:
+def _bad_samples(slices: list[FileSlice], scanned: list[list[Chunk]]) -> tuple[str, ...]:
     samples = (
-        one_line(f"{piece.place(first + row)}: {fault.message}")
-        for piece, first, chunk in _placed(pieces, scanned)
+        one_line(f"{file_slice.place(first + row)}: {fault.message}")
+        for file_slice, first, chunk in _placed(slices, scanned)
         for row, fault in zip(chunk.bad_rows, chunk.faults, strict=False)
     )
     return tuple(islice(samples, MAX_SHOWN))
 
 
-def _remarks(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> dict[tuple[str, str], tuple[int, str]]:
+def _remarks(slices: list[FileSlice], scanned: list[list[Chunk]]) -> dict[tuple[str, str], tuple[int, str]]:
     """(column, kind) -> the number of rows (an upper bound if a limit cuts the input) and the place of the first."""
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for piece, first, chunk in _placed(pieces, scanned):
+    for file_slice, first, chunk in _placed(slices, scanned):
         for key, remark in chunk.remarks.items():
-            rows, place = found.get(key, (0, piece.place(first + remark.first)))
+            rows, place = found.get(key, (0, file_slice.place(first + remark.first)))
             found[key] = rows + remark.rows, place
     return found
 
 
-def _placed(pieces: list[FileSlice], scanned: list[list[Chunk]]) -> Iterator[tuple[FileSlice, int, Chunk]]:
-    """Each chunk with its piece, and the row of the piece at which it begins."""
-    for piece, chunks in zip(pieces, scanned, strict=True):
+def _placed(slices: list[FileSlice], scanned: list[list[Chunk]]) -> Iterator[tuple[FileSlice, int, Chunk]]:
+    """Each chunk with its slice, and the row of the slice at which it begins."""
+    for file_slice, chunks in zip(slices, scanned, strict=True):
         first = 0
         for chunk in chunks:
-            yield piece, first, chunk
+            yield file_slice, first, chunk
             first += chunk.rows
 
 
-def _occurrences(
-    source: PromptSource, pieces: list[FileSlice], scanned: list[list[Chunk]]
+def _equal_rows(
+    source: PromptSource, slices: list[FileSlice], scanned: list[list[Chunk]]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By piece; InputError if an id was given twice. The chunks lose their keys, to free memory."""
+    """The equal rows, by slice; InputError if an id was given twice. The chunks lose their keys, to free memory."""
     chunks = [chunk for of_piece in scanned for chunk in of_piece if chunk.rows]
-    found = count_occurrences([(np.frombuffer(chunk.keys, f"S{KEY_BYTES}"), chunk.given) for chunk in chunks])
+    found = find_equal_rows([(np.frombuffer(chunk.keys, f"S{KEY_BYTES}"), chunk.given) for chunk in chunks])
     for chunk in chunks:
         chunk.keys, chunk.given = b"", chunk.given[:0]
-    starts = np.cumsum([0] + [piece.rows or 0 for piece in pieces])
+    starts = np.cumsum([0] + [file_slice.rows or 0 for file_slice in slices])
     if found.given_twice:
-        raise InputError(_given_twice(source, pieces, found, starts))
+        raise InputError(_given_twice(source, slices, found, starts))
     at_piece = np.searchsorted(found.rows, starts)
     return {
         index: (found.rows[start:end] - starts[index], found.numbers[start:end])
@@ -275,13 +288,13 @@ def _occurrences(
     }
 
 
-def _given_twice(source: PromptSource, pieces: list[FileSlice], found: Occurrences, starts: np.ndarray) -> str:
+def _given_twice(source: PromptSource, slices: list[FileSlice], found: EqualRows, starts: np.ndarray) -> str:
     shown = []
     for pair in found.given_twice:
         indices = [int(np.searchsorted(starts, row, side="right")) - 1 for row in pair]
         at = [row - int(starts[index]) for row, index in zip(pair, indices, strict=True)]
-        name = id_given(pieces[indices[0]], at[0], source.reading)
-        places = " and ".join(pieces[index].place(row) for index, row in zip(indices, at, strict=True))
+        name = id_given(slices[indices[0]], at[0], source.reading)
+        places = " and ".join(slices[index].place(row) for index, row in zip(indices, at, strict=True))
         shown.append(f"{name!r} ({places})")
     more = f" and {found.num_given_twice - len(shown)} more" if found.num_given_twice > len(shown) else ""
     return f"{source.path}: ids are given twice: {', '.join(shown)}{more}. Make them unique, or leave the ids out"

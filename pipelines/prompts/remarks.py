@@ -1,6 +1,6 @@
-"""Remarks on prompts and negative prompts that render, but perhaps not as their author expects.
+"""Notes prompts and negative prompts that render, but perhaps not as their author expects.
 
-Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered, the manifest those that are cut.
+Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered.
 """
 
 import re
@@ -74,8 +74,8 @@ def add_remarks(found: Remarks, new: Iterable[tuple[str, str, int]], first: int)
         known.rows += 1
 
 
-def told(found: Mapping[tuple[str, str], tuple[int, str]]) -> tuple[str, ...]:
-    """Notes: to how many rows each applies, and the place of the first."""
+def remark_notes(found: Mapping[tuple[str, str], tuple[int, str]]) -> tuple[str, ...]:
+    """The remarks as notes: how many rows each applies to, and the place of the first."""
     return tuple(
         f"{rows:,} row{'s' * (rows != 1)}: the {column} {KINDS[kind]} (first {place})"
         for (column, kind), (rows, place) in sorted(found.items())

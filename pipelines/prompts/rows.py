@@ -1,4 +1,4 @@
-"""Rows as given -> canonical rows: values read, faults named, ids and seeds derived, samples expanded.
+"""Makes canonical rows of a raw batch: reads values, names faults, derives ids and seeds, expands samples.
 
 Pure, one batch at a time. A bad row stays a row, with its reason in error_type and error_message.
 """
@@ -47,7 +47,7 @@ class RowFault(NamedTuple):
 
 @dataclass
 class RawBatch:
-    """One batch as the user gave it. Numbers are int or float, or the text that is no number; None: not given."""
+    """One batch as the user gave it. A number is an int, a float, or text that is no number; None: not given."""
 
     rows: int
     prompt: Sequence[str | None]
@@ -71,7 +71,7 @@ class Rules:
     blank_is_null: bool = False
 
 
-def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
+def read_raw(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
     """The canonical columns of a batch, checked."""
     faults: dict[int, RowFault] = {}
 
@@ -100,12 +100,12 @@ def read_given(columns: Mapping[str, Any], rows: int, rules: Rules) -> RawBatch:
     return given
 
 
-def content_id(given: RawBatch, row: int, occurrence: int) -> str:
+def content_id(given: RawBatch, row: int, ordinal: int) -> str:
     """The id of a row that has none: a hash of its content as given and of how many equal rows came before it."""
     prompt, negative = given.prompt[row], given.negative_prompt[row]
     numbers = [column[row] for column in (given.seed, given.guidance_scale, given.width, given.height)]
     lengths = [None if text is None else len(text) for text in (negative, prompt)]
-    content = f"{occurrence}|{numbers!r}|{lengths}|{negative or ''}{prompt or ''}"
+    content = f"{ordinal}|{numbers!r}|{lengths}|{negative or ''}{prompt or ''}"
     return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
@@ -133,13 +133,13 @@ def derived_seed(row_id: str) -> int:
     return int.from_bytes(blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=4, person=b"seed").digest())
 
 
-def canonical_table(given: RawBatch, occurrences: Mapping[int, int], rules: Rules, carried: pa.Table) -> pa.Table:
+def canonical_table(given: RawBatch, equal_rows: Mapping[int, int], rules: Rules, carried: pa.Table) -> pa.Table:
     """CANONICAL_FIELDS and the carried columns; each prompt becomes `samples` rows with ids and seeds of their own."""
     defaults = rules.defaults
     pinned = _usable(given, "seed", rules, None)
     faults = [given.faults.get(row, RowFault("", "")) for row in range(given.rows)]
     once = {
-        "prompt_id": [name or content_id(given, row, occurrences.get(row, 0)) for row, name in enumerate(given.id)],
+        "prompt_id": [name or content_id(given, row, equal_rows.get(row, 0)) for row, name in enumerate(given.id)],
         "prompt": given.prompt,
         "negative_prompt": given.negative_prompt,
         "category": given.category,
@@ -185,7 +185,7 @@ def _usable(given: RawBatch, name: str, rules: Rules, default: Any) -> list[Any]
 
 
 def values_of(column: Any) -> list[Any]:
-    """Its Python values; bytes that are not UTF-8 become U+FFFD, since not every writer of Parquet checks its text."""
+    """The column's Python values; bytes that are not UTF-8 become U+FFFD: some writers of Parquet do not check."""
     if not isinstance(column, pa.Array | pa.ChunkedArray):
         return column
     try:

@@ -1,6 +1,6 @@
-"""A sample of canonical rows that is the same whatever their order: each category in its share. Pure, one pass.
+"""Draws a sample of canonical rows, each category in its share; it does not depend on the rows' order.
 
-Who reads the rows is `pipelines.prompts.dataset`; what the sample is for is a pilot.
+Pure, one pass. `pipelines.prompts.dataset` reads the rows; a pilot uses the sample.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def stratified(tables: Iterable[pa.Table], count: int) -> pa.Table:
 
 
 def _lowest(strata: dict[str | None, list[Any]], count: int) -> list[Any]:
-    """All strata as one heap."""
+    """Merges all strata into one heap."""
     kept = heapq.nlargest(count, (entry for entries in strata.values() for entry in entries))
     heapq.heapify(kept)
     return kept

@@ -1,6 +1,6 @@
-"""Pieces of prompt files: a task reads them once to find faults and once more for the rows. No Ray here.
+"""Cuts prompt files into slices, and reads a slice: once to find faults, once more for the rows. No Ray here.
 
-A piece is a text file or some row groups of a Parquet file; a task gets several small pieces or one large piece.
+A slice is a text file or some row groups of a Parquet file; a task gets several small slices or one large slice.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.files.readers import Batch, InputError, TableFile, read_batches
-from pipelines.prompts.columns import Carried, carried_array, json_type, resolve
+from pipelines.prompts.columns import CarriedColumn, carried_array, json_type, resolve_columns
 from pipelines.prompts.remarks import Remarks, add_remarks, remarks
 from pipelines.prompts.rows import (
     RawBatch,
@@ -21,7 +21,7 @@ from pipelines.prompts.rows import (
     canonical_table,
     content_id,
     id_key,
-    read_given,
+    read_raw,
 )
 
 TASK_ROWS = 50_000
@@ -53,7 +53,7 @@ class FileSlice:
     row_groups: tuple[int, ...] | None = None
 
     def place(self, row: int) -> str:
-        """What a message calls a row of this piece (from 0); people count from 1, without the header."""
+        """What a message calls a row of this slice (from 0); people count from 1, without the header."""
         return f"{self.file.place} row {self.first_row + row + 1}"
 
 
@@ -74,20 +74,20 @@ class Chunk:
     error: Exception | None = None
 
 
-def cut_pieces(files: Iterable[TableFile], limit: int | None) -> list[FileSlice]:
-    """Cuts files into pieces, in order; with a limit only as many as may hold the first `limit` rows."""
-    pieces: list[FileSlice] = []
-    known = 0  # rows that are certainly before the next piece
+def cut_slices(files: Iterable[TableFile], limit: int | None) -> list[FileSlice]:
+    """Cuts files into slices, in order; with a limit only as many as may hold the first `limit` rows."""
+    slices: list[FileSlice] = []
+    known = 0  # rows that are certainly before the next slice
     for file in files:
-        for piece in _pieces_of(file, limit):
+        for file_slice in _slices_of(file, limit):
             if limit is not None and known >= limit:
-                return pieces
-            pieces.append(piece)
-            known += (piece.rows or 0) if file.format == "parquet" else 0
-    return pieces
+                return slices
+            slices.append(file_slice)
+            known += (file_slice.rows or 0) if file.format == "parquet" else 0
+    return slices
 
 
-def _pieces_of(file: TableFile, limit: int | None) -> Iterator[FileSlice]:
+def _slices_of(file: TableFile, limit: int | None) -> Iterator[FileSlice]:
     if file.format != "parquet":
         yield FileSlice(file, 0, limit)
         return
@@ -100,24 +100,24 @@ def _pieces_of(file: TableFile, limit: int | None) -> Iterator[FileSlice]:
             first, rows, groups = first + rows, 0, []
 
 
-def task_lists(pieces: list[FileSlice]) -> list[list[int]]:
-    """Indices of pieces, in order, in lists that are each large enough for a task."""
+def task_lists(slices: list[FileSlice]) -> list[list[int]]:
+    """Indices of slices, in order, in lists that are each large enough for a task."""
     lists: list[list[int]] = []
     weight = 1.0
-    for index, piece in enumerate(pieces):
+    for index, file_slice in enumerate(slices):
         if weight >= 1:
             lists.append([])
             weight = 0.0
         lists[-1].append(index)
-        weight += piece.rows / TASK_ROWS if piece.rows is not None else piece.file.size / TASK_BYTES
+        weight += file_slice.rows / TASK_ROWS if file_slice.rows is not None else file_slice.file.size / TASK_BYTES
         weight += 0.02  # opening a file is work too
     return lists
 
 
-def _batches(piece: FileSlice, columns: Collection[str] | None = None) -> Iterator[tuple[Batch, int]]:
-    """(batch, its rows), cut at the piece's rows."""
-    left = piece.rows
-    for batch in read_batches(piece.file, piece.row_groups, columns):
+def _batches(file_slice: FileSlice, columns: Collection[str] | None = None) -> Iterator[tuple[Batch, int]]:
+    """(batch, its rows), cut at the slice's rows."""
+    left = file_slice.rows
+    for batch in read_batches(file_slice.file, file_slice.row_groups, columns):
         rows = len(next(iter(batch.values()), ()))
         if left is not None and rows >= left:
             yield {name: values[:left] for name, values in batch.items()}, left
@@ -126,27 +126,27 @@ def _batches(piece: FileSlice, columns: Collection[str] | None = None) -> Iterat
         yield batch, rows
 
 
-def _canonical(piece: FileSlice, batch: Batch, reading: ReadingRules) -> dict[str, Any]:
+def _canonical(file_slice: FileSlice, batch: Batch, reading: ReadingRules) -> dict[str, Any]:
     """The canonical columns of a batch. JSONL may show new keys at any row, so each batch is looked at."""
-    meaning = resolve(batch, reading.columns, piece.file.place, needs_prompt=False)
+    meaning = resolve_columns(batch, reading.columns, file_slice.file.place, needs_prompt=False)
     return {ours: batch[theirs] for theirs, ours in meaning.items()}
 
 
-def scan(piece: FileSlice, reading: ReadingRules) -> Iterator[Chunk]:
-    """The first pass over a piece. InputError, StorageError."""
-    meaning = resolve(piece.file.columns, reading.columns, piece.file.place, needs_prompt=False)
+def scan(file_slice: FileSlice, reading: ReadingRules) -> Iterator[Chunk]:
+    """The first pass over a slice. InputError, StorageError."""
+    meaning = resolve_columns(file_slice.file.columns, reading.columns, file_slice.file.place, needs_prompt=False)
     chunk = Chunk()
-    for number, (batch, rows) in enumerate(_batches(piece, meaning)):
-        given = read_given(_canonical(piece, batch, reading), rows, reading.rules(piece.file))
+    for number, (batch, rows) in enumerate(_batches(file_slice, meaning)):
+        given = read_raw(_canonical(file_slice, batch, reading), rows, reading.rules(file_slice.file))
         add_remarks(chunk.remarks, remarks(given, reading.defaults), chunk.rows)
-        _add(chunk, piece, batch, given)
+        _add(chunk, file_slice, batch, given)
         if number % CHUNK_BATCHES == CHUNK_BATCHES - 1:
             yield chunk
             chunk = Chunk()
     yield chunk
 
 
-def _add(chunk: Chunk, piece: FileSlice, batch: Batch, given: RawBatch) -> None:
+def _add(chunk: Chunk, file_slice: FileSlice, batch: Batch, given: RawBatch) -> None:
     ids = [name or content_id(given, row, 0) for row, name in enumerate(given.id)]
     chunk.keys += b"".join(map(id_key, ids))
     chunk.given = np.append(chunk.given, np.array([name is not None for name in given.id], bool))
@@ -158,40 +158,45 @@ def _add(chunk: Chunk, piece: FileSlice, batch: Batch, given: RawBatch) -> None:
     }
     chunk.pins_seeds |= any(seed is not None for seed in given.seed)
     chunk.names |= set(batch)
-    if piece.file.format == "jsonl":
+    if file_slice.file.format == "jsonl":
         chunk.json_types += [(name, json_type(values)) for name, values in batch.items()]
     chunk.rows += given.rows
 
 
 def canonical_tables(
-    piece: FileSlice, reading: ReadingRules, carried: Collection[Carried], occurrences: tuple[np.ndarray, np.ndarray]
+    file_slice: FileSlice,
+    reading: ReadingRules,
+    carried: Collection[CarriedColumn],
+    equal_rows: tuple[np.ndarray, np.ndarray],
 ) -> Iterator[pa.Table]:
-    """The second pass: canonical rows with the carried columns; `occurrences`: (rows, rising, their numbers).
+    """The second pass: canonical rows with the carried columns; `equal_rows`: (rows, rising, their numbers).
 
     InputError where the file is not what it was.
     """
-    changed = InputError(f"{piece.file.place}: the file changed while it was being planned. Plan again")
-    if piece.file.folder.stat(piece.file.key) != (piece.file.size, piece.file.etag):
+    changed = InputError(f"{file_slice.file.place}: the file changed while it was being planned. Plan again")
+    if file_slice.file.folder.stat(file_slice.file.key) != (file_slice.file.size, file_slice.file.etag):
         raise changed
-    rules = reading.rules(piece.file)
-    meaning = resolve(piece.file.columns, reading.columns, piece.file.place, needs_prompt=False)
+    rules = reading.rules(file_slice.file)
+    meaning = resolve_columns(file_slice.file.columns, reading.columns, file_slice.file.place, needs_prompt=False)
     wanted, first = [*meaning, *(column.theirs for column in carried)], 0
-    for batch, rows in _batches(piece, wanted):
-        start, end = np.searchsorted(occurrences[0], [first, first + rows])
-        at = (occurrences[0][start:end] - first).tolist()
-        numbers = dict(zip(at, occurrences[1][start:end].tolist(), strict=True))
+    for batch, rows in _batches(file_slice, wanted):
+        start, end = np.searchsorted(equal_rows[0], [first, first + rows])
+        at = (equal_rows[0][start:end] - first).tolist()
+        numbers = dict(zip(at, equal_rows[1][start:end].tolist(), strict=True))
         own = pa.table({column.ours: carried_array(batch.get(column.theirs), column, rows) for column in carried})
-        yield canonical_table(read_given(_canonical(piece, batch, reading), rows, rules), numbers, rules, own)
+        yield canonical_table(read_raw(_canonical(file_slice, batch, reading), rows, rules), numbers, rules, own)
         first += rows
-    if first != piece.rows:
+    if first != file_slice.rows:
         raise changed
 
 
-def id_given(piece: FileSlice, row: int, reading: ReadingRules) -> str | None:
-    """The id of one row of a piece, for a message."""
+def id_given(file_slice: FileSlice, row: int, reading: ReadingRules) -> str | None:
+    """The id of one row of a slice, for a message."""
     first = 0
-    for batch, count in _batches(replace(piece, rows=row + 1)):
+    for batch, count in _batches(replace(file_slice, rows=row + 1)):
         if row < first + count:
-            return read_given(_canonical(piece, batch, reading), count, reading.rules(piece.file)).id[row - first]
+            return read_raw(_canonical(file_slice, batch, reading), count, reading.rules(file_slice.file)).id[
+                row - first
+            ]
         first += count
     return None

@@ -1,1 +1,1 @@
-"""Shards become images and manifests, through pools of warm actors that share one ledger."""
+"""Renders shards into images and manifests, through pools of warm actors that share one ledger."""

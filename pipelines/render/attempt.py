@@ -1,6 +1,6 @@
-"""One attempt at one shard, in a worker's hands: its rows on their way, and the moment in which it is kept or dropped.
+"""Carries one attempt to render a shard, from its first row to its commit or its end.
 
-No Ray and no engine: where a row's picture comes from, and why an attempt is dropped, is `pipelines.render.worker`'s.
+No Ray and no engine: `pipelines.render.worker` says where pictures come from and when an attempt is dropped.
 """
 
 import threading
@@ -35,25 +35,25 @@ class BadRow(Exception):
 
 
 class AttemptFailed(RuntimeError):
-    """What goes wrong around the rows and is no row's fault: the attempt ends without a commit."""
+    """An error that is no row's fault: the attempt ends without a commit."""
 
 
 @dataclass
 class Span:
-    """From a worker's first row to its last picture, in seconds."""
+    """Measures the seconds from a worker's first row to its last picture."""
 
     started: float | None = None
     ended: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self) -> None:
-        """A row goes to the engine."""
+        """Notes that a row goes to the engine."""
         with self._lock:
             if self.started is None:
                 self.started = self.ended = time.monotonic()
 
     def reach(self) -> None:
-        """A row is back."""
+        """Notes that a row came back."""
         with self._lock:
             self.ended = time.monotonic()
 
@@ -66,7 +66,7 @@ class Span:
 
 @dataclass(eq=False)
 class Work:
-    """images: rendered so far. error: why it ends without a commit; no row is started any more."""
+    """The attempt. images: rendered so far. error: why it ends without a commit; then no more rows are started."""
 
     rows: list[PlannedRow]
     sink: Sink
@@ -105,7 +105,7 @@ class Work:
         return [with_scores(with_place(row, packed), scored.get(row["id"])) for row in results]
 
     def commit(self, call: Callable[[], bool]) -> bool:
-        """What `call` says, which writes the manifest; from here on nobody may drop it. Raises what ended it before."""
+        """Calls `call`, which writes the manifest; nobody may drop the attempt from here on. Raises what ended it."""
         with self._lock:
             if self.error:
                 raise self.error
@@ -113,7 +113,7 @@ class Work:
             return call()
 
     def drop(self, patience_s: float = 0.0) -> bool:
-        """Give it up. False: it failed, or it is committed, or being committed and patience_s did not bring the end."""
+        """Drops the attempt. False: it failed, or is committed, or its commit did not end within patience_s."""
         if not self._lock.acquire(timeout=patience_s):
             return False
         try:
@@ -126,7 +126,7 @@ class Work:
         return True
 
     def clear_away(self) -> None:
-        """Of a dropped attempt: it no longer counts, and its pictures go, as far as the store lets them."""
+        """Cleans up a dropped attempt: it no longer counts, and its pictures are deleted as far as the store allows."""
         with suppress(StorageError):
             self.sink.run.release_attempt(self.sink.attempt)
             self.sink.discard()
@@ -163,7 +163,7 @@ class Work:
                 self.error = self.error or error
 
     def _rendered(self, submit: Submit, row: PlannedRow) -> "Future[Picture]":
-        """The picture to come; where the attempt is dropped, and the row still waits, it is taken back."""
+        """The future of a row's picture; a dropped attempt takes back a row that still waits."""
         if row.error_type:
             return settled(BadRow(row.error_type, row.error_message))
         self.span.begin()

@@ -1,7 +1,7 @@
-"""Shards to images and manifests, through pools of warm actors that share one ledger.
+"""Renders the planned shards: makes pools of warm actors with one shared ledger, and watches the run to its end.
 
-The driver makes actors where there is work for them and ends those for which nothing is left; which shard an actor
-renders is the ledger's. While actors exist no Ray Data dataset may be started: it would wait in silence for their CPUs.
+The driver makes actors while there is work for them and ends those for which none is left; the ledger decides which
+shard an actor renders. While actors exist no Ray Data dataset may be started: it would wait in silence for their CPUs.
 """
 
 import logging
@@ -19,7 +19,7 @@ from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
-from pipelines.render.pool import Pool, RenderConfig, RenderError, auto_dtype, device_of
+from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
 from pipelines.render.repairing import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
@@ -35,12 +35,12 @@ class StopSignal(Protocol):
     """A threading.Event, or what looks like one."""
 
     def is_set(self) -> bool:
-        """Whether the run is to finish what is in work and end."""
+        """Whether the run should finish the shards in work and end."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """total, done, ok, failed, filtered: rows. waiting: what the run waits for. None: not known, or not waiting."""
+    """The progress of a run, in rows. waiting: what the run waits for. None: not known, or not waiting."""
 
     total: int
     done: int
@@ -74,8 +74,8 @@ class RenderResult:
 
 
 @dataclass(frozen=True)
-class Repair:
-    """What is to be rendered again, by shard. alone: nothing else is rendered."""
+class RepairOrders:
+    """The repair orders by shard. alone: nothing else is rendered."""
 
     orders: Mapping[str, RepairOrder]
     alone: bool = True
@@ -86,7 +86,7 @@ def render(
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
-    repair: Repair | None = None,
+    repair: RepairOrders | None = None,
     term: EpochId | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
@@ -106,10 +106,10 @@ def render(
         return _result(None, 0.0, False)
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [Pool(spec, plan, config, ledger, term) for spec in pools]
+    every = [ActorPool(spec, plan, config, ledger, term) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
-            result = _Watch(ledger, every, config, on_progress, stop).until_over(len(shards))
+            result = _RunWatcher(ledger, every, config, on_progress, stop).until_over(len(shards))
     finally:
         for pool in every:
             pool.end()
@@ -129,19 +129,19 @@ def _warn_of_slow_pools(config: RenderConfig) -> None:
 
 
 def _num_gpus(asked: float | None) -> float:
-    """What was not resolved before is what this Ray has at this moment."""
+    """The number of GPUs; what is still open is settled by what this Ray has now."""
     return resolve_gpus({}, local=True) if asked is None else asked
 
 
 def _start_ledger(task: RenderTask) -> Any:
-    """On the driver's own node, with no CPU of its own: where the driver lives it lives."""
+    """Starts the ledger on the driver's own node, so that both live as long; it takes no CPU."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     return ray.remote(LedgerActor).options(**options).remote(task)
 
 
 class _OutsideWatcher:
-    """Tells the ledger, while the body runs, what it cannot see: shards that other drivers commit, nodes that go."""
+    """Tells the ledger, while the body runs, what it cannot see: shards that other drivers commit, nodes that leave."""
 
     def __init__(self, ledger: Any, run: RunFolder, undone: Collection[str]):
         self.ledger, self.run, self.undone = ledger, run, set(undone)
@@ -161,7 +161,7 @@ class _OutsideWatcher:
 
     def _manifests(self) -> None:
         if found := self.undone and self.undone & self.run.done_shards():
-            ray.get(self.ledger.found.remote(found))
+            ray.get(self.ledger.manifests_seen.remote(found))
             self.undone -= found
 
     def _drains(self) -> None:
@@ -169,13 +169,13 @@ class _OutsideWatcher:
             ray.get(self.ledger.drain.remote(list(nodes)))
 
 
-class _Watch:
-    """The main thread's loop: progress, actors, capacity, and the end of the run."""
+class _RunWatcher:
+    """Runs the main thread's loop: progress, actors, capacity, and the end of the run."""
 
     def __init__(
         self,
         ledger: Any,
-        pools: list[Pool],
+        pools: list[ActorPool],
         config: RenderConfig,
         on_progress: Callable[[Progress], None],
         stop: StopSignal | None,
@@ -209,7 +209,7 @@ class _Watch:
             time.sleep(POLL_S)
 
     def _stop(self) -> None:
-        """Said again at each look: a ledger that was restarted meanwhile has forgotten it."""
+        """Tells the ledger to stop, at each look: a restarted ledger has forgotten it."""
         self.stopping = True
         self._ask("stop")
 
@@ -226,7 +226,7 @@ class _Watch:
         return _result(snapshot, time.monotonic() - self.started, interrupted)
 
     def _look_at_lost_pools(self, snapshot: Snapshot) -> None:
-        """Where shards are left that only pools without actors may serve, the others finish what they have in work."""
+        """Ends a run whose remaining shards only pools without actors may serve, once the others have finished."""
         out = {pool.spec.name: pool.unfit for pool in self.pools if pool.is_out}
         stuck = [pools for pools in snapshot.free if out.keys() >= set(pools)]
         if stuck and not self._hopeless:
@@ -248,12 +248,12 @@ class _Watch:
 
     @staticmethod
     def _moves(snapshot: Snapshot) -> object:
-        """Equal while nothing goes on. A worker's death is a move: how many there can be is the ledger's to bound."""
+        """A value that changes with progress. A worker's death counts as progress; the ledger bounds their number."""
         stats = [snapshot.stats.get(name, 0) for name in ("unet_calls", "images", "isolated_moves")]
         return snapshot.rows_done, snapshot.images_in_work, snapshot.deaths, stats
 
     def _may_wait(self, snapshot: Snapshot) -> bool:
-        """A cluster may take its time to give an actor a place; an actor that has one may not take for ever to load."""
+        """Whether to wait on: for a place in the cluster without limit, for a placed actor to load only so long."""
         return not snapshot.workers and any(pool.handles for pool in self.pools)
 
     def _progress(self, snapshot: Snapshot, waiting: str | None) -> Progress:
@@ -273,7 +273,7 @@ class _Watch:
         )
 
     def _waiting(self, snapshot: Snapshot) -> str | None:
-        """What a pool, or the whole run, cannot go on without."""
+        """What a pool, or the whole run, waits for."""
         if snapshot.finished:
             return None
         if not snapshot.loaded:
@@ -284,21 +284,21 @@ class _Watch:
         stages = [] if snapshot.leased else snapshot.stages
         return f"waiting for a worker: {stages[0]}" if stages else None
 
-    def _what_is_lacking(self, pool: Pool) -> str:
-        """By the cluster, which is asked now and then."""
+    def _what_is_lacking(self, pool: ActorPool) -> str:
+        """What the cluster lacks; it is asked now and then."""
         if time.monotonic() - self._lack_at > CAPACITY_S:
             self._lack, self._lack_at = waiting_for(pool.spec.request, pool.has_lived), time.monotonic()
         return self._lack
 
 
 class _Rate:
-    """Rows a second over the last minute."""
+    """Measures rows a second over the last minute."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, int]] = []
 
     def of(self, done: int) -> float | None:
-        """None until rows have arrived."""
+        """The rate; None until rows have arrived."""
         now = time.monotonic()
         if not self._points or done > self._points[-1][1] or len(self._points) == 1:
             self._points.append((now, done))

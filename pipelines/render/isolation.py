@@ -1,4 +1,4 @@
-"""Rows in a child process of their own, in halves, until the row that kills its process stands alone.
+"""Renders rows in child processes, in halves, until the row that kills its process stands alone.
 
 The last resort for a shard whose workers keep dying: slow, but it ends, and every other row gets its picture. One
 picture is in memory at a time: the child waits until the one before is stored. Run as `python -m
@@ -45,7 +45,7 @@ class RowTimeout(WorkerDied):
 
 
 class Abandoned(Exception):
-    """Nobody waits for the rows any more."""
+    """The caller no longer waits for the rows."""
 
 
 Deliver = Callable[[str, "Picture | Exception"], None]
@@ -109,7 +109,7 @@ class Isolation:
     on_move: Callable[[], None] = field(default=lambda: None)
 
     def render(self, rows: Sequence[Row]) -> None:
-        """All rows, in halves where a child dies over them."""
+        """Renders all rows, in halves where a child dies over them."""
         if not rows:
             return
         done, ready, death = self._in_child(rows)
@@ -129,7 +129,7 @@ class Isolation:
             self.render(half)
 
     def _check_engine(self) -> None:
-        """A child with no row: where it passes, the row that killed the last one is at fault, not the device."""
+        """Starts a child without rows: if its engine passes the probe, the row is at fault and not the device."""
         _, ready, death = self._in_child(())
         if not ready:
             raise EngineBroken(f"no process can load the model here any more: the child {death}")
@@ -195,7 +195,7 @@ class Isolation:
 
 
 def end_children() -> None:
-    """For a process that is about to leave."""
+    """Ends all children, before this process ends."""
     for child in list(_CHILDREN):
         child.kill()
 
@@ -209,14 +209,14 @@ def _ending(code: int) -> str:
 
 
 class _Child:
-    """Results to the parent, and a sign of life for every second with a step."""
+    """The child's side: sends results to the parent, and a sign of life for every second with a step."""
 
     def __init__(self, results: BinaryIO) -> None:
         self.results, self.parent = results, os.getppid()
         self.lock = threading.Lock()
 
     def give(self, id: str | None, result: Any) -> None:
-        """id None: a sign of life."""
+        """Sends one result; id None: a sign of life."""
         with self.lock:
             pickle.dump((id, result), self.results)
             self.results.flush()
@@ -239,7 +239,7 @@ class _Child:
         self.give(id, future.result() if error is None else RowFailed(type(error).__name__, str(error)))
 
     def _tick(self, sampler: DDIMSampler) -> None:
-        """Ends the process once its parent is gone: a child that hangs does not notice by itself."""
+        """Ends the process once its parent is gone: a hanging child does not notice that by itself."""
         seen: Any = None
         while os.getppid() == self.parent:
             if (stats := sampler.stats()) != seen:

@@ -1,8 +1,8 @@
-"""Which shard is leased, done or failed: what the pools of one run share instead of a queue.
+"""Keeps track of which shard is leased, done or failed; the pools of one run share it instead of a queue.
 
-A plain class that runs inside one small Ray actor (`pipelines.render.ledger_actor`). It holds no truth: a shard is done
-when its manifest exists, and a ledger that died is built again from the run folder and from its workers' heartbeats.
-What a call costs does not grow with the shards of the run, but with those in work.
+A plain class that runs inside one small Ray actor (`pipelines.render.ledger_actor`). It is no source of truth: a shard
+is done when its manifest exists, and a ledger that died is built again from the run folder and from its workers'
+heartbeats. The cost of a call grows with the shards in work, not with those of the run.
 """
 
 import heapq
@@ -22,9 +22,9 @@ EXPIRY_LOOK_S = 1.0  # between two looks at all leases
 WORKERS_A_HEARTBEAT_S = 100  # above so many workers they beat less often: the ledger takes a third of a ms for each
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 12  # of workers over one shard in one run: three on the shard, the others on its isolation
-MAX_LOSSES = 12  # of one shard in one run, with its node or in silence: nobody's fault, but not for ever
+MAX_LOSSES = 12  # leases of one shard that end with their node or in silence: nobody's fault, but bounded
 EARLY_SHARDS, EARLY_ROWS, EARLY_TIMES = 2, 50, 10.0  # when a run of too many failures is stopped: see `FailureLimit`
-EARLY_MOST = 0.9  # of the rows, whatever share may fail: nobody wants a night of failures
+EARLY_MOST = 0.9  # share of failed rows that stops any run, whatever share may fail
 ARRIVAL_S = 60.0  # after a worker arrived, others of its pool may be on their way
 
 
@@ -39,7 +39,7 @@ class FailureLimit:
     max_fraction: float
 
     def reason(self, counts: "_Counts") -> str | None:
-        """Why the run is to stop, None where it is to go on."""
+        """Why the run has to stop; None where it goes on."""
         reached, failed = counts.reached, counts.engine_failed
         if counts.shards < EARLY_SHARDS or reached < EARLY_ROWS:
             return None
@@ -49,7 +49,7 @@ class FailureLimit:
         return (
             f"{failed:,} of {reached:,} rows failed, more than {EARLY_TIMES:g} times failures.max_fraction "
             f"{self.max_fraction:g}: {most}. The run is stopped before more is spent; finished shards are kept. "
-            "Mend the cause and type the command again, or set failures.stop_early: false"
+            "Fix the cause and run the command again, or set failures.stop_early: false"
         )
 
 
@@ -61,7 +61,7 @@ class _State:
     raised: int = 0  # failures reported to this ledger
     deaths_now: int = 0  # of those deaths, in this run
     losses: int = 0  # leases that ended with their node, or in silence
-    found: bool = False  # its manifest was seen, written by nobody here as far as is known
+    manifest_seen: bool = False  # its manifest exists, and no worker of this ledger has reported it
     slot: Slot | None = None
     heard_at: float = 0.0
     images: int = 0
@@ -75,18 +75,18 @@ class _State:
 
     @property
     def rows(self) -> int:
-        """What is to be rendered."""
+        """The number of rows to render."""
         return len(self.order.ids) if self.order else self.shard.rows
 
     @property
     def rank(self) -> tuple[int, str]:
-        """The longest first."""
+        """Sorts the longest shards first."""
         return -self.shard.lane_steps, self.shard.id
 
 
 @dataclass
 class _Counts:
-    """Of the rows of shards committed in this run; the last four of those that were not repaired.
+    """Counts of the rows committed in this run; the last four counts leave repaired shards out.
 
     reached: rows that reached an engine; engine_failed: those that failed there.
     """
@@ -102,7 +102,7 @@ class _Counts:
     errors: list[str] = field(default_factory=list)
 
     def add(self, counts: Mapping[str, Any], repaired: bool = False) -> None:
-        """One shard's. repaired: its rows failed or were lost before, and say nothing of the others."""
+        """Adds one shard's counts. repaired: its rows failed or were lost before; they tell nothing of others."""
         for name in ("ok", "failed", "filtered", "steps"):
             setattr(self, name, getattr(self, name) + int(counts.get(name, 0)))
         if not repaired:
@@ -115,10 +115,10 @@ class _Counts:
 class Ledger:
     """Leases shards to slots, longest first. Never blocks; every call is cheap.
 
-    done: shards with a manifest. deaths: of processes over a shard, before this ledger. orders: of shards that are
-    repaired, whose manifests are there already. on_death: told of each death that counts, so that it is written down.
-    adopting_s: so long nothing is leased, that workers of an earlier ledger may say what they hold. actors: at most, of
-    each pool.
+    done: shards with a manifest. deaths: of processes over a shard, before this ledger. orders: of shards to repair,
+    which have manifests already. on_death: called for each death that counts, to write it down. adopting_s: how long no
+    shard is leased, so that workers of an earlier ledger can report what they hold. actors: the most actors of each
+    pool.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Ledger:
         self._broke: Counter[str] = Counter()  # actors: how often their engine broke since they last finished a shard
         self._proved: set[str] = set()  # actors whose present process has finished a shard
         self._looked_at = -EXPIRY_LOOK_S  # for leases that ran out
-        self._gone: set[Worker] = set()  # lives that have ended, whatever may still be heard of them
+        self._gone: set[Worker] = set()  # lives that have ended; later calls of theirs are ignored
         self._leased_ever: set[str] = set()
         self._stages: dict[Worker, str] = {}
         self._stats: dict[Worker, Mapping[str, float]] = {}
@@ -230,7 +230,7 @@ class Ledger:
         return min((s for s in failed if not self._is_for_others(s, worker)), key=lambda s: s.rank, default=None)
 
     def _has_failed_ones(self, pool: str) -> bool:
-        """Free, and for workers of other nodes: who asked stays, in case that they go."""
+        """Whether free shards have failed before: a worker that may not have them waits, in case other nodes leave."""
         return any(pool in state.shard.pools for state in self._failed.values())
 
     def _is_for_others(self, state: _State, worker: Worker) -> bool:
@@ -254,9 +254,9 @@ class Ledger:
         self._failed.pop(state.shard.id, None)
 
     def _put_back(self, state: _State) -> None:
-        """It is in nobody's hands now. What another committed is over: how its rows ended is not counted."""
+        """Makes the shard free. If another driver committed it, it is closed, and its rows are not counted."""
         self._take_from(state)
-        if state.found:
+        if state.manifest_seen:
             self._close(state)
         elif state.failures:
             self._failed[state.shard.id] = state
@@ -291,7 +291,7 @@ class Ledger:
             self._fatal = self._limit.reason(self._counts)
 
     def fail(self, slot: Slot, shard_id: str, reason: str) -> None:
-        """A shard raised. It is leased again; after MAX_ATTEMPTS the run ends, since no row is to blame for it."""
+        """A shard raised. It is leased again; after MAX_ATTEMPTS the run ends, since no single row is at fault."""
         self._see(slot.worker)
         state = self._ended_by(slot, shard_id)
         if state is None:
@@ -303,12 +303,12 @@ class Ledger:
             self._fatal = f"shard {shard_id} failed {state.raised} times, the last time with {reason}"
 
     def release(self, slot: Slot, shard_id: str) -> None:
-        """The shard goes back unworked; this counts as no failure."""
+        """The shard goes back before it was rendered; this is no failure."""
         if state := self._ended_by(slot, shard_id):
             self._put_back(state)
 
     def _ended_by(self, slot: Slot, shard_id: str) -> _State | None:
-        """The shard, where the worker holds it; if not, a heartbeat that is still under way must not adopt it."""
+        """The shard, if the worker holds it. If not, a heartbeat that is still under way must not adopt it."""
         state = self._open.get(shard_id)
         if state is None or _holds(slot, state):
             return state
@@ -321,26 +321,26 @@ class Ledger:
         self._broke[worker.actor] += 1
         self._end_life(worker, reason, on_living_node=True)
 
-    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
-        """The actor's process has ended. Its leases count as deaths only where its node lives.
+    def process_ended(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+        """The actor's process has ended. Its leases count as deaths only if its node lives.
 
-        before: lives from this one on are not meant; None: all are.
+        before: only lives of the actor before this one are meant; None: all.
         """
         lives = [w for w in self._seen if w.actor == actor and (before is None or w.life < before)]
         for worker in lives:
             self._end_life(worker, "its process died", worker.node in living_nodes)
 
-    def found(self, done: Iterable[str]) -> None:
+    def manifests_seen(self, done: Iterable[str]) -> None:
         """Shards whose manifests are there, whoever wrote them. One that is in work here is left to its worker."""
         for shard_id in done:
             state = self._open.get(shard_id)
             if state is not None and state.order is None:
-                state.found = True
+                state.manifest_seen = True
                 if state.slot is None:
                     self._close(state)
 
     def drain(self, nodes: Iterable[str]) -> None:
-        """Nodes that are about to go: their workers get no lease, and are told to leave."""
+        """Takes the nodes that will leave: their workers get no lease, and are told to leave."""
         self._draining = frozenset(nodes)
 
     def beat(self, beat: Heartbeat) -> HeartbeatReply:
@@ -369,19 +369,19 @@ class Ledger:
         return HeartbeatReply(worker.node in self._draining, drop, self._interval_s())
 
     def _is_held(self, worker: Worker, shard_id: str) -> bool:
-        """Whether the worker is to go on with it."""
+        """Whether the worker should continue with the shard."""
         state = self._open.get(shard_id)
-        return state is not None and not state.found and state.slot is not None and state.slot.worker == worker
+        return state is not None and not state.manifest_seen and state.slot is not None and state.slot.worker == worker
 
     def _interval_s(self) -> float:
         return min(SLOWEST_HEARTBEAT_S, max(HEARTBEAT_S, len(self._seen) / WORKERS_A_HEARTBEAT_S))
 
     def stop(self) -> None:
-        """No more leases: what is in work is finished and committed, then the run is over."""
+        """Gives no more leases: shards in work are finished and committed, then the run is over."""
         self._stopping = True
 
     def snapshot(self) -> Snapshot:
-        """For the driver, twice a second."""
+        """The run's state, for the driver, twice a second."""
         self._expire()
         alive = self._alive()
         leased = self._leased.values()
@@ -425,7 +425,7 @@ class Ledger:
         return totals
 
     def _see(self, worker: Worker) -> None:
-        """A new life of an actor ends the old one; what is heard of an old one after that is of the dead."""
+        """Notes a worker. A new life of an actor ends the old one; later calls of the old one are ignored."""
         if worker in self._gone:
             return
         if worker not in self._seen:
@@ -452,7 +452,7 @@ class Ledger:
         del self._held[worker]
 
     def _expire(self) -> None:
-        """A lease whose worker fell silent is void; that is nobody's fault as far as is known."""
+        """Ends leases of workers that fell silent; as far as is known that is nobody's fault."""
         now = self._clock()
         if now - self._looked_at < EXPIRY_LOOK_S:
             return
@@ -461,7 +461,7 @@ class Ledger:
             self._void(state, "its worker fell silent", counts=False)
 
     def _void(self, state: _State, reason: str, counts: bool) -> None:
-        """A lease that ended with its worker. counts: the attempt is one of those that lead to isolation."""
+        """Ends a lease with its worker. counts: the attempt is one of those that lead to isolation."""
         shard_id = state.shard.id
         self._deaths += 1
         if counts:
@@ -481,5 +481,5 @@ def _lease_of(state: _State) -> Lease:
 
 
 def _holds(slot: Slot, state: _State) -> bool:
-    """By its worker: a lease that a new ledger adopted has another number."""
+    """Whether the slot's worker holds the shard; an adopted lease has another slot number."""
     return state.slot is not None and state.slot.worker == slot.worker

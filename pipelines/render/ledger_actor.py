@@ -1,7 +1,7 @@
-"""The ledger in its own process: it reads its state from the run folder on a thread, and answers from the first moment.
+"""Runs the ledger as a Ray actor: a thread reads its state from the run folder, and calls are answered meanwhile.
 
-An actor whose `__init__` raises once at a restart is dead for ever, so nothing here can: a store that is away is asked
-again until it is back, and meanwhile workers are told to wait and what they report is kept.
+An actor whose `__init__` raises once at a restart is dead for ever, so nothing here can raise there: a store that is
+away is asked again until it is back. Until then workers wait, and what they report is kept.
 """
 
 import logging
@@ -31,7 +31,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 
 @dataclass(frozen=True)
 class RenderTask:
-    """A call of `render`, as far as its ledger has to know it.
+    """What the ledger needs of a call of `render`.
 
     plan: as it was when it began; term: of the driver; only: nothing but the orders.
     """
@@ -45,34 +45,34 @@ class RenderTask:
 
     @property
     def run(self) -> RunFolder:
-        """The folder of it all."""
+        """The run folder."""
         return self.plan.run
 
     def shards(self) -> list[LeasedShard]:
-        """All that the task is about, done or not."""
+        """All shards of the task, done or not."""
         shards = planned_shards(self.plan, self.pools)
         return [shard for shard in shards if shard.id in self.orders] if self.only else shards
 
     def done(self, again: bool = False) -> set[str]:
-        """By their manifests. again: it began before, so that some of what it repairs may be done."""
+        """The shards with a manifest. again: the task began before, so that some repairs may be done."""
         repaired = {shard for shard, order in self.orders.items() if again and order.is_done(self.run)}
         return self.run.done_shards() - self.orders.keys() | repaired
 
     def deaths(self) -> dict[str, int]:
-        """Of processes over each shard, by the run folder; those that led to a manifest that is repaired are past."""
+        """Deaths of processes over each shard, by the run folder, without those before a manifest that is repaired."""
         found = self.run.deaths()
         past = {shard: order.attempts for shard, order in self.orders.items()}
         return {shard: sum(number > past.get(shard, 0) for number in numbers) for shard, numbers in found.items()}
 
     @property
     def adopting_s(self) -> float:
-        """How long a new ledger listens for heartbeats before it leases: two of the slowest workers' and a little."""
+        """How long a new ledger waits for heartbeats before it leases: two of the slowest intervals, and a little."""
         actors = sum(pool.actors for pool in self.pools)
         return 2 * min(SLOWEST_HEARTBEAT_S, max(HEARTBEAT_S, actors / WORKERS_A_HEARTBEAT_S)) + 1
 
 
 class LedgerActor:
-    """The ledger's methods; before it is loaded the answers of one that knows nothing yet."""
+    """Offers the ledger's methods; until it is loaded, it answers as a ledger that knows nothing."""
 
     def __init__(self, task: RenderTask):
         self._task, self._again = task, ray.get_runtime_context().was_current_actor_reconstructed
@@ -87,15 +87,15 @@ class LedgerActor:
         threading.Thread(target=self._write_deaths, name="deaths", daemon=True).start()
 
     def lease(self, slot: Slot) -> Lease | str:
-        """As the ledger's."""
+        """See `Ledger.lease`."""
         return self._ledger.lease(slot) if self._ledger else WAIT
 
     def beat(self, beat: Heartbeat) -> HeartbeatReply:
-        """As the ledger's; while it is not loaded nobody has to drop anything."""
+        """See `Ledger.beat`; while the ledger is not loaded no worker has to drop anything."""
         return self._ledger.beat(beat) if self._ledger else HeartbeatReply()
 
     def snapshot(self) -> Snapshot:
-        """As the ledger's; errors: why it is not loaded."""
+        """See `Ledger.snapshot`; errors: why the ledger is not loaded."""
         if self._ledger:
             return self._ledger.snapshot()
         errors = (self._trouble,) if self._trouble else ()
@@ -103,35 +103,35 @@ class LedgerActor:
         return Snapshot(loaded=False, errors=errors, fatal=self._refusal, finished=finished)
 
     def finish(self, slot: Slot, shard_id: str, counts: Mapping[str, Any]) -> None:
-        """As the ledger's, as all below."""
+        """See `Ledger.finish`."""
         self._tell(lambda ledger: ledger.finish(slot, shard_id, counts))
 
     def fail(self, slot: Slot, shard_id: str, reason: str) -> None:
-        """A shard raised."""
+        """See `Ledger.fail`."""
         self._tell(lambda ledger: ledger.fail(slot, shard_id, reason))
 
     def release(self, slot: Slot, shard_id: str) -> None:
-        """A shard goes back unworked."""
+        """See `Ledger.release`."""
         self._tell(lambda ledger: ledger.release(slot, shard_id))
 
     def broke(self, worker: Worker, reason: str) -> None:
-        """A worker's engine is broken."""
+        """See `Ledger.broke`."""
         self._tell(lambda ledger: ledger.broke(worker, reason))
 
-    def bury(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
-        """An actor's process has ended."""
-        self._tell(lambda ledger: ledger.bury(actor, living_nodes, before))
+    def process_ended(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
+        """See `Ledger.process_ended`."""
+        self._tell(lambda ledger: ledger.process_ended(actor, living_nodes, before))
 
-    def found(self, done: Iterable[str]) -> None:
-        """Shards that others committed."""
-        self._tell(lambda ledger: ledger.found(done))
+    def manifests_seen(self, done: Iterable[str]) -> None:
+        """See `Ledger.manifests_seen`."""
+        self._tell(lambda ledger: ledger.manifests_seen(done))
 
     def drain(self, nodes: Iterable[str]) -> None:
-        """Nodes that are about to go."""
+        """See `Ledger.drain`."""
         self._tell(lambda ledger: ledger.drain(nodes))
 
     def stop(self) -> None:
-        """No more leases."""
+        """See `Ledger.stop`."""
         self._stopped = True
         self._tell(lambda ledger: ledger.stop())
 
@@ -174,7 +174,7 @@ class LedgerActor:
             self._ledger = ledger
 
     def _write_deaths(self) -> None:
-        """Into the run folder, so that a later driver knows of them. One that cannot be written is missed, no more."""
+        """Writes deaths into the run folder, for a later driver. One that cannot be written is lost, no more."""
         while True:
             shard, reason = self._deaths.get()
             if (error := raised_by(lambda: self._task.run.mark_death(shard, reason))) is not None:  # noqa: B023

@@ -1,4 +1,4 @@
-"""What a manifest says of a row: the planned row's own columns, and what became of it.
+"""Makes a row's manifest columns: those of its planned row, and the outcome.
 
 Pure: dictionaries in, dictionaries or a table out. Which columns there are, and their types, is
 `pipelines.run.layout`'s.
@@ -71,7 +71,7 @@ def failed_row(
 
 
 def _row(row: PlannedRow, shard: str, attempt: Attempt) -> dict[str, Any]:
-    """What holds for every row; Arrow leaves what is not named null."""
+    """The columns that every row has; Arrow makes absent ones null."""
     return row.columns() | {
         "shard": shard,
         "seed_planned": row.seed,
@@ -157,7 +157,7 @@ def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> st
 
 
 def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
-    """What became of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes it.
+    """Counts the outcomes of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes them.
 
     bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
     """

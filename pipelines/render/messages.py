@@ -1,6 +1,6 @@
-"""What workers, ledger and driver say to each other: leases, heartbeats and the state of a run.
+"""Defines the messages of workers, ledger and driver: leases, heartbeats and the state of a run.
 
-Records alone; who gets which shard is `pipelines.render.ledger`'s.
+Records alone; `pipelines.render.ledger` decides who gets which shard.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ class LeasedShard:
 
 @dataclass(frozen=True)
 class Worker:
-    """One life of one actor; a restarted actor is a new incarnation, and its old leases are void.
+    """One process of one actor; a restarted actor is a new incarnation, and its old leases are void.
 
-    life: how often Ray had started the actor again when this process began: what is heard late is told by it.
+    life: how often Ray had restarted the actor before this process; it orders late messages.
     """
 
     actor: str
@@ -42,7 +42,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Slot:
-    """One of the shards that a worker has in hand at a time."""
+    """One of the places in which a worker holds a shard."""
 
     worker: Worker
     number: int

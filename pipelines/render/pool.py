@@ -1,4 +1,4 @@
-"""A pool of render actors: which shards it may serve, its handles, and what a call of theirs that ended means.
+"""Keeps a pool of render actors: makes them, calls them, and reads what a call that ended means.
 
 Which shard an actor renders is the ledger's; whether the run goes on is `pipelines.render.driver`'s.
 """
@@ -31,7 +31,7 @@ SHARD_COLUMNS = ("shard", "part", "row_group", "rows", "good_rows", "lane_steps"
 MOST_UNFIT = 3  # processes of one actor that could not render: then it is not made again
 MOST_DEAD = 3  # actors in a row that ended for good and had never leased: then the pool is given up
 PAUSE_S = 1.0  # before an actor is called again
-BURY_S = 30.0  # for a ledger that is being restarted; then it is told again
+TELL_LEDGER_S = 30.0  # for a ledger that is being restarted; then it is told again
 CALLS = 4  # at a time: `serve`, one that joins it after a cut connection, and some to spare
 
 
@@ -68,7 +68,7 @@ def planned_shards(plan: Plan, pools: tuple[PoolSpec, ...]) -> list[LeasedShard]
 
 
 def _shard(entry: dict[str, Any], able: Callable[[frozenset[int]], tuple[str, ...]]) -> LeasedShard:
-    """Their parts and pools are few: they share them."""
+    """One shard; shards share the few distinct objects of parts and pools."""
     shard, part, row_group, rows, good_rows, lane_steps = (entry[name] for name in SHARD_COLUMNS)
     pools = able(frozenset(entry["budgets"]))
     return LeasedShard(shard, sys.intern(part), row_group, rows, good_rows, lane_steps, pools)
@@ -102,7 +102,7 @@ def auto_dtype(config: RenderConfig) -> str:
 
 
 @dataclass(eq=False)
-class _Handle:
+class _PooledActor:
     """One actor. restarts: of its process, as far as is known here; call: of `serve`, None while it is not called."""
 
     actor: Any
@@ -113,7 +113,7 @@ class _Handle:
     unfit: int = 0
 
 
-class Pool:
+class ActorPool:
     """Handles of render actors with one long call each; `tend` looks after them, twice a second.
 
     lost: actors that are not made again; unfit: why. Raises RenderError where Ray ends each actor that it makes.
@@ -144,7 +144,7 @@ class Pool:
             term=term,
             auto_dtype=auto_dtype(config),
         )
-        self.handles: list[_Handle] = []
+        self.handles: list[_PooledActor] = []
         self.lost, self.unfit = 0, ""
         self._dead_in_a_row = 0
         self._leased_ever: set[str] = set()
@@ -159,8 +159,8 @@ class Pool:
         """Whether one of its actors ever had a place: then the cluster has nodes of that kind."""
         return bool(self._leased_ever)
 
-    def unplaced(self, snapshot: Snapshot) -> list[_Handle]:
-        """Handles of which the ledger has heard nothing."""
+    def unplaced(self, snapshot: Snapshot) -> list[_PooledActor]:
+        """Actors that the ledger has not heard of yet."""
         return [handle for handle in self.handles if handle.id not in snapshot.heard]
 
     def tend(self, snapshot: Snapshot, stopping: bool) -> None:
@@ -179,7 +179,7 @@ class Pool:
             self._make()
 
     def _look_at_figures(self, snapshot: Snapshot) -> None:
-        """What the ledger knows of each actor: whether it renders, or breaks over whatever it gets."""
+        """Reads what the ledger knows of each actor: whether it renders, or its engine breaks over every shard."""
         for handle in list(self.handles):
             if handle.id in snapshot.leased_ever and handle.id not in self._leased_ever:
                 self._leased_ever.add(handle.id)
@@ -190,7 +190,7 @@ class Pool:
                 self._give_up(handle, snapshot.errors[-1] if snapshot.errors else "its engine breaks")
 
     def end(self) -> None:
-        """All its actors, at once; the ledger goes with them and need not be told."""
+        """Ends all its actors at once; the ledger ends with them and need not be told."""
         for handle in self.handles:
             ray.kill(handle.actor)
         self.handles.clear()
@@ -207,12 +207,12 @@ class Pool:
             "runtime_env": {"env_vars": _variables(spec, self.job.sampler.device)},
         }
         actor: Any = ray.remote(RenderWorker).options(**options).remote(self.job)
-        self.handles.append(_Handle(actor, actor._actor_id.hex(), actor.serve.remote(self.ledger)))
+        self.handles.append(_PooledActor(actor, actor._actor_id.hex(), actor.serve.remote(self.ledger)))
 
-    def _end(self, handle: _Handle) -> None:
+    def _end(self, handle: _PooledActor) -> None:
         self.handles.remove(handle)
         ray.kill(handle.actor)  # no restart
-        self.ledger.bury.remote(handle.id, ())
+        self.ledger.process_ended.remote(handle.id, ())
 
     def _look_at_ended_calls(self) -> None:
         calls = {handle.call: handle for handle in self.handles if handle.call is not None}
@@ -231,7 +231,7 @@ class Pool:
             else:
                 self._look_at_unfit(handle, outcome)
 
-    def _look_at_unfit(self, handle: _Handle, outcome: UnfitWorker) -> None:
+    def _look_at_unfit(self, handle: _PooledActor, outcome: UnfitWorker) -> None:
         """A process that cannot render is replaced, by Ray where there is room; after some the actor is given up."""
         handle.unfit, self.unfit = handle.unfit + 1, outcome.reason
         log.warning("an actor of pool %s cannot render: %s", self.spec.name, outcome.reason)
@@ -240,15 +240,15 @@ class Pool:
             return
         ray.kill(handle.actor, no_restart=False)
         handle.restarts += 1
-        self.ledger.bury.remote(handle.id, (), handle.restarts)
+        self.ledger.process_ended.remote(handle.id, (), handle.restarts)
         handle.call_at = time.monotonic() + PAUSE_S
 
-    def _give_up(self, handle: _Handle, reason: str) -> None:
-        """The pool is one actor smaller from now on."""
+    def _give_up(self, handle: _PooledActor, reason: str) -> None:
+        """Makes the pool one actor smaller from now on."""
         self.lost, self.unfit = self.lost + 1, reason
         self._end(handle)
 
-    def _look_at_lost_call(self, handle: _Handle, error: Exception) -> None:
+    def _look_at_lost_call(self, handle: _PooledActor, error: Exception) -> None:
         """What it means is read from the actor's state: the exception does not tell.
 
         Dead: another handle. Restarted: its old leases are void. Else (not yet known, or the connection broke) nothing
@@ -261,17 +261,19 @@ class Pool:
         if trouble is not None:
             log.warning("what became of an actor of pool %s is not known yet: %s", self.spec.name, trouble)
 
-    def _judge_lost_call(self, handle: _Handle, error: str) -> None:
+    def _judge_lost_call(self, handle: _PooledActor, error: str) -> None:
         state = actor_states([handle.id]).get(handle.id)
         if state and state.state == "DEAD":
             self._look_at_dead(handle, state.death or error)
         elif state and state.restarts > handle.restarts:
-            ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay(), state.restarts), timeout=BURY_S)
+            ray.get(
+                self.ledger.process_ended.remote(handle.id, _nodes_that_stay(), state.restarts), timeout=TELL_LEDGER_S
+            )
             handle.restarts = state.restarts
 
-    def _look_at_dead(self, handle: _Handle, reason: str) -> None:
+    def _look_at_dead(self, handle: _PooledActor, reason: str) -> None:
         log.warning("an actor of pool %s is dead: %s", self.spec.name, reason)
-        ray.get(self.ledger.bury.remote(handle.id, _nodes_that_stay()), timeout=BURY_S)
+        ray.get(self.ledger.process_ended.remote(handle.id, _nodes_that_stay()), timeout=TELL_LEDGER_S)
         self.handles.remove(handle)
         self._dead_in_a_row = 0 if handle.id in self._leased_ever else self._dead_in_a_row + 1
         if self._dead_in_a_row >= MOST_DEAD:
@@ -284,7 +286,7 @@ class Pool:
 
 
 def _nodes_that_stay() -> list[str]:
-    """Living nodes that are not being drained: what ends on the others is nobody's fault."""
+    """Living nodes that stay; a process that ends on a drained node is nobody's fault."""
     leaving = draining_nodes()
     return [node.id for node in living_nodes() if node.id not in leaving]
 

@@ -1,7 +1,6 @@
-"""Scores for the pictures of a shard, as they are made: all budgets of one (prompt, sample) together.
+"""Scores a shard's pictures as they are made, all budgets of one (prompt, sample) together.
 
-What a score is, is `actors.scorer`; here it is only brought to a worker and given whole groups. torch is imported where
-pictures are.
+`actors.scorer` computes the scores; this module gives it whole groups on a worker. It imports torch only there.
 """
 
 import threading
@@ -42,7 +41,7 @@ def load_scorer(sources: Sequence[ScorerSource], device: str) -> "QualityScorer"
 
 
 def check_source(source: ScorerSource) -> None:
-    """Whether its model is a whole CLIP, and its head fits, from headers. Raises CheckpointError, StorageError."""
+    """Checks by headers that its model is a whole CLIP and its head fits. Raises CheckpointError, StorageError."""
     from actors.scorer_check import check_clip, check_head
     from actors.weights import CheckpointError
 

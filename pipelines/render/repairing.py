@@ -1,7 +1,7 @@
-"""What a worker does to repair a shard, and the one overwrite there is: its manifest, replaced whole, one revision on.
+"""Repairs a shard on a worker: its rows are rendered again and its manifest is replaced, the one overwrite there is.
 
-A RepairOrder is what travels to the worker, small; the worker makes the RepairedShard of it, from the folder. Only the
-driver of the latest epoch may replace or delete.
+A small RepairOrder travels to the worker, which reads the RepairedShard from the folder. Only the driver of the latest
+epoch may replace or delete.
 """
 
 from collections.abc import Iterable, Mapping
@@ -65,7 +65,7 @@ class RepairOrder:
         return max((row["revision"] or 0 for row in written_rows(run, self.shard)), default=-1) >= self.revision
 
     def mending(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> RepairedShard:
-        """All that is needed to carry it out. part, row_group: where the plan has the shard."""
+        """Reads what the repair needs. part, row_group: where the plan has the shard."""
         planned = {row.id: row for row in planned_rows(run.read_shard(part, row_group))}
         found = first_of_each(written_rows(run, self.shard), planned)
         ill = set(self.ids)
@@ -109,7 +109,7 @@ def replace_manifest(run: RunFolder, term: EpochId, shard: str, table: pa.Table)
 
 
 def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
-    """What the worker renders: the seed and the steps that the manifest ended with, and no other seed.
+    """The planned row with the seed and the steps that its manifest ended with, and no other try.
 
     A row that failed is rendered as it was planned, with all of its tries.
     """

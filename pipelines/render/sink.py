@@ -1,4 +1,4 @@
-"""Pictures to bytes, and a shard's bytes to objects: one a picture, one tar, one Parquet file, or none.
+"""Encodes pictures and stores a shard's bytes: an object a picture, one tar, one Parquet file, or none.
 
 Every object is whole in memory before it is written, under keys of one attempt. Nothing here commits a shard.
 """
@@ -41,7 +41,7 @@ _PNG_HEAD, _RGB8, _SUB = b"\x89PNG\r\n\x1a\n", (8, 2, 0, 0, 0), 1
 
 
 def encoder_name(image_format: str) -> str:
-    """What makes a picture's bytes of its pixels, for the render class: sha256 is equal only within one encoder."""
+    """The name and version of the encoder, for the render class: sha256 is equal only within one encoder."""
     if image_format == "png" and isal_zlib is not None:
         return f"png-isal-{isal.__version__}"
     return f"{image_format}-pillow-{PIL.__version__}"

@@ -1,4 +1,4 @@
-"""Watchdog: ends this process where its engine has rows in hand and does not move, as if the process had died.
+"""Ends this process when its engine has rows in hand and makes no progress, as if the process had died.
 
 A hung engine cannot be told to stop, and one that hangs in C may hold every Python thread: so the end comes from a
 thread that needs no lock (`faulthandler`), and it leaves every thread's traceback in the worker's log.
@@ -20,7 +20,7 @@ Submit = Callable[[Row], "Future[Picture]"]
 
 
 class Watchdog:
-    """timeout_s: without a step or a settled row, while rows are in hand; None: never ends anything.
+    """Kills the process after timeout_s without progress while rows are in hand; None: never.
 
     stats: of the engine; whatever changes there is a move.
     """
@@ -33,7 +33,7 @@ class Watchdog:
         self._seen: object = None  # what the engine had done at the last look
 
     def watched(self, submit: Submit) -> Submit:
-        """The same submit; a row counts from before its call to its result."""
+        """Wraps submit: a row is in hand from before its call to its result."""
         return lambda row: self._submit(submit, row)
 
     def _submit(self, submit: Submit, row: Row) -> "Future[Picture]":
@@ -62,7 +62,7 @@ class Watchdog:
             time.sleep(LOOK_S)
 
     def _look(self) -> None:
-        """Figures that cannot be read are no move: an engine that hangs ends all the same."""
+        """Looks once. Unreadable figures count as no progress: a hanging engine ends all the same."""
         assert self.timeout_s is not None
         with self._lock:
             in_hand, settled = self._in_hand, self._settled

@@ -1,4 +1,4 @@
-"""RenderWorker: an actor that leases shards, renders every row, stores the pictures and commits the manifest.
+"""Defines RenderWorker, an actor that leases shards, renders every row, stores pictures and commits the manifest.
 
 It never raises: what a shard raises is reported to the ledger, and a process that cannot render says why and does not
 lease. Two shards are in hand at a time, so that the lanes never drain between them. Told to leave (SIGTERM, or its node
@@ -64,8 +64,8 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 class WorkerJob:
     """All that a worker of one pool needs. schema: of all manifests.
 
-    row_timeout_s: without a sign of life from the engine; None: it is waited for. term: of the driver. auto_dtype: what
-    `dtype: auto` means in a run that has not settled it yet, by what its pools ask for.
+    row_timeout_s: ends the process after so long without progress; None: never. term: of the driver. auto_dtype: what
+    `dtype: auto` means in a run that has not settled it yet.
     """
 
     run: RunFolder
@@ -147,7 +147,7 @@ class RenderWorker:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _prepare(self) -> None:
-        """Before the first lease: that this process sees the run folder, and that its engine works."""
+        """Checks, before the first lease, that this process sees the run folder and that its engine works."""
         if self.job.term is not None:
             self._stage = "looking for the run folder"
             prove_in_time(self.job.run, self.job.term.proof)
@@ -174,7 +174,7 @@ class RenderWorker:
             signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=self._leave, args=("SIGTERM",)).start())
 
     def _leave(self, reason: str) -> None:
-        """Drop what is not committed, so that it counts as no attempt and others may have it at once; then the end.
+        """Drops what is not committed, so that it is no attempt and others may have it at once; then ends the process.
 
         Bounded, whatever the store and the ledger do. A commit under way is waited for a little, and never undone.
         """
@@ -198,7 +198,7 @@ class RenderWorker:
             os._exit(1)  # Ray starts the actor again, where there is room for it
 
     def _end_broken(self, reason: str) -> None:
-        """The engine is of no use, and with it this process: what it holds counts as attempts, and others take it."""
+        """Ends the process with its broken engine: what it holds counts as attempts, and others take it."""
         with self._ending:
             log.error("this worker ends: %s", reason)
             with suppress(ray.exceptions.RayError):
@@ -206,14 +206,14 @@ class RenderWorker:
             os._exit(1)
 
     def _ask(self, method: str, *args: Any) -> Any:
-        """What the ledger answers, however long it is away. A heartbeat is not repeated: the next one says more."""
+        """Asks the ledger, however long it is away. A heartbeat is not repeated: the next one says more."""
         call = getattr(self.ledger, method)
         if method == "beat":
             return ray.get(call.options(max_task_retries=0).remote(*args), timeout=LEASE_TIMEOUT_S)
         return ray.get(call.remote(*args))
 
     def _beat(self) -> None:
-        """Until the process ends, whatever is raised meanwhile. A ledger that is away is asked again a second later."""
+        """Sends heartbeats until the process ends. A ledger that is away is asked again a second later."""
         interval_s = HEARTBEAT_S
 
         def beat() -> None:
@@ -230,14 +230,14 @@ class RenderWorker:
             time.sleep(interval_s)
 
     def _drop_if_cut_off(self) -> None:
-        """Its leases have run out where nobody has answered for so long: others work on its shards by now."""
+        """Drops all attempts if the ledger was silent for so long that the leases ran out: others work on them."""
         if time.monotonic() - self._answered_at > LEASE_TIMEOUT_S:
             for shard, work in self._in_hand():
                 if work and work.drop():
                     log.warning("shard %s is dropped: the ledger has not answered for too long", shard)
 
     def _in_hand(self) -> list[tuple[str, Work | None]]:
-        """At this moment: other threads take shards and end them."""
+        """The attempts in hand at this moment: other threads begin and end them."""
         return list(self._works.items())
 
     def _news(self) -> Heartbeat:
@@ -284,7 +284,7 @@ class RenderWorker:
             self._ask("finish", slot, lease.shard.id, counts)
 
     def _render(self, lease: Lease) -> dict[str, Any]:
-        """What became of the rows. Raises Dropped where the attempt was given up and nobody has committed the shard."""
+        """Renders a shard; the outcomes of its rows. Raises Dropped where it was given up and nobody committed it."""
         run, shard, order = self.job.run, lease.shard, lease.order
         mending = order.mending(run, shard.part, shard.row_group, self.job.schema) if order else None
         rows = list(mending.again) if mending else planned_rows(run.read_shard(shard.part, shard.row_group))
@@ -306,7 +306,7 @@ class RenderWorker:
         return outcome_counts(run.read_manifest(shard.id), order, bad)
 
     def _begin(self, shard: LeasedShard, rows: list[PlannedRow]) -> Work:
-        """Written down in the run folder before anything is done; known to `_leave` from here on."""
+        """Begins an attempt: it is written into the run folder first, and `_leave` knows of it from here on."""
         term, worker = self.job.term, self._worker
         attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
@@ -333,7 +333,7 @@ class RenderWorker:
         return True
 
     def _finished(self, lease: Lease, work: Work) -> list[dict[str, Any]]:
-        """The rows rendered: by the engine, or where workers keep dying over them, in a process apart."""
+        """Renders the rows: in the engine or, where workers keep dying over them, in child processes."""
         if all(row.error_type for row in work.rows):
             return work.render(lambda row: settled(AssertionError(row.id)), self._writers)  # no row needs the model
         if lease.isolate:
@@ -341,7 +341,7 @@ class RenderWorker:
         return work.render(self._watchdog.watched(self._loaded().submit), self._writers, IN_WORK)
 
     def _loaded(self) -> "DDIMSampler":
-        """The sampler with its model on the device, tried on a known-good row; by the first call, under the lock."""
+        """The sampler with its model on the device, tried on a known-good row. The first call loads it, locked."""
         with self._lock:
             if self._sampler is None:
                 from actors.sampler import DDIMSampler  # torch is imported where pictures are made, not by a driver
@@ -355,7 +355,7 @@ class RenderWorker:
             return self._sampler
 
     def _scores(self, rows: list[PlannedRow]) -> ShardScores | None:
-        """Where the job has scorers; they are loaded once, by the first shard."""
+        """The shard's scores, if the job has scorers; the first shard loads them."""
         if not self.job.scorers:
             return None
         with self._lock:
@@ -364,7 +364,7 @@ class RenderWorker:
         return ShardScores(self._scorer, rows, self._scoring)
 
     def _settings(self) -> SamplerConfig:
-        """The job's, with the folder of the checkpoint on this node and the run's precision."""
+        """The sampler's settings with the checkpoint's folder on this node and the run's precision."""
         source, dtype = self.job.model, settled_dtype(self.job.run, self.job.sampler.dtype, self.job.auto_dtype)
         return replace(self.job.sampler, model_path=source.local(), variant=source.variant, dtype=dtype)
 

@@ -1,8 +1,7 @@
-"""Who drives a run: numbered epochs in its folder, each created once by one driver, with a heartbeat.
+"""Says which driver has a run: numbered epochs in its folder, each created once, with a heartbeat.
 
-A courtesy, not a lock: it spares two drivers the same work. That each row ends in one manifest rests on the commit of
-its shard alone, and holds with this switched off. A driver lives if its record changes while it is watched; no two
-clocks are compared.
+It spares two drivers the same work; correctness does not depend on it: each row ends in one manifest by the commit of
+its shard alone. A driver lives if its record changes while it is watched, so no two clocks are compared.
 """
 
 import json
@@ -23,7 +22,7 @@ from pipelines.boundary import raised_by
 from pipelines.pipeline_error import PipelineError
 from pipelines.run.layout import RunFolder
 from pipelines.run.proof import Proof
-from pipelines.storage.backends import Reach
+from pipelines.storage.backends import StoreAccess
 from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
@@ -43,14 +42,14 @@ class SupersededError(PipelineError, RuntimeError):
 
 @dataclass(frozen=True)
 class EpochId:
-    """An epoch by its number and its driver's token: what other processes need to ask whether it still holds.
+    """An epoch's number and its driver's token: by these other processes ask whether it still holds.
 
     driver: how its driver gets at the run folder, for the message of a process that does not see it.
     """
 
     number: int
     token: str
-    driver: Reach | None = None
+    driver: StoreAccess | None = None
 
     @property
     def proof(self) -> Proof:
@@ -70,7 +69,7 @@ class Epoch:
 
     def __init__(self, run: RunFolder, number: int) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term = EpochId(number, secrets.token_hex(8), self.run.reach())
+        self.term = EpochId(number, secrets.token_hex(8), self.run.access())
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {
@@ -85,11 +84,11 @@ class Epoch:
         }
 
     def create(self) -> bool:
-        """Begin it; False: another driver did."""
+        """Begins the epoch. False: another driver did."""
         return self.run.create(_key(self.term.number), _bytes(self.record))
 
     def heartbeat(self) -> bool:
-        """Say that this driver lives. False: another took over, and the record is left as it is."""
+        """Writes that this driver lives. False: another took over, and the record is left as it is."""
         if self.term.successor(self.run) is not None:
             self.lost.set()
             return False
@@ -100,7 +99,7 @@ class Epoch:
         return True
 
     def end(self) -> None:
-        """Say that this driver is done; the next need not wait for its silence."""
+        """Writes that this driver has ended, so that the next one need not wait."""
         if self.term.successor(self.run) is None:
             with self._lock:
                 self.record["ended_at"] = _now()
@@ -113,7 +112,7 @@ def claim(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] = log.info,
 ) -> Epoch:
-    """A new epoch of this process. ActiveRunError where another driver lives, unless told to take over.
+    """Makes a new epoch. ActiveRunError where another driver lives, unless it is taken over.
 
     A driver that did not say that it ended is watched for a heartbeat, and `on_wait` told so.
     """
@@ -135,7 +134,7 @@ def claim(
 
 
 def _is_dead(record: dict[str, Any]) -> bool:
-    """Whether it was a process of this very machine, and there is none of its id: it needs no watching.
+    """Whether it was a process of this machine that is gone: then nobody need watch it.
 
     A process that got the id of a dead driver makes the next one wait, no more. Two containers that share a host's name
     and network have ids of their own: there the second takes the run over, and the first one stops.
@@ -172,7 +171,7 @@ def driving(run: RunFolder, take_over: bool = False, on_wait: Callable[[str], No
 
 
 def _keep_alive(epoch: Epoch, over: threading.Event) -> None:
-    """A heartbeat that fails is missed, no more: the run has its own ways to meet a store that is away."""
+    """Writes heartbeats. One that fails is skipped: the run itself deals with a store that is away."""
     while not over.wait(HEARTBEAT_S) and not epoch.lost.is_set():
         if (error := raised_by(epoch.heartbeat)) is not None:
             log.warning("no heartbeat of this run: %s", error)
@@ -185,7 +184,7 @@ def demand_driver(run: RunFolder, term: EpochId | None) -> None:
 
 
 def taken_over_by(epoch: Epoch) -> str:
-    """What a driver that lost its epoch says."""
+    """The message of a driver that lost its epoch."""
     by = epoch.term.successor(epoch.run)
     return f"another run took over: {_who(by)}" if by else "another run took over"
 

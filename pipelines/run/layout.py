@@ -1,4 +1,4 @@
-"""The run folder: which key holds what, and what commits a shard.
+"""Reads and writes the run folder: which key holds what, and what commits a shard.
 
 Shards, attempts and images have keys here. Their columns are `pipelines.run.schema`'s, how bytes reach a disk or an
 object store is `pipelines.storage.folder`'s.
@@ -271,7 +271,7 @@ def _counted(names: list[str]) -> int:
 
 
 def _number(name: str) -> int:
-    """Of an attempt, by its name."""
+    """The number in an attempt's name."""
     number = name.partition("-")[0]
     return int(number) if number.isdecimal() else 0
 

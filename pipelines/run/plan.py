@@ -1,7 +1,7 @@
-"""The plan of a run as one object: read once by a command, and passed on.
+"""Holds the plan of a run as one object that a command reads once and passes on.
 
-A plan is a row of generations, each written whole by one planner and never changed. How it is made is
-`pipelines.plan.make`'s; the keys are `pipelines.run.layout`'s.
+A plan is a row of generations, each written whole by one planner and never changed. `pipelines.plan.make` makes it;
+`pipelines.run.layout` has its keys.
 """
 
 from collections import Counter
@@ -29,12 +29,12 @@ class Generation:
 
     @cached_property
     def manifest_schema(self) -> pa.Schema:
-        """Of its manifests when it was planned."""
+        """The schema of its manifests when it was planned."""
         return schema_from_json(self.document["manifest_schema"])
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """What decided its pictures; empty in plans that name nothing."""
+        """The picture keys of its job; empty in plans of versions that kept none."""
         return self.document.get("fingerprint", {})
 
     @property
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def next_number(self) -> int:
-        """Of the generation to come."""
+        """The number of the next generation."""
         return self.newest.number + 1 if self else 1
 
     def grown(self, number: int, document: Mapping[str, Any]) -> "Plan":
@@ -82,7 +82,7 @@ class Plan:
 
     @cached_property
     def manifest_schema(self) -> pa.Schema:
-        """Of all manifests of the run. The contract's columns are those of now, whatever an earlier version had."""
+        """The schema of all manifests of the run, with this version's own columns."""
         return manifest_schema(pa.schema(list(self.carried.items())))
 
     @property

@@ -1,4 +1,4 @@
-"""What `dtype: auto` means in a run: settled once, by the first worker whose engine works, kept in the run folder."""
+"""Settles what `dtype: auto` means in a run: the first worker whose engine works keeps it in the run folder."""
 
 from pipelines.pipeline_error import PipelineError
 from pipelines.run.layout import RunFolder
@@ -11,7 +11,7 @@ class PrecisionError(PipelineError, RuntimeError):
 
 
 def settled_dtype(run: RunFolder, dtype: str, auto_dtype: str) -> str:
-    """The job's own, else the run's, else what it will be: by what the pools ask for, not by who comes first."""
+    """The dtype of the job, else of the run, else the one that the pools' devices call for."""
     if dtype != "auto":
         return dtype
     try:
@@ -21,6 +21,6 @@ def settled_dtype(run: RunFolder, dtype: str, auto_dtype: str) -> str:
 
 
 def keep_dtype(run: RunFolder, dtype: str) -> None:
-    """Write it down, once the engine has passed its probe. Raises PrecisionError where another stands there."""
+    """Keeps the dtype, once the engine has passed its probe. Raises PrecisionError where another stands there."""
     if not run.create(DTYPE_KEY, dtype.encode()):
         raise PrecisionError(f"{run.url} was settled to {run.read(DTYPE_KEY).decode()} while {dtype} was loaded here")

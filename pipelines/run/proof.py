@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from pipelines.storage.backends import NO_BUCKET, NO_CREDENTIALS, REFUSED, UNREACHABLE, Reach, StorageFault
+from pipelines.storage.backends import NO_BUCKET, NO_CREDENTIALS, REFUSED, UNREACHABLE, StorageFault, StoreAccess
 from pipelines.storage.folder import Folder, StorageError
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,13 @@ class Proof:
 
     key: str
     token: str
-    driver: Reach | None = None
+    driver: StoreAccess | None = None
 
 
 @contextmanager
 def probe_object(run: Folder) -> Iterator[Proof]:
     """A proof for who claims no epoch: written here, and deleted at the end. Raises StorageError."""
-    quick, proof = run.quick(), Proof(f".probe/{secrets.token_hex(8)}", secrets.token_hex(8), run.reach())
+    quick, proof = run.quick(), Proof(f".probe/{secrets.token_hex(8)}", secrets.token_hex(8), run.access())
     quick.write(proof.key, json.dumps({"token": proof.token}).encode())
     try:
         yield proof
@@ -63,7 +63,7 @@ def probe_object(run: Folder) -> Iterator[Proof]:
 
 
 def prove(run: Folder, proof: Proof) -> None:
-    """Read the object, in four seconds or so. NotSharedError says what this process sees instead, and the remedy.
+    """Reads the object, in some four seconds. NotSharedError says what this process sees instead, and the remedy.
 
     A store that is there and busy (5xx, throttling) is a StorageError that is retryable: it proves nothing.
     """
@@ -80,7 +80,7 @@ def prove(run: Folder, proof: Proof) -> None:
 
 
 def prove_in_time(run: Folder, proof: Proof) -> None:
-    """`prove` for who can wait: again while a store is away or busy, for as long as the folder's own calls try."""
+    """`prove`, again and again while a store is away or busy, for as long as the folder's own calls try."""
     deadline = time.monotonic() + run.deadline_s
     while True:
         try:
@@ -93,7 +93,7 @@ def prove_in_time(run: Folder, proof: Proof) -> None:
 
 
 def _token(run: Folder, key: str) -> str | None:
-    """None where the object is absent. It is looked for again: a network file system keeps what it did not find."""
+    """The token; None where the object is absent, asked twice: a network file system caches an absence."""
     for looks_left in reversed(range(LOOKS)):
         try:
             return str(json.loads(run.read(key))["token"])
@@ -106,18 +106,18 @@ def _token(run: Folder, key: str) -> str | None:
 
 
 def _not_shared(run: Folder, proof: Proof, fault: StorageFault) -> NotSharedError:
-    here = run.reach()
+    here = run.access()
     told = finding(here, proof, fault, in_it=os.path.isdir(run.url))
     return NotSharedError(message(here.place, f"host {here.host}", told), here.host, told, fault.retryable)
 
 
 def message(place: str, who: str, finding: str) -> str:
-    """The whole sentence. who: one host or several."""
+    """The whole message. who: one host or several."""
     return f"the run folder {place} is not shared with {who}: {finding}"
 
 
-def finding(here: Reach, proof: Proof, fault: StorageFault, in_it: bool = False) -> str:
-    """What `here` sees and what is to be done. in_it: there is a folder, without the proof in it."""
+def finding(here: StoreAccess, proof: Proof, fault: StorageFault, in_it: bool = False) -> str:
+    """What this process sees, and the remedy. in_it: there is a folder, without the proof in it."""
     driver = proof.driver or here
     if not here.endpoint:
         return _on_a_disk(here, proof, fault, in_it)
@@ -136,8 +136,8 @@ def finding(here: Reach, proof: Proof, fault: StorageFault, in_it: bool = False)
     return f"{_where(here)}: {fault.reason}. " + _with(fault.remedy, here, driver)
 
 
-def _on_a_disk(here: Reach, proof: Proof, fault: StorageFault, in_it: bool) -> str:
-    """Or in another store of which no endpoint is known."""
+def _on_a_disk(here: StoreAccess, proof: Proof, fault: StorageFault, in_it: bool) -> str:
+    """The finding for a disk, and for a store of which no endpoint is known."""
     if not fault.absent:
         return f"{fault.reason} there. {fault.remedy}"
     driver = f"the driver's on host {proof.driver.host}" if proof.driver else "the driver's"
@@ -145,7 +145,7 @@ def _on_a_disk(here: Reach, proof: Proof, fault: StorageFault, in_it: bool) -> s
     return f"{sees}. {DISK}"
 
 
-def _elsewhere(here: Reach, driver: Reach, proof: Proof, fault: StorageFault) -> str:
+def _elsewhere(here: StoreAccess, driver: StoreAccess, proof: Proof, fault: StorageFault) -> str:
     lacks = f"there is no {proof.key} of it" if fault.absent else "there is no such bucket"
     if here.endpoint != driver.endpoint:
         return f"{lacks} at {_where(here)}; the driver uses {_where(driver)}. {ENDPOINT}"
@@ -153,7 +153,7 @@ def _elsewhere(here: Reach, driver: Reach, proof: Proof, fault: StorageFault) ->
     return f"{lacks} at {_where(here)}: {means}. Give the store a name that means the same on every machine"
 
 
-def _unreachable(here: Reach, driver: Reach, fault: StorageFault) -> str:
+def _unreachable(here: StoreAccess, driver: StoreAccess, fault: StorageFault) -> str:
     sees = f"{fault.reason}; it was found as {here.endpoint_from}"
     if here.endpoint != driver.endpoint:
         return f"{sees}, and the driver uses {_where(driver)}. {ENDPOINT}"
@@ -162,12 +162,12 @@ def _unreachable(here: Reach, driver: Reach, fault: StorageFault) -> str:
     return f"{sees}. The driver does reach it: look at that node's network, name resolution and firewall"
 
 
-def _with(remedy: str, here: Reach, driver: Reach) -> str:
+def _with(remedy: str, here: StoreAccess, driver: StoreAccess) -> str:
     """The remedy, and another one where the endpoints differ too."""
     if here.endpoint == driver.endpoint:
         return remedy
     return f"{remedy}. It also uses {_where(here)} where the driver uses {_where(driver)}. {ENDPOINT}"
 
 
-def _where(reach: Reach) -> str:
-    return f"{reach.endpoint} ({reach.endpoint_from})"
+def _where(access: StoreAccess) -> str:
+    return f"{access.endpoint} ({access.endpoint_from})"

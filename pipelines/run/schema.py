@@ -1,4 +1,4 @@
-"""Every column that a run folder stores, written down once: of planned rows, of the shard index and of manifests.
+"""Defines every column that a run folder stores: of planned rows, of the shard index and of manifests.
 
 What a prompt table may be called is `pipelines.prompts.columns`'; where the tables lie is `pipelines.run.layout`'s.
 """
@@ -16,7 +16,7 @@ _TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _S
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One picture that is wanted, as its prompt table says it, with an id and a seed. error_type: "" of a good row."""
+    """One wanted picture, as the prompt table says it, with an id and a seed. error_type: "" for a good row."""
 
     id: Annotated[str, pa.string()]
     prompt_id: Annotated[str, pa.string()]
@@ -37,7 +37,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PlannedRow(PromptRow):
-    """One picture to make, as a plan holds it. num_steps: None of a bad row. carried: the user's own columns."""
+    """One picture to make, as a plan holds it. num_steps: None for a bad row. carried: the user's own columns."""
 
     budget_scores: Annotated[list[float] | None, pa.list_(pa.float32())]  # one a budget of the menu
     num_steps: Annotated[int | None, pa.int32()]

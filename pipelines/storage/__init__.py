@@ -1,1 +1,1 @@
-"""One folder behind a URL, on disk or in an object store; and checkpoints, fetched once a node."""
+"""Reads and writes one folder behind a URL, on disk or in an object store; fetches checkpoints once a node."""

@@ -1,9 +1,4 @@
-"""What a kind of storage must do for `pipelines.storage.folder.Folder`.
-
-A backend makes one attempt and raises what its client raises; `diagnose` says what that means. The Folder waits, tries
-again and words the final error. `pipelines.storage.disk` and `pipelines.storage.s3` read and write;
-`pipelines.storage.web` and `pipelines.storage.other_stores` only read.
-"""
+"""Defines what a kind of storage must do for `pipelines.storage.folder.Folder`."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,7 +30,7 @@ class StorageFault:
 
 
 @dataclass(frozen=True)
-class Reach:
+class StoreAccess:
     """How one process gets at a folder, for people: endpoint, and where that and the credentials were found.
 
     It holds no secret, so that it may travel. endpoint: "" where the store has none, as a disk.
@@ -77,7 +72,7 @@ class Reader(Protocol):
         """What one of `errors` means."""
         ...
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """How this process gets at the store. Raises nothing."""
         ...
 

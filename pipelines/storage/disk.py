@@ -1,4 +1,4 @@
-"""A folder on the local disk, or on one that is mounted like it: whole files, one winner of a create."""
+"""Stores a folder on a local or mounted disk: whole files, and one winner of a create."""
 
 import errno
 import os
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from pipelines.storage.backends import GRANT, REFUSED, Reach, StorageFault
+from pipelines.storage.backends import GRANT, REFUSED, StorageFault, StoreAccess
 
-TEMPORARY = ".tmp-"  # files under this name are half-written; no listing shows them
+TEMPORARY = ".tmp-"  # names of temporary files; no listing shows them
 
 
 class LocalBackend:
@@ -85,7 +85,7 @@ class LocalBackend:
         return []
 
     def names_page(self, prefix: str, token: Any) -> tuple[list[str], Any]:
-        """All entries at once, without half-written files."""
+        """All entries at once, without temporary files."""
         return [entry.name for entry in _entries(self._path(prefix))], None
 
     def walk_page(self, prefix: str, token: tuple[str, ...] | None) -> tuple[list[tuple[str, int]], Any]:
@@ -118,9 +118,9 @@ class LocalBackend:
                 return
             folder = os.path.dirname(folder)
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """The path on this machine."""
-        return Reach(socket.gethostname(), self.root)
+        return StoreAccess(socket.gethostname(), self.root)
 
     def diagnose(self, error: BaseException) -> StorageFault:
         """By errno; what may pass on a network file system is retryable."""
@@ -163,7 +163,7 @@ def _write_synced(path: str, data: bytes) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """The name itself must survive a power cut; a file system that cannot sync a folder is left alone."""
+    """Syncs a folder, so that a new name survives a power cut; file systems that cannot are left alone."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -173,7 +173,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _opened(path: str) -> BinaryIO:
-    """For reading. A folder in a file's place, or a file in a folder's, is no object: an object store would say so."""
+    """Opens a file. A folder in its place, or a file in a folder's place, is no object, as in an object store."""
     try:
         return open(path, "rb")
     except (IsADirectoryError, NotADirectoryError) as error:

@@ -1,4 +1,4 @@
-"""One folder behind a URL, on disk or in an object store: whole reads and writes, create-if-absent, one retry wrapper.
+"""Reads and writes one folder behind a URL: whole objects, create-if-absent, one retry wrapper.
 
 It knows keys and bytes; `pipelines.run.layout` knows which keys a run has. There are no streamed writes on purpose: a
 stream that an exception cuts short leaves a truncated object under its final name.
@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, TypeVar, cast
 
 from pipelines.pipeline_error import PipelineError, one_line
-from pipelines.storage.backends import Backend, Reach, StorageFault, Timeouts
+from pipelines.storage.backends import Backend, StorageFault, StoreAccess, Timeouts
 from pipelines.storage.disk import LocalBackend
 from pipelines.storage.web import WebReader
 
@@ -189,9 +189,9 @@ class Folder:
         quick.timeouts = Timeouts(connect_s=PROBE_DEADLINE_S, read_s=PROBE_DEADLINE_S)
         return quick
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """How this process gets at the folder. Nothing is asked of the store."""
-        return self._backend().reach()
+        return self._backend().access()
 
     def _refuse_read_only(self) -> None:
         if not os.path.isabs(self.url) and not self.url.startswith(_S3):

@@ -5,7 +5,7 @@ from typing import Any
 
 import fsspec
 
-from pipelines.storage.backends import REFUSED, Reach, StorageFault
+from pipelines.storage.backends import REFUSED, StorageFault, StoreAccess
 from pipelines.storage.folder import StorageError
 
 _ELSEWHERE = "Copy it to a disk or to an object store such as s3://"
@@ -77,9 +77,9 @@ class FsspecReader:
         found = self.fs.find(self._path(prefix), detail=True)
         return [(path[skip:], int(info["size"])) for path, info in found.items()], None
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """The URL; where fsspec finds the rest is its own."""
-        return Reach(socket.gethostname(), self.url)
+        return StoreAccess(socket.gethostname(), self.url)
 
     def diagnose(self, error: BaseException) -> StorageFault:
         """A missing object, a refusal, or something that may pass."""

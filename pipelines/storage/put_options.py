@@ -1,4 +1,4 @@
-"""What is put with an object on S3: its media type, and the options that a job adds to every PUT.
+"""Says what goes with a PUT on S3: the object's media type, and the options that a job adds.
 
 Pure: it sends nothing. Which options a store has applied is seen by `pipelines.storage.s3`.
 """

@@ -1,4 +1,4 @@
-"""A stored object as a read-only file: a reader of Parquet fetches the row group it asks for, and no more."""
+"""Opens a stored object as a read-only file, so that a Parquet reader fetches the row group it needs and no more."""
 
 import io
 from typing import Any
@@ -25,7 +25,7 @@ class RangeFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of any file."""
+        """See `io.RawIOBase.seek`."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 

@@ -1,4 +1,4 @@
-"""S3 and what speaks like it, through s3fs: one request an operation, one whole PUT a write, no cache, no own retry.
+"""Talks to S3 and compatible stores through s3fs: one request an operation, whole PUTs, no cache, no own retry.
 
 Imported by `pipelines.storage.folder` in the process that uses it; waiting and trying again are done there.
 """
@@ -18,7 +18,7 @@ from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 from fsspec.asyn import sync
 
-from pipelines.storage.backends import NO_CREDENTIALS, UNREACHABLE, Reach, StorageFault, Timeouts
+from pipelines.storage.backends import NO_CREDENTIALS, UNREACHABLE, StorageFault, StoreAccess, Timeouts
 from pipelines.storage.folder import StorageOptions
 from pipelines.storage.put_options import content_type, not_applied
 from pipelines.storage.s3_answers import answer_of, meaning
@@ -184,10 +184,10 @@ class S3Backend:
         for failed in answer.get("Errors", []):
             raise boto.ClientError({"Error": {"Code": failed.get("Code", "InternalError")}}, "DeleteObjects")
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """By botocore's own search, in the session that makes the requests."""
         url = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
-        return Reach(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
+        return StoreAccess(socket.gethostname(), url, self._place(), self.endpoint_from, self._credentials())
 
     def _credentials(self) -> str:
         if self.anonymous:

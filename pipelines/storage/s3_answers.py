@@ -1,4 +1,4 @@
-"""What the answers of S3, and of what speaks like it, mean: error codes and HTTP statuses to reason and remedy.
+"""Turns the answers of S3 and compatible stores into reason and remedy: error codes and HTTP statuses.
 
 Pure: it sends nothing. Of an answer only code, status and region are ever shown: its message may repeat what was sent.
 """
@@ -78,7 +78,7 @@ _KMS = {  # by what is in the code after "KMS"
         "there is no such KMS key in the bucket's region",
         "Correct storage.put_options.SSEKMSKeyId (an ARN where the key is another account's)",
     ),
-    "InvalidState": ("the KMS key cannot be used in its state, such as a pending deletion", f"Mend it, {_OTHER_KEY}"),
+    "InvalidState": ("the KMS key cannot be used in its state, such as a pending deletion", f"Fix it, {_OTHER_KEY}"),
     "InvalidKeyUsage": ("the KMS key is of a kind that encrypts no objects", "Name a symmetric encryption key"),
     "AccessDenied": (
         "these credentials may not use the KMS key",

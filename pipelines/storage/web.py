@@ -12,7 +12,7 @@ import zlib
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from pipelines.storage.backends import REFUSED, UNREACHABLE, Reach, StorageFault, Timeouts
+from pipelines.storage.backends import REFUSED, UNREACHABLE, StorageFault, StoreAccess, Timeouts
 
 MOST_BYTES = 256 << 20  # of a file whose server knows neither its length nor ranges
 
@@ -101,9 +101,9 @@ class WebReader:
         """No objects, for the same reason."""
         return [], None
 
-    def reach(self) -> Reach:
+    def access(self) -> StoreAccess:
         """The server."""
-        return Reach(socket.gethostname(), self.url, self._place())
+        return StoreAccess(socket.gethostname(), self.url, self._place())
 
     def _place(self) -> str:
         place = urlsplit(self.url)

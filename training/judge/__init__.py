@@ -1,1 +1,1 @@
-"""A policy is judged: the frontier, its rivals, intervals, and the verdict in words."""
+"""Judges a policy: the frontier, its rivals, intervals, and the verdict in words."""

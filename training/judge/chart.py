@@ -1,4 +1,4 @@
-"""An evaluation as one picture: quality against mean cost, in SVG. It draws what it is given."""
+"""Draws an evaluation as one SVG: quality against mean cost. It draws what it is given."""
 
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +14,7 @@ NUM_TICKS = 5
 
 
 class _Frame:
-    """From cost and quality to px."""
+    """Maps cost and quality to px."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         costs, quality = [p.mean_cost for p in points], [p.mean_quality for p in points]

@@ -1,9 +1,8 @@
-"""The frontier: a policy against all that a user could do instead, on held-out prompts, with intervals.
+"""Compares a policy with all that a user could do instead, on held-out prompts, with intervals.
 
 It reads reward tables; it renders nothing and learns nothing. It reports what it finds, also where a fixed budget does
-as well as the policy. `training.judge.verdict` puts the result into words, `training.judge.chart` draws it.
-
-Shapes: P held-out prompts, P' learned ones, K budgets, S seeds.
+as well as the policy. `training.judge.verdict` puts the result into words, `training.judge.chart` draws it. Shapes: P
+held-out prompts, P' learned ones, K budgets, S seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +50,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Prompts of one label at the recommended price. gain: against the fixed curve of the group at equal cost."""
 
     name: str
@@ -91,7 +90,7 @@ class Evaluation:
     kept: float
     monotone: bool  # no prompt's cost rises with the price
     agreement: np.ndarray  # (K,)
-    groups: tuple[Group, ...]
+    groups: tuple[PromptGroup, ...]
 
 
 def quality_margin(table: RewardTable) -> float:
@@ -156,7 +155,7 @@ def _kept(policy: Sequence[Interval], oracle: Sequence[Interval]) -> float:
     return float(np.mean([gain.value for gain in policy]) / np.mean([gain.value for gain in oracle]))
 
 
-def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[Group]:
+def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[PromptGroup]:
     found = []
     for label, values in evidence.labels.items():
         for value in sorted({str(value) for value in values}):
@@ -166,7 +165,7 @@ def _groups(evidence: Evidence, fixed: Rule, recommended: Point) -> list[Group]:
             curve = FixedCurve([_part(point, rows) for point in fixed.points], Bootstrap(len(rows), 1000))
             point = _part(recommended, rows)
             name, steps = f"{label} {value}", float(point.steps.mean())
-            found.append(Group(name, len(rows), steps, point.mean_quality, curve.gain(point)))
+            found.append(PromptGroup(name, len(rows), steps, point.mean_quality, curve.gain(point)))
     return found
 
 

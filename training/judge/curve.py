@@ -1,7 +1,6 @@
-"""What steps buy, before anything is learned: quality by budget and group, where it saturates, who can know it.
+"""Says what steps buy before anything is learned: quality by budget and group, and where it saturates.
 
 It says how much a policy could gain at most; what one gains is `training.judge.compare`'s. Pure over a reward table.
-
 Shapes: P prompts, K budgets, S seeds.
 """
 

@@ -1,8 +1,7 @@
-"""A policy's file and reward tables -> what an evaluation is made from; it loads a text encoder and no UNet.
+"""Gathers what an evaluation is made from: a policy's outputs and reward tables. It loads a text encoder and no UNet.
 
-The comparison is `training.judge.compare`'s; tables are `training.reward_table`'s.
-
-Shapes: P prompts, K budgets, S seeds.
+The comparison is `training.judge.compare`'s; tables are `training.reward_table`'s. Shapes: P prompts, K budgets, S
+seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from actors.policy import PolicyCard, calibrated, check_policy
 from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
 from training.judge.compare import Evidence, quality_margin
-from training.learn.batches import Rows
+from training.learn.batches import TrainingRows
 from training.learn.learner import outputs
 from training.reward_table import RewardTable, TableError
 
@@ -32,27 +31,27 @@ class Setup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PromptReadings:
-    """What a policy says of the prompts of a table. scores (P, K): in rises."""
+class PolicyScores:
+    """A policy's scores of a table's prompts, (P, K), in rises."""
 
     card: PolicyCard
     scores: np.ndarray
 
 
-def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> PromptReadings:
+def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> PolicyScores:
     """Load policy and text encoder, read all prompts. PolicyError, TableError where they do not fit."""
     policy, card = load_policy(policy_path)
     if table.choices != card.choices:
         raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
     encoder = PromptEncoder(model_path)
     check_policy(card, text_encoder=encoder.fingerprint)
-    rows = Rows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
+    rows = TrainingRows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
     scores, _ = outputs(policy, rows.chunks())
-    return PromptReadings(card, scores)
+    return PolicyScores(card, scores)
 
 
 def evidence(
-    reading: PromptReadings,
+    reading: PolicyScores,
     table: RewardTable,
     learned: RewardTable | None,
     judge: str | None = None,

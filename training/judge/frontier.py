@@ -1,9 +1,8 @@
-"""Quality against cost: points, the curve of fixed budgets, and intervals from one bootstrap over prompts.
+"""Computes quality against cost: points, the curve of fixed budgets, and bootstrap intervals over prompts.
 
 Pure numpy over arrays. A point holds what each prompt gets, so that two rules are compared prompt by prompt. Which
-rules there are is `training.judge.rivals`; the whole comparison is `training.judge.compare`.
-
-Shapes: P prompts, R resamples of them.
+rules there are is `training.judge.rivals`; the whole comparison is `training.judge.compare`. Shapes: P prompts, R
+resamples of them.
 """
 
 import math

@@ -1,9 +1,8 @@
-"""What a policy is compared with, and the policy itself: each is a rule that gives every prompt its quality and cost.
+"""Defines the rules to compare, the policy among them: each gives every prompt its quality and cost.
 
 Pure numpy over reward tables. No rule chooses by the picture that it is judged by, except the second try, which looks
-at its own first picture. The oracle chooses by one seed and is judged by another.
-
-Shapes: P prompts, K budgets, S seeds.
+at its own first picture. The oracle chooses by one seed and is judged by another. Shapes: P prompts, K budgets, S
+seeds.
 """
 
 from collections.abc import Callable, Sequence

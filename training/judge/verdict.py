@@ -1,4 +1,4 @@
-"""An evaluation in words: the table, the verdict that a user acts on, the same as JSON. It computes nothing."""
+"""Puts an evaluation into words: the table, the verdict that a user acts on, and JSON. It computes nothing."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,1 +1,1 @@
-"""A policy is learned: rewards, REINFORCE, the Ray Train workers and their journal."""
+"""Learns a policy: rewards, REINFORCE, the Ray Train workers and their journal."""

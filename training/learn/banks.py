@@ -1,4 +1,4 @@
-"""From the errors of held-out predictions to how scores scatter between seeds alone: the banks of offers.
+"""Makes the banks of offers: how scores scatter between seeds alone, from errors of held-out predictions.
 
 Shapes: P prompts, K recipes, S seeds, R residuals of a bank, L levels.
 """

@@ -1,8 +1,7 @@
-"""Which row is in which batch, and each row's own random numbers: pure functions of a seed, a step and a row.
+"""Picks each batch's rows and each row's random numbers: pure functions of a seed, a step and a row.
 
 A batch has slots and every slot walks through its own rows, shuffled anew on each pass. Workers share out the slots, so
 the batches, the draws and the result do not depend on how many workers there are, nor on where a training was resumed.
-
 Shapes: P rows, N slots of a batch, C numbers a row.
 """
 
@@ -71,7 +70,7 @@ def _mixed(given: np.ndarray | np.uint64) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-class Rows:
+class TrainingRows:
     """Training rows in memory: token embeddings of each prompt without its padding, and its quality (K, S)."""
 
     def __init__(self, embeds: dict[int, np.ndarray], quality: dict[int, np.ndarray]) -> None:

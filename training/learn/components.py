@@ -1,4 +1,4 @@
-"""What of a score the seed decides, and what the prompt does: the likelihood of a random intercept a prompt.
+"""Splits a score's variance into the seed's and the prompt's, by the likelihood of a random intercept a prompt.
 
 Shapes: P prompts, K recipes, S seeds.
 """

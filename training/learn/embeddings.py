@@ -1,4 +1,4 @@
-"""Prompts -> token embeddings of the frozen text encoder, once, before training. It loads no UNet.
+"""Computes token embeddings of prompts with the frozen text encoder, once, before training. It loads no UNet.
 
 Shapes: P prompts, L_i tokens of prompt i, H the encoder's width.
 """

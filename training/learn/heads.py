@@ -1,9 +1,8 @@
-"""The score that a prompt may expect of every recipe, and how it scatters between seeds: what offers are made from.
+"""Learns what offers are made from: a prompt's expected score of every recipe, and its scatter between seeds.
 
 x[p, k, s] = mu[p, k] + u[p, k] + e[p, k, s]: mu = level(prompt) + recipe + an interaction, ridge regressions on the
 prompt's features; u, of standard deviation tau[k], what they do not know of the prompt, the same for all its seeds; e,
 of sigma[k], what the seed decides. Offers and their price are `actors.offers`; a judge's say is `training.learn.share`.
-
 Shapes: P prompts, K recipes, S seeds, D features, B deciles.
 """
 
@@ -157,7 +156,7 @@ class Decile(NamedTuple):
     observed_acceptance: float
 
 
-def calibration(bank: Bank, score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, offset: float) -> list[Decile]:
+def decile_calibration(bank: Bank, score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, offset: float) -> list[Decile]:
     """One recipe's deciles by rising mu, with bars at mu + offset * sigma; score (P, S), mu and sigma (P,).
 
     A report on prompts that the heads were not fitted on, or on their out-of-fold mu.

@@ -1,4 +1,4 @@
-"""How a policy learns: every knob with its unit and its extremes, and the paper's own choice of them.
+"""Defines the hyperparameters of learning a policy, with units and extremes, and the paper's own choice.
 
 What they do is `training.learn.learner`'s.
 """
@@ -13,7 +13,7 @@ REWARDS, GRADIENTS = ("priced", "paper"), ("sampled", "expected")
 
 
 @dataclass(frozen=True)
-class Learning:
+class Hyperparameters:
     """How a policy learns. Prices and temperature are in the scorer's units of quality; entropy in temperatures.
 
     An entropy bonus of one temperature makes the scores the expected quality, the same network best at every price;
@@ -51,8 +51,8 @@ class Learning:
         return self.epochs * math.ceil(num_rows / slots)
 
 
-def as_in_the_paper(learning: Learning) -> Learning:
-    """AdaDiff's own: its reward, one draw, no baseline, no entropy, Adam at 1e-5, batches of 256, 200 epochs."""
+def as_in_the_paper(learning: Hyperparameters) -> Hyperparameters:
+    """As AdaDiff has it: its reward, one draw, no baseline, no entropy, Adam at 1e-5, batches of 256, 200 epochs."""
     return replace(
         learning,
         reward="paper",

@@ -1,4 +1,4 @@
-"""What a training leaves in its folder as it goes: its checkpoint, metrics.jsonl, and files for TensorBoard.
+"""Writes a training's journal into its folder: its checkpoint, metrics.jsonl, and files for TensorBoard.
 
 Written by one worker with whole PUTs, so that any store will do and a kill leaves the old file or the new one.
 """
@@ -45,14 +45,14 @@ class Journal:
 
 
 def read_metrics(folder: Folder) -> list[dict[str, float]]:
-    """What metrics.jsonl says so far; [] where there is none."""
+    """The records of metrics.jsonl so far; [] where there is none."""
     try:
         return [json.loads(line) for line in folder.read(METRICS).decode().splitlines()]
     except FileNotFoundError:
         return []
 
 
-def read_checkpoint(folder: Folder) -> dict[str, Any] | None:
+def last_checkpoint(folder: Folder) -> dict[str, Any] | None:
     """The last checkpoint, tensors on the CPU; None where there is none. Tensors and plain values only, no code."""
     try:
         data = folder.read(CHECKPOINT)

@@ -1,9 +1,7 @@
-"""One step of learning a policy: a batch in, the weights moved. The same on one process and on many; no Ray, no files.
+"""Does one step of learning a policy, the same on one process and on many; no Ray, no files.
 
 The loop around it is `training.learn.trainer`, the losses `training.learn.reinforce`, the rewards
-`training.learn.reward`.
-
-Shapes: N rows, K budgets, M draws a row, S seeds.
+`training.learn.reward`. Shapes: N rows, K budgets, M draws a row, S seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from actors.policy import Network, choose_steps
 from actors.policy_network import PolicyOutput, StepPolicy
 from training.learn.batches import Batch, uniforms
-from training.learn.hyperparameters import Learning
+from training.learn.hyperparameters import Hyperparameters
 from training.learn.reinforce import (
     baseline,
     draw,
@@ -68,7 +66,7 @@ class Units:
 
 
 def units_of(quality: np.ndarray, temperature: float) -> Units:
-    """Of a training table (P, K, S)."""
+    """The units of a training table (P, K, S)."""
     return Units(temperature, rise(quality), quality.mean(axis=(0, 2)), quality.std(axis=(0, 2)) + 1e-6)
 
 
@@ -93,7 +91,7 @@ def new_policy(network: Network, seed: int, units: Units | None = None) -> StepP
     return policy
 
 
-def start_of(learning: Learning, units: Units) -> Units | None:
+def start_of(learning: Hyperparameters, units: Units) -> Units | None:
     """What a new policy begins with: the paper's reward has no price, and begins with nothing."""
     return units if learning.reward == "priced" else None
 
@@ -107,7 +105,7 @@ class Learner:
     def __init__(
         self,
         policy: StepPolicy,
-        learning: Learning,
+        learning: Hyperparameters,
         units: Units,
         choices: Sequence[int],
         costs: np.ndarray,
@@ -218,7 +216,7 @@ def outputs(policy: StepPolicy, batches: Sequence[Batch]) -> tuple[np.ndarray, n
 
 
 def validate(
-    policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Learning, rise: float
+    policy: StepPolicy, batches: Sequence[Batch], costs: np.ndarray, learning: Hyperparameters, rise: float
 ) -> dict[str, float]:
     """How the policy does on held-out rows when it decides by argmax, means over prices of the trained range.
 

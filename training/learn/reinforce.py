@@ -1,9 +1,8 @@
-"""REINFORCE over step budgets: draws, baselines, losses. Pure torch, no data and no loop.
+"""Computes REINFORCE over step budgets: draws, baselines, losses. Pure torch, no data and no loop.
 
 A loss is a mean over rows, so the mean of equal workers' gradients is the gradient of their joint batch. Randomness
-comes in as uniforms in [0, 1), a row's own, so that it does not depend on which worker holds the row.
-
-Shapes: N rows (one prompt at one price), K budgets, M budgets drawn a row, S seeds.
+comes in as uniforms in [0, 1), a row's own, so that it does not depend on which worker holds the row. Shapes: N rows
+(one prompt at one price), K budgets, M budgets drawn a row, S seeds.
 """
 
 from collections.abc import Callable

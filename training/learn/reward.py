@@ -1,8 +1,7 @@
-"""Quality and cost -> reward: pure numpy over the reward table, no network and no sampling.
+"""Computes rewards from quality and cost: pure numpy over the reward table, no network and no sampling.
 
-What the network learns from a reward is `training.learn.reinforce`.
-
-Shapes: P prompts, K budgets of the menu (rising), S seeds.
+What the network learns from a reward is `training.learn.reinforce`. Shapes: P prompts, K budgets of the menu (rising),
+S seeds.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Ridge regression with its penalty by leave-one-out error, in closed form. Pure numpy.
+"""Fits ridge regressions in closed form, with the penalty by leave-one-out error. Pure numpy.
 
 Shapes: P prompts, D features, T targets, F folds.
 """

@@ -1,4 +1,4 @@
-"""How much of a score's difference between seeds is quality: the share by which a try's expected gain is shrunk.
+"""Estimates how much of a score's difference between seeds is quality: the factor for a try's expected gain.
 
 Shapes: P prompts, K recipes, S seeds.
 """

@@ -1,8 +1,7 @@
-"""A reward table -> a policy, by Ray Train workers with DDP. It loads no UNet.
+"""Trains a policy from a reward table, with Ray Train workers and DDP. It loads no UNet.
 
 The frozen text encoder reads each prompt once, in a Ray Data pool. A killed worker is replaced and the training goes on
 from its checkpoint to the same bits; so does one that is typed again. What a worker does is `training.learn.worker`.
-
 Shapes: P prompts, K budgets, S seeds.
 """
 
@@ -30,11 +29,11 @@ from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
 from training.learn.batches import Batch, num_slots
 from training.learn.embeddings import EmbedPrompts
-from training.learn.hyperparameters import Learning
-from training.learn.journal import read_checkpoint, read_metrics
+from training.learn.hyperparameters import Hyperparameters
+from training.learn.journal import last_checkpoint, read_metrics
 from training.learn.learner import outputs, units_of
 from training.learn.offers import fit_offers
-from training.learn.worker import Loop, rows_of, work
+from training.learn.worker import LoopConfig, rows_of, work
 from training.learning_error import LearningError, Unlearnable
 from training.reward_table import RewardTable, split
 
@@ -60,7 +59,7 @@ class TrainConfig:
     """What a training is made of. `width` to `num_heads`: the network's size; `setting`: the table's."""
 
     model: ModelSource  # of which the text encoder alone is loaded
-    learning: Learning
+    learning: Hyperparameters
     setting: Setting = field(default_factory=Setting)
     width: int = 256
     num_layers: int = 3
@@ -87,12 +86,12 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
     network = Network(hidden_size, len(table.choices), config.width, config.num_layers, config.num_heads)
     _claim(folder, _identity(table, config, text_encoder))
     units = units_of(learned.quality, config.learning.temperature)
-    loop = Loop(
+    loop = LoopConfig(
         folder, network, config.learning, units, table.choices, table.costs, len(learned.prompts), config.reports
     )
     measured = _embedded(held_out, config)
     if not _is_done(loop):
-        with _Watching(folder, on_progress):
+        with _MetricsWatcher(folder, on_progress):
             _fit(loop, {"learned": _embedded(learned, config), "held_out": measured}, config)
     card = PolicyCard(
         choices=table.choices,
@@ -121,7 +120,7 @@ def _identity(table: RewardTable, config: TrainConfig, text_encoder: str) -> dic
 
 
 def _claim(folder: Folder, identity: dict[str, Any]) -> None:
-    """One folder, one training."""
+    """Claims the folder for this training; another training's folder is refused."""
     text = json.dumps(identity, indent=2, sort_keys=True)
     if folder.create(IDENTITY, text.encode()):
         return
@@ -155,7 +154,7 @@ def _embedded(table: RewardTable, config: TrainConfig) -> ray.data.Dataset:
     return dataset.materialize()
 
 
-def _fit(loop: Loop, datasets: dict[str, Any], config: TrainConfig) -> None:
+def _fit(loop: LoopConfig, datasets: dict[str, Any], config: TrainConfig) -> None:
     """Runs the workers to the end. What Ray itself would store goes to a temporary folder: the journal is ours."""
     with tempfile.TemporaryDirectory(prefix="train-") as scratch:
         trainer = TorchTrainer(
@@ -177,21 +176,21 @@ def _fit(loop: Loop, datasets: dict[str, Any], config: TrainConfig) -> None:
             ) from error
 
 
-def _is_done(loop: Loop) -> bool:
-    state = read_checkpoint(loop.folder)
+def _is_done(loop: LoopConfig) -> bool:
+    state = last_checkpoint(loop.folder)
     return state is not None and state["learner"]["step"] >= loop.num_steps(state["num_slots"])
 
 
-def _publish(loop: Loop, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
+def _publish(loop: LoopConfig, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
     """The best weights as a policy with its frontier on held-out prompts, weights first."""
     if not _is_done(loop):
         raise TrainingStopped(f"{loop.folder.url}: the training ended before its last step; run it again, it goes on")
-    state = read_checkpoint(loop.folder)
+    state = last_checkpoint(loop.folder)
     assert state is not None
     policy = StepPolicy(loop.network)
     policy.load_state_dict(state["best"]["policy"])
     policy = loop.units.finished(policy)
-    card = replace(card, calibration=calibration(policy, held_out, card, loop.learning.prices))
+    card = replace(card, calibration=held_out_calibration(policy, held_out, card, loop.learning.prices))
     with tempfile.TemporaryDirectory(prefix="policy-") as scratch:
         card = save_policy(scratch, policy, card)
         for name in (WEIGHTS, CARD):
@@ -215,7 +214,7 @@ def _publish_offers(folder: Folder, table: RewardTable, config: TrainConfig, car
     folder.write(f"{POLICY}/{OFFERS}", save_heads(replace(heads, policy=card.version)))
 
 
-def calibration(
+def held_out_calibration(
     policy: StepPolicy, held_out: list[Batch], card: PolicyCard, prices: tuple[float, float]
 ) -> tuple[dict[str, float], ...]:
     """What held-out prompts get at some prices, decided by argmax: for forecasts, and as bounds for others."""
@@ -238,7 +237,7 @@ def calibration(
     return tuple(points)
 
 
-class _Watching:
+class _MetricsWatcher:
     """Calls on_progress for each new line of metrics while the workers run."""
 
     def __init__(self, folder: Folder, on_progress: Progress | None) -> None:

@@ -1,4 +1,4 @@
-"""What each Ray Train worker does: take its rows, step with the others, write the journal. Not the driver's part.
+"""Runs on each Ray Train worker: takes its rows, steps with the others, writes the journal.
 
 Shapes: P prompts, K budgets, S seeds.
 """
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from actors.policy import Network
 from pipelines.storage.folder import Folder
-from training.learn.batches import Rows, num_slots, own_slots, rows_at
-from training.learn.hyperparameters import Learning
-from training.learn.journal import Journal, read_checkpoint
+from training.learn.batches import TrainingRows, num_slots, own_slots, rows_at
+from training.learn.hyperparameters import Hyperparameters
+from training.learn.journal import Journal, last_checkpoint
 from training.learn.learner import Learner, Units, new_policy, start_of, validate
 
 
 @dataclass(frozen=True)
-class Loop:
-    """What each worker is told. num_rows: P, without those held out; reports: checkpoints in all."""
+class LoopConfig:
+    """The settings of each worker's loop."""
 
     folder: Folder
     network: Network
-    learning: Learning
+    learning: Hyperparameters
     units: Units
     choices: tuple[int, ...]
     costs: np.ndarray  # (K,)
@@ -43,14 +43,14 @@ class Loop:
 
 def work(config: dict[str, Any]) -> None:
     """The train function of `TorchTrainer`: from the last checkpoint, or the beginning, to the last step."""
-    loop: Loop = config["loop"]
+    loop: LoopConfig = config["loop"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     slots = num_slots(loop.learning.batch_size, loop.num_rows, workers)
     mine = own_slots(slots, rank, workers)
     rows = rows_of(_records("learned"), loop.network, lambda row: row % slots in mine)
     learner = _learner(loop, slots)
-    state = read_checkpoint(loop.folder)
+    state = last_checkpoint(loop.folder)
     if state:
         learner.load_state(state["learner"])
     scribe = _CheckpointWriter(loop, slots, state) if rank == 0 else None
@@ -68,8 +68,8 @@ def work(config: dict[str, Any]) -> None:
             sums, count = {}, 0
 
 
-def _learner(loop: Loop, slots: int) -> Learner:
-    """The same on every worker; its forward averages gradients over them."""
+def _learner(loop: LoopConfig, slots: int) -> Learner:
+    """The learner, the same on every worker; its forward averages gradients over them."""
     policy = new_policy(loop.network, loop.learning.seed, start_of(loop.learning, loop.units)).to(get_device())
     wrapped = prepare_model(policy)
     return Learner(
@@ -89,7 +89,7 @@ def over_workers(value: Tensor) -> Tensor:
 class _CheckpointWriter:
     """The first worker's second task: measure on held-out rows, keep the best weights, write the journal."""
 
-    def __init__(self, loop: Loop, slots: int, state: dict[str, Any] | None) -> None:
+    def __init__(self, loop: LoopConfig, slots: int, state: dict[str, Any] | None) -> None:
         self.loop, self.slots = loop, slots
         self.held_out = rows_of(_records("held_out"), loop.network).chunks()
         self.best: dict[str, Any] = state["best"] if state else {"val_gain": -np.inf}
@@ -119,7 +119,7 @@ def _records(name: str) -> Iterable[dict[str, Any]]:
     return ray.train.get_dataset_shard(name).iter_rows()
 
 
-def rows_of(records: Iterable[dict[str, Any]], network: Network, wanted: Any = lambda row: True) -> Rows:
+def rows_of(records: Iterable[dict[str, Any]], network: Network, wanted: Any = lambda row: True) -> TrainingRows:
     """Records of the dataset as training rows, those whose number is wanted."""
     embeds, quality = {}, {}
     for record in records:
@@ -127,4 +127,4 @@ def rows_of(records: Iterable[dict[str, Any]], network: Network, wanted: Any = l
         if wanted(row):
             quality[row] = np.frombuffer(record["quality"], np.float32).reshape(network.num_choices, -1)
             embeds[row] = np.frombuffer(record["embeds"], np.float16).reshape(-1, network.hidden_size)
-    return Rows(embeds, quality)
+    return TrainingRows(embeds, quality)

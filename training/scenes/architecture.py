@@ -1,7 +1,7 @@
-"""The small models, untrained: autoencoder, denoiser, text encoder, scheduler, and the CLIP that scores.
+"""Builds the small models, untrained: autoencoder, denoiser, text encoder, scheduler, and the CLIP that scores.
 
-Only shapes and sizes live here; training is train.py's, weights are the folder's.
-B batch, C = 8 latent channels, h = w = 8, L = 40 tokens.
+Only shapes and sizes live here; training is train.py's, weights are the folder's. B batch, C = 8 latent channels, h = w
+= 8, L = 40 tokens.
 """
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.scenes.architecture import LATENT_CHANNELS, autoencoder
-from training.scenes.dataset import pixels
-from training.scenes.fit import Plan, Run
+from training.scenes.fit import FitLoop, FitSettings
+from training.scenes.training_files import pixels
 
 SIGMA = 0.2  # the posterior's fixed deviation: the decoder learns to read latents that are this far off
 OBJECT_WEIGHT, BATCH = 6.0, 16
@@ -47,13 +47,13 @@ def fold(model: AutoencoderKL, images: np.ndarray) -> None:
     quant.bias[c:] = 2 * float(np.log(SIGMA))
 
 
-def train(work: Path, plan: Plan, before_step: Callable[[], None] = lambda: None) -> AutoencoderKL:
+def train(work: Path, plan: FitSettings, before_step: Callable[[], None] = lambda: None) -> AutoencoderKL:
     """The trained and folded autoencoder; resumes from work/autoencoder.ckpt."""
     images = np.load(work / "images.npy", mmap_mode="r")
     torch.manual_seed(0)
     model = autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     average = copy.deepcopy(model).requires_grad_(False)
-    run = Run(work / "autoencoder.ckpt", {"autoencoder": model}, {"autoencoder": average}, plan)
+    run = FitLoop(work / "autoencoder.ckpt", {"autoencoder": model}, {"autoencoder": average}, plan)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (BATCH,), generator=generator).sort().values.numpy()

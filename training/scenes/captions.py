@@ -1,4 +1,4 @@
-"""Captions for a policy to learn from and to be judged on: CSV tables of prompts with the number of their objects.
+"""Writes captions for a policy to learn from and be judged on: CSV prompt tables with the number of objects.
 
 Deterministic, words only. What is judged on is held out from the policy and from the model's own training, both.
 """
@@ -9,14 +9,18 @@ import io
 import random
 from pathlib import Path
 
-from training.scenes.dataset import write_atomically
+from training.scenes.training_files import write_atomically
 from training.scenes.world import MAX_RICHNESS, held_out, random_scene
+
+MOST_DRAWS = 1000  # for each caption found: those of one object are few
 
 
 def captions(count: int, seed: int, for_judging: bool) -> list[tuple[str, str]]:
     """(caption, category) of `count` different captions, as many of each number of objects; the same in any order."""
-    rng, found = random.Random(f"captions-{seed}-{for_judging}"), dict[str, str]()
+    rng, found, drawn = random.Random(f"captions-{seed}-{for_judging}"), dict[str, str](), 0
     while len(found) < count:
+        if (drawn := drawn + 1) > MOST_DRAWS * (len(found) + 1):
+            raise ValueError(f"there are not {count} different captions of this kind; about {len(found)} can be had")
         richness = len(found) % MAX_RICHNESS + 1
         caption = random_scene(rng, richness).caption()
         if held_out(caption) is for_judging and caption not in found:
@@ -44,7 +48,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other captions (default: %(default)s)")
     parser.add_argument("--for-judging", action="store_true", help="held-out captions, which nothing is trained on")
     given = parser.parse_args()
-    write(given.path, given.count, given.seed, given.for_judging)
+    try:
+        write(given.path, given.count, given.seed, given.for_judging)
+    except ValueError as error:
+        parser.error(f"--count: {error}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.scenes.architecture import denoiser, scheduler, text_encoder
-from training.scenes.dataset import token_ids
-from training.scenes.fit import Plan, Run
+from training.scenes.fit import FitLoop, FitSettings
 from training.scenes.mixed import halve_products
+from training.scenes.training_files import token_ids
 
 BATCH, PROMPT_DROPOUT, OBJECT_WEIGHT = 64, 0.1, 3.0
 
@@ -34,7 +34,7 @@ def noise_levels(count: int, num_timesteps: int, generator: torch.Generator) -> 
     return (chosen * num_timesteps).long().clamp(0, num_timesteps - 1)
 
 
-class Objective:
+class DenoisingObjective:
     """Draws a batch and gives the loss of both models on it."""
 
     def __init__(self, work: Path, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
@@ -61,7 +61,7 @@ class Objective:
 
 
 def train(
-    work: Path, tokenizer: CLIPTokenizer, plan: Plan, before_step: Callable[[], None] = lambda: None
+    work: Path, tokenizer: CLIPTokenizer, plan: FitSettings, before_step: Callable[[], None] = lambda: None
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """The averaged denoiser and text encoder; resumes from work/denoiser.ckpt."""
     torch.manual_seed(0)
@@ -71,6 +71,6 @@ def train(
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     for module in (unet, text):
         halve_products(module)
-    run = Run(work / "denoiser.ckpt", {"unet": unet, "text_encoder": text}, averages, plan)
-    run.train(Objective(work, tokenizer, unet, text), before_step)
+    run = FitLoop(work / "denoiser.ckpt", {"unet": unet, "text_encoder": text}, averages, plan)
+    run.train(DenoisingObjective(work, tokenizer, unet, text), before_step)
     return unet_average.eval(), text_average.eval()

@@ -16,9 +16,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from transformers import CLIPModel, CLIPTokenizer
 
 from training.scenes.checker import Verdict, check
-from training.scenes.dataset import held_out_scenes, pixels, token_ids
+from training.scenes.contrastive import altered
 from training.scenes.export import MODEL_FOLDER, SCORER_FOLDER
-from training.scenes.scoring import altered
+from training.scenes.training_files import held_out_scenes, pixels, token_ids
 from training.scenes.world import MAX_RICHNESS, Image, Scene
 
 BATCH = 50

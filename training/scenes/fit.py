@@ -1,7 +1,7 @@
-"""A training loop that can be stopped anywhere and goes on from its last checkpoint as if it had not been stopped.
+"""Runs a training that can be stopped anywhere and continues from its last checkpoint as if it had not been.
 
-It knows parameters, optimizers, a schedule and a moving average; what is learned is the caller's `loss_of`.
-A checkpoint holds all that the next step depends on: weights, averages, optimizers, step, generators.
+It knows parameters, optimizers, a schedule and a moving average; what is learned is the caller's `loss_of`. A
+checkpoint holds all that the next step depends on: weights, averages, optimizers, step, generators.
 """
 
 import io
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.scenes.dataset import write_atomically
 from training.scenes.muon import Muon
+from training.scenes.training_files import write_atomically
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitSettings:
     """How long and how fast; a longer plan can take up the run of a shorter one."""
 
     steps: int
@@ -36,7 +36,7 @@ class Plan:
         return self.lr * min(1.0, (step + 1) / self.warmup, left)
 
 
-def _optimizers(modules: Mapping[str, nn.Module], plan: Plan) -> list[torch.optim.Optimizer]:
+def _optimizers(modules: Mapping[str, nn.Module], plan: FitSettings) -> list[torch.optim.Optimizer]:
     named = [item for module in modules.values() for item in module.named_parameters()]
     matrices = [
         p
@@ -59,11 +59,11 @@ def _log(line: str) -> None:
     print(line, flush=True)
 
 
-class Run:
+class FitLoop:
     """One training run: `modules` learn, `averages` (same keys) follow them, `loss_of` draws from `generator`."""
 
     def __init__(
-        self, path: Path, modules: Mapping[str, nn.Module], averages: Mapping[str, nn.Module], plan: Plan
+        self, path: Path, modules: Mapping[str, nn.Module], averages: Mapping[str, nn.Module], plan: FitSettings
     ) -> None:
         self.path, self.modules, self.averages, self.plan = path, modules, averages, plan
         self.generator = torch.Generator().manual_seed(0)  # every random choice of `loss_of` is drawn from here

@@ -1,7 +1,7 @@
-"""Matrix products in bfloat16 for training, everything around them in float32.
+"""Does matrix products in bfloat16 for training, and everything around them in float32.
 
-On a CPU with bfloat16 dot products they are four to five times as fast, where autocast gained nothing: it also
-converts the cheap operations. Inference never sees this.
+On a CPU with bfloat16 dot products they are four to five times as fast, where autocast gained nothing: it also converts
+the cheap operations. Inference never sees this.
 """
 
 from functools import partial

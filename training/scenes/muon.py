@@ -1,4 +1,4 @@
-"""Muon: an optimizer that makes every matrix's step orthogonal; all other parameters are left to AdamW.
+"""Defines Muon, an optimizer that makes each matrix's step orthogonal; AdamW takes all other parameters.
 
 After 600 batches of the denoiser its loss was .359 where AdamW's was .430, for a fifth more time a step.
 """

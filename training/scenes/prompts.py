@@ -8,7 +8,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from training.scenes.dataset import held_out_scenes, write_atomically
+from training.scenes.training_files import held_out_scenes, write_atomically
 from training.scenes.world import MAX_RICHNESS, Scene
 
 PROMPTS_FILE = Path(__file__).parent / "prompts.csv"

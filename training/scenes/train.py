@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: `python -m training.scenes.train` draws, trains, and writes the shipped folders.
+"""Makes the embedded model: `python -m training.scenes.train` draws, trains, and writes the shipped folders.
 
 Every stage leaves its files in the work folder, where a later run finds them and goes on: stop it at any time. The
 shipped weights alone cannot be trained on; the checkpoints of that folder hold what is needed.
@@ -12,8 +12,8 @@ import click
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from training.scenes import architecture, autoencoding, dataset, denoising, export, prompts, scoring
-from training.scenes.fit import Plan, averages
+from training.scenes import architecture, autoencoding, contrastive, denoising, export, prompts, training_files
+from training.scenes.fit import FitSettings, averages
 from training.scenes.threads import ThreadTuner
 
 
@@ -38,14 +38,14 @@ class Recipe:
 def data(recipe: Recipe) -> None:
     """Drawings and their captions."""
     if not (recipe.work / "captions.json").exists():
-        dataset.draw_all(recipe.work, recipe.scenes, recipe.threads)
+        training_files.draw_all(recipe.work, recipe.scenes, recipe.threads)
 
 
 def tokenizer(recipe: Recipe) -> None:
     """The tokenizer and the captions' tokens."""
     if not (recipe.work / "tokens.npy").exists():
-        dataset.train_tokenizer(recipe.work, recipe.work / "tokenizer")
-        dataset.encode_captions(recipe.work, recipe.tokenizer())
+        training_files.train_tokenizer(recipe.work, recipe.work / "tokenizer")
+        training_files.encode_captions(recipe.work, recipe.tokenizer())
 
 
 def autoencoder(recipe: Recipe) -> None:
@@ -53,27 +53,27 @@ def autoencoder(recipe: Recipe) -> None:
     if (recipe.work / "vae").exists():
         return
     steps = recipe.autoencoder_steps
-    plan = Plan(steps, lr=2e-3, warmup=100, decay_steps=steps // 4, ema_decay=0.998, muon=False)
+    plan = FitSettings(steps, lr=2e-3, warmup=100, decay_steps=steps // 4, ema_decay=0.998, muon=False)
     autoencoding.train(recipe.work, plan, ThreadTuner(recipe.threads)).save_pretrained(recipe.work / "vae")
 
 
 def latents(recipe: Recipe) -> None:
     """The drawings' latents."""
     if not (recipe.work / "latents.npy").exists():
-        dataset.encode_images(recipe.work, AutoencoderKL.from_pretrained(recipe.work / "vae"))
+        training_files.encode_images(recipe.work, AutoencoderKL.from_pretrained(recipe.work / "vae"))
 
 
 def denoiser(recipe: Recipe) -> None:
     """The denoiser and its text encoder."""
-    plan = Plan(recipe.denoiser_steps, lr=2e-3, warmup=100, decay_steps=recipe.decay_steps, ema_decay=0.999)
+    plan = FitSettings(recipe.denoiser_steps, lr=2e-3, warmup=100, decay_steps=recipe.decay_steps, ema_decay=0.999)
     denoising.train(recipe.work, recipe.tokenizer(), plan, ThreadTuner(recipe.threads))
 
 
 def clip(recipe: Recipe) -> None:
     """The scorer."""
     steps = recipe.clip_steps
-    plan = Plan(steps, lr=2e-3, warmup=100, decay_steps=steps // 3, ema_decay=0.998)
-    scoring.train(recipe.work, recipe.tokenizer(), plan, ThreadTuner(recipe.threads))
+    plan = FitSettings(steps, lr=2e-3, warmup=100, decay_steps=steps // 3, ema_decay=0.998)
+    contrastive.train(recipe.work, recipe.tokenizer(), plan, ThreadTuner(recipe.threads))
 
 
 def export_folders(recipe: Recipe) -> None:

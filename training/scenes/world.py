@@ -1,4 +1,4 @@
-"""The scenes world: captions and the drawings they describe, deterministic by a `random.Random`.
+"""Defines the scenes world: captions and the drawings they describe, deterministic by a `random.Random`.
 
 Not a model: a small world whose truth is known, so that code can judge a picture (checker.py). Everything lies on a
 lattice of CELL px, the side of one latent cell of the small model: an object fills a block of 2 x 2, 3 x 3 or 4 x 4

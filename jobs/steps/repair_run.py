@@ -1,4 +1,4 @@
-"""A repair: look, render again, look again, delete what is left over."""
+"""Runs a repair: verifies, renders again, verifies again, deletes what is left over."""
 
 import secrets
 from collections import Counter
@@ -12,12 +12,12 @@ from jobs.steps.find_run import find_job
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
 from jobs.terminal.console import Console
-from jobs.terminal.errors import DONE, FAILED, TOO_MANY_FAILED
+from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
-from pipelines.integrity.repair import DELETABLE, Repairs, delete_orphans, objects_of
-from pipelines.integrity.verify import verify
-from pipelines.render.driver import Repair, render
+from pipelines.integrity.repair_orders import DELETABLE, RepairPlanner, delete_orphans, objects_of
+from pipelines.integrity.verification import verify
+from pipelines.render.driver import RepairOrders, render
 from pipelines.render.repairing import RepairOrder, written_rows
 from pipelines.run.drivers import Epoch, SupersededError
 from pipelines.run.layout import RunFolder
@@ -26,7 +26,7 @@ from pipelines.storage.folder import is_odd
 
 
 def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
-    """The job of a run folder, and its plan. Raises ConfigError where its pictures would be others."""
+    """The job of a run folder, and its plan. Raises ConfigError where its pictures would differ now."""
     job, run = find_job(path, sets)
     check_output(job)
     settings, plan = resolve(job), read_plan(run)
@@ -36,7 +36,7 @@ def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
 
 
 @dataclass
-class Outcome:
+class RerenderedRows:
     """Of the rows that were rendered again. same: whose bytes are those that the manifest named before; classes: of
     those whose bytes are others, render class before and now; the rest had no bytes, or none are stored.
     """
@@ -47,7 +47,7 @@ class Outcome:
     classes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """A row's manifest rows."""
+        """Adds a row, by its manifest row before and now."""
         self.status[after["status"]] += 1
         if not before.get("sha256") or not after["sha256"]:
             return
@@ -63,8 +63,8 @@ class Outcome:
         return counts | {"same_bytes": self.same, "other_bytes": self.classes.total(), "render_classes": classes}
 
 
-class Repairing:
-    """One repair: look, render, look again, delete. code: what the verb's exit code is so far."""
+class RepairRun:
+    """Runs one repair. code: the verb's exit code so far."""
 
     def __init__(self, console: Console, settings: Settings, plan: Plan, epoch: Epoch) -> None:
         self.console, self.settings, self.plan, self.epoch = console, settings, plan, epoch
@@ -72,13 +72,13 @@ class Repairing:
         self.findings: dict[str | None, list[Finding]] = {}  # by shard; None: around the shards
         self.found: Counter[str] = Counter()
         self.orders: dict[str, RepairOrder] = {}
-        self.outcome = Outcome()
+        self.outcome = RerenderedRows()
         self.deleted, self.code, self.status = 0, DONE, ""
         self._before: dict[str, dict[str, dict[str, Any]]] = {}  # shard, id: what its manifest said
 
     def look(self, sample: float) -> None:
-        """Verify, and say what is to be done."""
-        repairs, rows = Repairs(self.plan), 0
+        """Verifies, and says what there is to do."""
+        repairs, rows = RepairPlanner(self.plan), 0
         for checked in verify(self.run, sample, secrets.token_hex(4)):
             rows += checked.rows
             self.console.draw(f"verified {rows:,} rows")
@@ -91,12 +91,12 @@ class Repairing:
                 self._before[shard] = _rows(self.run, order)
 
     def render(self, stop: Stop) -> None:
-        """What is ordered, and look at it again; every one of its images is read."""
+        """Renders what is ordered, and verifies it; every one of its images is read."""
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
         progress, term = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.term
-        result = render(self.plan, self.settings.render, progress, stop, Repair(self.orders), term=term)
+        result = render(self.plan, self.settings.render, progress, stop, RepairOrders(self.orders), term=term)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
@@ -114,7 +114,7 @@ class Repairing:
             self.code, self.status = TOO_MANY_FAILED, "too many failed"
 
     def delete_orphans(self) -> None:
-        """What attempts left behind, and strays; what is gone is found no more."""
+        """Deletes what attempts left behind, and strays; what is gone is no longer a finding."""
 
         def is_there(key: str) -> bool:
             return not is_odd(key) and bool(objects_of(self.run, key))
@@ -132,7 +132,7 @@ class Repairing:
         return Counter(finding.kind for found in self.findings.values() for finding in found)
 
     def exit_code(self) -> int:
-        """As the contract has it: 1 where something is left that is no orphan."""
+        """1 where a finding is left that is no orphan."""
         return FAILED if self.code == DONE and self._left().keys() - ORPHANS else self.code
 
     def document(self, run_path: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Repairing:
 
 
 def _rows(run: RunFolder, order: RepairOrder) -> dict[str, dict[str, Any]]:
-    """Of a shard's manifest the ordered rows, by id, as far as they are there."""
+    """The ordered rows of a shard's manifest, by id, as far as they exist."""
     ids, names = set(order.ids), ("status", "sha256", "render_class")
     return {
         row["id"]: {name: row.get(name) for name in names} for row in written_rows(run, order.shard) if row["id"] in ids
@@ -187,11 +187,11 @@ def repair_run(
     address: str | None,
     take_over: bool,
 ) -> int:
-    """Verify, render again what is ill, verify that; the exit code."""
+    """Verifies a run, renders damaged rows again, verifies them; the exit code."""
     settings, plan = repairable(run_path, sets)
     job, run = settings.job, settings.run
     with sole_driver(console, job, run, take_over) as epoch:
-        repairing = Repairing(console, settings, plan, epoch)
+        repairing = RepairRun(console, settings, plan, epoch)
         repairing.look(sample)
         if delete_orphans:  # a stray may stand where something is to be written
             repairing.delete_orphans()

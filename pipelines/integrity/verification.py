@@ -1,7 +1,7 @@
-"""Plan against manifests against stored objects: what is missing, doubled, damaged or of no row.
+"""Compares plan, manifests and stored objects: finds what is missing, doubled, damaged, or belongs to no row.
 
-Reads only, a shard at a time, and holds 16 bytes a planned row. What may be found is in `pipelines.integrity.findings`,
-how an image is looked at in `pipelines.integrity.images`. What is done about it is not decided here.
+It reads only, a shard at a time, and holds 16 bytes a planned row. `pipelines.integrity.findings` lists the kinds,
+`pipelines.integrity.images` checks an image; what is done about a finding is not decided here.
 """
 
 import re
@@ -42,7 +42,7 @@ STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "f
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedShard:
     """One shard, or (None) the folder around the shards. rows: in its manifest; named: images that it names.
 
     Of these, found: are there; sized: were seen to have the size that it says; images: were read; equal: are what it
@@ -84,7 +84,7 @@ class _Shard:
 
 def verify(
     run: RunFolder, sample: float = 0.01, salt: str = "", only: Collection[str] | None = None
-) -> Iterator[Checked]:
+) -> Iterator[CheckedShard]:
     """Everything about a run folder, as it is found: the folder first, then each planned shard, then what is doubled.
 
     Every row of every manifest is held against the plan. sample: the share of images that are read, drawn by their ids
@@ -96,10 +96,10 @@ def verify(
     if only is not None:
         yield from _ahead(check.shard, check.planned(only))
         return
-    yield Checked(None, findings=tuple(check.around()))
+    yield CheckedShard(None, findings=tuple(check.around()))
     listing = ImageListing(run)
     yield from _ahead(check.shard, check.planned(listing=listing))
-    yield Checked(None, findings=(*check.strays(listing), *check.planned_twice()))
+    yield CheckedShard(None, findings=(*check.strays(listing), *check.planned_twice()))
 
 
 class _Verification:
@@ -139,7 +139,7 @@ class _Verification:
             yield so_far.newest.number, so_far.manifest_schema
 
     def around(self) -> Iterator[Finding]:
-        """What lies in the folder and belongs to no planned shard."""
+        """Finds what lies in the run folder outside all planned shards."""
         yield from self.damage
         if self.damage:  # what its shards are called is not known
             return
@@ -155,7 +155,7 @@ class _Verification:
         yield from self._astray()
 
     def _astray(self) -> Iterator[Finding]:
-        """Files where the run's folders should be, and what desktops leave behind in those where nothing is planned."""
+        """Finds files where folders should be, and what desktops leave in folders without planned shards."""
         for name in FOLDERS:
             if self.run.stat(name) is not None:
                 yield Finding("object_orphan", name, "a file where a folder of the run should be", rows=0)
@@ -168,7 +168,7 @@ class _Verification:
                 yield Finding("object_orphan", key, "a file where a folder of the run should be", rows=0)
 
     def strays(self, listing: ImageListing) -> Iterator[Finding]:
-        """What lies below images/ and is no planned shard's; nothing where it is not known what is planned."""
+        """Finds images of no planned shard; nothing where the plan cannot be read."""
         listing.finish()
         planned = {f"images/{shard}" for shard in self.shards}
         for place in () if self.damage else sorted(listing.strays - planned):
@@ -201,7 +201,7 @@ class _Verification:
                     yield Finding("plan_orphan", f"plan/{name}/{part}", "the plan does not name it", rows=0)
 
     def planned(self, only: Collection[str] | None = None, listing: ImageListing | None = None) -> Iterator[_Shard]:
-        """Every planned shard (or those) with its rows, a part of a plan at a time."""
+        """Checks every planned shard (or the given ones), a part of the plan at a time."""
         number = 0
         for generation in self.generations:
             part, file = "", None
@@ -224,8 +224,8 @@ class _Verification:
         except UNREADABLE:
             return None
 
-    def shard(self, shard: _Shard) -> Checked:
-        """One planned shard: its manifest, its rows, its images and what else lies under its name."""
+    def shard(self, shard: _Shard) -> CheckedShard:
+        """Checks one planned shard: its manifest, its rows, its images, and other objects under its name."""
         planned, findings = shard.num_rows, []
         if shard.rows is None or len(shard.rows) != planned:
             message = f"shard {shard.name} cannot be read from its part of the plan"
@@ -234,7 +234,7 @@ class _Verification:
             )
         manifest = self._manifest(shard)
         if isinstance(manifest, Finding):
-            return Checked(shard.name, planned, findings=(*findings, manifest))
+            return CheckedShard(shard.name, planned, findings=(*findings, manifest))
         if shard.rows is not None:
             findings += compare(shard.rows, manifest, shard.name)
         named = {key for row in manifest for key in named_objects(row)}
@@ -251,10 +251,10 @@ class _Verification:
         findings += images.check([row for row in manifest if row["status"] == "ok"])
         findings += self._orphans(shard.name, stored, named)
         counts = (images.named, images.found, images.sized, images.read, images.equal)
-        return Checked(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
+        return CheckedShard(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
 
     def _listed(self, shard: _Shard, named: set[str]) -> dict[str, int]:
-        """{key: bytes} of its images. What the great listing did not show is looked for by one of the shard alone."""
+        """{key: bytes} of its images: from the listing of all images, else from a listing of this shard."""
         listed, place = shard.listed, f"images/{shard.name}"
         if listed is None or any(key not in listed for key in named if key.startswith(f"{place}/")):
             listed = dict(self.run.walk(place))
@@ -277,11 +277,11 @@ class _Verification:
             )
 
     def _is_of_run(self, schema: pa.Schema, number: int) -> bool:
-        """Whether a manifest has the columns of its generation, or of a later one, which it may have been given."""
+        """Whether a manifest has the columns of its generation, or of a later one (`pipelines.integrity.widen`)."""
         return any(schema.equals(each) for at, each in self.schemas if at >= number)
 
     def _orphans(self, shard: str, stored: Mapping[str, int], named: set[str]) -> Iterator[Finding]:
-        """Attempts that no manifest names, each once, and what lies astray in those that one does."""
+        """Finds attempts that no manifest names, each once, and stray objects in those that one names."""
         attempts = {key.split("/")[2] for key in named if key.startswith(f"images/{shard}/")}
         others = set()
         for key in sorted(stored.keys() - named):
@@ -306,7 +306,7 @@ class _Verification:
                     yield Finding("row_doubled", key, "planned more than once", shard.name, row["id"])
 
     def _mended(self) -> set[bytes]:
-        """Keys of ids that were bad when they were planned, and planned again once they were mended."""
+        """Keys of ids that were bad when they were planned, and were planned again after they were fixed."""
         try:
             return {id_key(row_id).rstrip(b"\0") for row_id in self.plan.replaced_ids}
         except UNREADABLE:  # it is named as damage of the plan
@@ -339,7 +339,7 @@ def is_dropping(key: str) -> bool:
 
 
 def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """call of each item on threads, in the order of the items, a bounded number of them before their turn."""
+    """Calls items on threads, a bounded number ahead; results come in the items' order."""
     pool = ThreadPoolExecutor(READERS, "verify")
     waiting: deque[Future[T]] = deque()
     try:
@@ -354,7 +354,7 @@ def _ahead(call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def _reason(error: BaseException) -> str:
-    """Without the place and the remedy that the run folder gives it."""
+    """The error's reason alone, without the place and the remedy that the run folder adds."""
     return str(error.__cause__ or error).partition("\n")[0]
 
 

@@ -1,7 +1,7 @@
-"""What a damaged shard needs: which rows stay and which are rendered again. And orphans, deleted.
+"""Decides which rows of a damaged shard stay and which are rendered again; deletes orphans.
 
-Pure over a run folder. Rendering rows again, and the one overwrite of a manifest, is `pipelines.render.repairing`'s.
-Only the driver of the latest epoch may delete.
+Pure over a run folder. `pipelines.render.repairing` renders the rows and replaces the manifest. Only the driver of the
+latest epoch may delete.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ REWRITE = AGAIN | {"row_doubled", "row_unknown", "manifest_damaged"}
 DELETABLE = frozenset({"attempt_orphan", "object_orphan"})  # what is left of a plan may be a planner's at work
 
 
-class Repairs:
-    """The planned shards of a run, and what each needs. StorageError and FileNotFoundError as the folder's."""
+class RepairPlanner:
+    """Makes the repair order of each damaged shard. StorageError and FileNotFoundError as the folder's."""
 
     def __init__(self, plan: Plan) -> None:
         self.run = plan.run
@@ -38,7 +38,7 @@ class Repairs:
                 self._grouped.add(entry["shard"])
 
     def order(self, shard: str, findings: Sequence[Finding] = (), retry_failed: bool = False) -> RepairOrder | None:
-        """None where the manifest is as it should be, or there is none: a shard that is not done is resumed.
+        """The shard's order; None where its manifest is right, or absent: a shard that is not done is resumed.
 
         retry_failed: rows that failed while they were rendered are rendered again, too.
         """
@@ -71,7 +71,7 @@ class Repairs:
 
     @staticmethod
     def _ill(found: dict[str, dict[str, Any]], findings: Sequence[Finding]) -> set[str]:
-        """The ids to render again: those named, and all whose picture is in an object that is named as a whole."""
+        """The ids to render again: those that findings name, and all whose picture is in a data file that one names."""
         named = {finding.id for finding in findings if finding.kind in AGAIN and finding.id is not None}
         objects = {finding.key for finding in findings if finding.kind in AGAIN and finding.id is None}
         inside = {id for id, row in found.items() if str(row["uri"]).partition("#")[0] in objects}

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from training.scenes.architecture import clip
-from training.scenes.dataset import pixels, token_ids
-from training.scenes.fit import Plan, Run
+from training.scenes.fit import FitLoop, FitSettings
 from training.scenes.mixed import halve_products
+from training.scenes.training_files import pixels, token_ids
 from training.scenes.world import COLOURS, RELATIONS, SHAPES, TEXTURES, TONES, Scene, parse
 
 BATCH, MAX_LOGIT_SCALE = 96, 4.6  # e^4.6 = 100, as in CLIP
@@ -50,7 +50,7 @@ def _other(rng: random.Random, choices: Iterable[Any], current: object) -> Any:
     return rng.choice([choice for choice in choices if choice != current])
 
 
-class Objective:
+class ContrastiveObjective:
     """Draws a batch and gives the contrastive loss; each picture also sees its own caption with one word changed."""
 
     def __init__(self, work: Path, tokenizer: CLIPTokenizer, model: CLIPModel) -> None:
@@ -74,13 +74,13 @@ class Objective:
 
 
 def train(
-    work: Path, tokenizer: CLIPTokenizer, plan: Plan, before_step: Callable[[], None] = lambda: None
+    work: Path, tokenizer: CLIPTokenizer, plan: FitSettings, before_step: Callable[[], None] = lambda: None
 ) -> CLIPModel:
     """The averaged CLIP; resumes from work/clip.ckpt."""
     torch.manual_seed(0)
     model = clip(tokenizer)
     average = copy.deepcopy(model).requires_grad_(False)
     halve_products(model)
-    run = Run(work / "clip.ckpt", {"clip": model}, {"clip": average}, plan)
-    run.train(Objective(work, tokenizer, model), before_step)
+    run = FitLoop(work / "clip.ckpt", {"clip": model}, {"clip": average}, plan)
+    run.train(ContrastiveObjective(work, tokenizer, model), before_step)
     return average.eval()

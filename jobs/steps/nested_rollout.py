@@ -1,4 +1,4 @@
-"""Rollouts that a verb makes for itself: of the prompts of a table under another sampling, of a sample of an input.
+"""Runs a rollout within another verb: of a table's prompts under another sampling, or of a sample of an input.
 
 Each is a run like any other, in a folder beside the run that asked for it, and goes on where it stopped.
 """

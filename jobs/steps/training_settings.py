@@ -1,4 +1,4 @@
-"""What training and judging get from a job file: tables of rollouts, how to learn, where a policy goes.
+"""Turns a job file into what training and judging take: tables, hyperparameters, where a policy goes.
 
 The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
 """
@@ -24,7 +24,7 @@ from training.learn.reward import default_prices, default_temperature, in_rises
 from training.reward_table import RewardTable, read_table, split
 
 if TYPE_CHECKING:
-    from training.learn.hyperparameters import Learning
+    from training.learn.hyperparameters import Hyperparameters
     from training.learn.trainer import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ LEFT_OUT = {
     "unscored": "a picture of theirs was not scored (column score_error of the manifest)",
 }
 DRAWS = ("reward", "gradient", "baseline", "samples", "entropy", "entropy_end")
-KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Learning
+KNOBS = (*DRAWS, "epochs", "batch_size", "learning_rate", "seed")  # of Train, by the same names in Hyperparameters
 
 
 def table_run(job: Job) -> RunFolder:
@@ -77,7 +77,7 @@ def reward_table(job: Job) -> tuple[RewardTable, RewardTable | None]:
         return split(table, job.config.evaluate.share, EVALUATION)
 
 
-def policy_folder(job: Job) -> Folder:
+def training_folder(job: Job) -> Folder:
     """Where a training keeps its journal and its policy."""
     train = job.config.train
     return Folder(train.path or train.table or str(job.config.output.path), storage_options(job, "output"))
@@ -103,14 +103,14 @@ def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:
 
 
 def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainConfig":
-    """All that `training.learn.trainer.train` is told. Raises ConfigError where the table cannot be learned from."""
+    """The settings of `training.learn.trainer.train`. Raises ConfigError where the table cannot be learned from."""
     from training.learn.trainer import TrainConfig
 
     given = job.config.train
     with blaming(job, "train"):
         return TrainConfig(
             model=model_source(job),
-            learning=learning_of(given, table),
+            learning=hyperparameters_of(given, table),
             setting=setting_of(table_run(job), info),
             width=given.width,
             num_layers=given.layers,
@@ -141,14 +141,14 @@ def unseen_judge(job: Job, table: RewardTable) -> str | None:
     return None
 
 
-def learning_of(given: Train, table: RewardTable) -> "Learning":
-    """How to learn; prices and temperature, where not given, from the table. LearningError where no budget pays."""
-    from training.learn.hyperparameters import Learning, as_in_the_paper
+def hyperparameters_of(given: Train, table: RewardTable) -> "Hyperparameters":
+    """Prices and temperature come from the table where they are not given. LearningError where no budget pays."""
+    from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
 
     quality = in_rises(table.quality, table.quality)
     low, high = given.prices or default_prices(quality, table.costs)
     values: dict[str, Any] = {name: getattr(given, name) for name in KNOBS}
-    learning = Learning((low, high), given.temperature or default_temperature(quality), **values)
+    learning = Hyperparameters((low, high), given.temperature or default_temperature(quality), **values)
     if given.recipe == "stepthrift":
         return learning
     wanted = {name: value for name, value in values.items() if name in given.model_fields_set}

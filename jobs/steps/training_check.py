@@ -1,4 +1,4 @@
-"""What `validate` looks at in the sections `train` and `evaluate`: tables, scorers by name, variants, room for workers.
+"""Checks the sections `train` and `evaluate` for `validate`: tables, scorers by name, variants, room for workers.
 
 Each check raises ConfigError; nothing is trained, nothing is rendered.
 """
@@ -18,7 +18,14 @@ from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_name
 from jobs.job_file.settings import prompt_source
 from jobs.job_file.storage import run_at, run_folder
-from jobs.steps.learning import policy_folder, reward_table, rollout_run, train_config, variant_job, whole_table
+from jobs.steps.training_settings import (
+    reward_table,
+    rollout_run,
+    train_config,
+    training_folder,
+    variant_job,
+    whole_table,
+)
 from pipelines.cluster.nodes import is_own_ray
 from pipelines.run.plan import read_plan
 
@@ -26,7 +33,7 @@ Check = tuple[Callable[[], Any], str]  # and the key that it blames
 
 
 def learning_checks(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:
-    """Those of the sections that were written down."""
+    """The checks of the sections that the job file has."""
     if "train" in job.config.model_fields_set:
         yield from _of_train(job, info)
     if "evaluate" in job.config.model_fields_set:
@@ -40,7 +47,7 @@ def _of_train(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:
     if train.table:
         yield lambda: check_table(job, info), "train.table"
     if train.path:
-        yield lambda: policy_folder(job).probe(), "train.path"
+        yield lambda: training_folder(job).probe(), "train.path"
 
 
 def _of_evaluate(job: Job, info: CheckpointInfo | None) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""The training set as files of the work folder: drawings, captions, the tokenizer, the captions' tokens, latents.
+"""Makes the training set's files: drawings, captions, the tokenizer, the captions' tokens, latents.
 
 No training here. Every text that `world.held_out` names is left out, so no training drawing carries a held-out caption.
 N drawings, H = W = 32 px, L tokens, C latent channels, h = w = 8.
