@@ -18,6 +18,7 @@ VERBS = {
     "plan": "Choose the steps of every prompt; show the budgets and the cost.",
     "render": "Render what is planned and not yet done.",
     "run": "Plan, then render: the whole job.",
+    "status": "Say who renders a run, how far it is and what it waits for.",
     "verify": "Hold a run's plan, manifests and images against each other.",
     "repair": "Render again what a run has lost or damaged; delete what belongs to no row.",
     "rollout": "Render every prompt at every budget, scored: the table to train a policy on.",

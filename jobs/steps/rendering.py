@@ -15,7 +15,7 @@ from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
-from pipelines.render.driver import RenderResult, RepairOrders, render
+from pipelines.render.driver import Progress, RenderResult, RepairOrders, render
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -32,10 +32,15 @@ def render_job(
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    progress, term = ProgressLine(console, totalled["largest"]), stop.epoch.term
+    line, term = ProgressLine(console, totalled["largest"]), stop.epoch.term
     if changed := widen_manifests(plan, term):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
-    result = render(plan, settings.render, progress, stop, repair, term=term)
+
+    def on_progress(progress: Progress) -> None:
+        line(progress)
+        stop.epoch.tell(asdict(progress))
+
+    result = render(plan, settings.render, on_progress, stop, repair, term=term)
     console.clear()
     found = totals(plan)
     summary = summarize(job, totalled, result, found)

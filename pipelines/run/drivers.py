@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,7 +81,12 @@ class Epoch:
             "beat_at": _now(),
             "beats": 0,
             "ended_at": None,
+            "progress": None,  # what `tell` was given last
         }
+
+    def tell(self, progress: Mapping[str, Any]) -> None:
+        """How far the run is: it is written with the next heartbeat, for who asks from elsewhere."""
+        self.record["progress"] = dict(progress)
 
     def create(self) -> bool:
         """Begins the epoch. False: another driver did."""
@@ -117,9 +122,9 @@ def claim(
     A driver that did not say that it ended is watched for a heartbeat, and `on_wait` told so.
     """
     while True:
-        number = max((int(name[:-5]) for name in run.names("epochs") if _is_epoch(name)), default=0)
+        number = _last_number(run)
         record = _read(run, number) if number else None
-        if record and not (record["ended_at"] or take_over or _is_dead(record)):
+        if record and not (record["ended_at"] or take_over or is_dead(record)):
             on_wait(
                 f"an earlier run did not say that it ended: {_who(record)}; looking for its heartbeat, {EXPIRY_S:.0f} s"
             )
@@ -133,7 +138,17 @@ def claim(
             return epoch
 
 
-def _is_dead(record: dict[str, Any]) -> bool:
+def last_record(run: RunFolder) -> dict[str, Any] | None:
+    """What the last driver wrote of itself; None where there was none."""
+    number = _last_number(run)
+    return _read(run, number) if number else None
+
+
+def _last_number(run: RunFolder) -> int:
+    return max((int(name[:-5]) for name in run.names("epochs") if _is_epoch(name)), default=0)
+
+
+def is_dead(record: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that is gone: then nobody need watch it.
 
     A process that got the id of a dead driver makes the next one wait, no more. Two containers that share a host's name

@@ -1,0 +1,110 @@
+"""Reads how far a run is from its folder: the plan, the manifests, and the last heartbeat of its driver."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.steps.find_run import find_job
+from jobs.terminal.console import Console
+from jobs.terminal.exit_codes import DONE, FAILED
+from jobs.terminal.progress import duration, rate
+from pipelines.run.drivers import EXPIRY_S, is_dead, last_record
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
+
+EVERY_S = 2.0
+AT_WORK = "at work"
+
+
+def status_of(plan: Plan, now: datetime) -> dict[str, Any]:
+    """What `--json` prints. state: done, at work, silent (no heartbeat), killed, ended (before all was done), waiting.
+
+    rows_done: of committed shards; images: those and what is in work, by the driver's last heartbeat.
+    """
+    done = plan.run.done_shards()
+    sizes = {entry["shard"]: entry["rows"] for _, entry in plan.shards("shard", "rows")}
+    record = last_record(plan.run)
+    told = (record or {}).get("progress") or {}
+    found = {
+        "run": plan.run.url,
+        "state": "done" if sizes.keys() <= done else _state(record, now),
+        "rows": sum(sizes.values()),
+        "rows_done": sum(rows for shard, rows in sizes.items() if shard in done),
+        "shards": len(sizes),
+        "shards_done": len(sizes.keys() & done),
+        "driver": record and {name: record[name] for name in ("host", "pid", "started_at", "beat_at", "ended_at")},
+    }
+    names = ("done", "failed", "images_per_second", "eta_s", "workers", "waiting")
+    return found | {"images" if name == "done" else name: told.get(name) for name in names}
+
+
+def _state(record: dict[str, Any] | None, now: datetime) -> str:
+    if record is None:
+        return "waiting"
+    if record["ended_at"]:
+        return "ended"
+    if is_dead(record):
+        return "killed"
+    return AT_WORK if _age(record, now) <= EXPIRY_S else "silent"
+
+
+def _age(record: dict[str, Any], now: datetime) -> float:
+    """Seconds since the last heartbeat, by this machine's clock."""
+    return (now - datetime.fromisoformat(record["beat_at"])).total_seconds()
+
+
+def status_text(found: dict[str, Any], now: datetime) -> str:
+    """The same in a few lines."""
+    share = 100 * found["rows_done"] / found["rows"] if found["rows"] else 100.0
+    rows = f"{found['rows_done']:,} of {found['rows']:,} rows ({share:.0f} %) in {found['shards_done']:,} shards"
+    lines = [f"{found['run']}: {found['state']}; {rows} of {found['shards']:,} are done"]
+    driver = found["driver"]
+    if driver:
+        heard = duration(max(0.0, _age(driver, now)))
+        when = f"ended {_clock(driver['ended_at'])}" if driver["ended_at"] else f"heartbeat {heard} ago"
+        since = _clock(driver["started_at"])
+        lines.append(f"driver: process {driver['pid']} on {driver['host']}, since {since}, {when}")
+    if found["state"] == AT_WORK:
+        lines += _at_work(found)
+    elif found["state"] != "done":
+        lines.append("nobody renders the rest: the command that began it goes on")
+    return "\n".join(lines)
+
+
+def _at_work(found: dict[str, Any]) -> list[str]:
+    parts = [] if found["images"] is None else [f"{found['images']:,} images made, {found['failed']:,} failed"]
+    parts += [f"{rate(found['images_per_second'])} images/s"] if found["images_per_second"] else []
+    parts += [f"about {duration(found['eta_s'])} left"] if found["eta_s"] else []
+    parts += [f"{found['workers']} workers"] if found["workers"] else []
+    lines = [", ".join(parts)] if parts else []
+    return [*lines, found["waiting"]] if found["waiting"] else lines
+
+
+def _clock(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def show_status(console: Console, run_path: str, watch: bool, sets: tuple[str, ...]) -> int:
+    """Says it once, or until the run has ended; the exit code."""
+    _, run = find_job(run_path, sets)
+    found, said = _look(run), None
+    while watch and found["state"] == AT_WORK:
+        text, moved = status_text(found, _now()).replace("\n", " · "), (found["rows_done"], found["images"])
+        if console.is_terminal:
+            console.draw(text)
+        elif moved != said:
+            console.say(text)
+        said = moved
+        time.sleep(EVERY_S)
+        found = _look(run)
+    console.clear()
+    console.result(found, status_text(found, _now()))
+    return DONE if found["state"] in ("done", AT_WORK) else FAILED
+
+
+def _look(run: RunFolder) -> dict[str, Any]:
+    return status_of(read_plan(run), _now())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
