@@ -97,7 +97,6 @@ def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("a.txt", "a prompt a line becomes a table by the word `prompt`"),
         ("a.json", "write one object a line and call it .jsonl"),
         ("a.xlsx", "save the sheet as CSV"),
         ("a.csv.zst", "unpack it, or pack it as .gz"),
@@ -818,3 +817,18 @@ def test_a_store_is_sorted_as_a_disk_is(s3: Any) -> None:
     for path in (folder.url, f"{folder.url}/*.csv", f"{folder.url}/lang=en"):
         with pytest.raises(InputError, match=r"/in: a Delta Lake table"):
             inspect_here(path, storage=storage)
+
+
+@pytest.mark.parametrize("where", ["a.txt", "*.txt"])
+def test_a_text_file_that_is_named_has_a_prompt_a_line(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a.txt").write_bytes(b'a red fox\n\na "blue, small" dog\r\n  two spaces\n')
+    found = inspect_here(tmp_path / where)
+    assert [row["prompt"] for row in rows_of(found)] == ["a red fox", 'a "blue, small" dog', "  two spaces"]
+
+
+def test_text_files_of_a_folder_are_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("read me\n")
+    (tmp_path / "a.csv").write_text("prompt\ncat\n")
+    found = inspect_here(tmp_path)
+    assert [row["prompt"] for row in rows_of(found)] == ["cat"]
+    assert [note for note in found.notes if "README.txt" in note]

@@ -353,7 +353,7 @@ def test_limit_is_the_first_prompts_with_the_same_ids_and_seeds(tmp_path: Path) 
         ("a.parquet", {"prompt": [1, 2]}, "column 'prompt' holds int64, but prompt must be text"),
         ("a.parquet", {"prompt": ["a"], "seed": [[1]]}, "column 'seed' holds list<.*>, but seed must be numbers"),
         ("a.parquet", {"prompt": ["a"], "id": [1.5]}, "column 'id' holds double, but id must be text or whole numbers"),
-        ("a.txt", "a cat\n", r"unknown kind of file. Give a \.parquet, \.csv"),
+        ("a.doc", "a cat\n", r"unknown kind of file. Give a \.parquet, \.csv"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_with_place_and_remedy(tmp_path: Path, name: str, content: Any, says: str) -> None:

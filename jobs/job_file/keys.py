@@ -159,7 +159,9 @@ class Input(Section):
     """The prompts."""
 
     path: Place = picture(
-        ..., "file, folder or glob of Parquet, CSV, TSV or JSONL; local, s3://, or one file at https://"
+        ...,
+        "file, folder or glob of Parquet, CSV, TSV or JSONL, or one .txt with a prompt a line; local, s3://, or one "
+        "file at https://",
     )
     columns: dict[str, str] = picture(
         {}, "our name: the column's name, for example {prompt: headline}; wins over guessing"

@@ -41,6 +41,9 @@ class InputError(PipelineError, ValueError):
         super().__init__(one_line(message))
 
 
+PROMPT = "prompt"  # the one column of a list of prompts
+
+
 @dataclass(frozen=True)
 class TextRules:
     """How text files are written: their encoding (by Python's name for it), and the dialect of CSV."""
@@ -58,7 +61,7 @@ class TableFile:
 
     folder: Folder
     key: str
-    format: str  # parquet, csv, tsv or jsonl
+    format: str  # parquet, csv, tsv, jsonl, or txt: a prompt a line
     size: int  # bytes
     etag: str
     columns: tuple[str, ...] = ()
@@ -105,7 +108,7 @@ def read_batches(
                 yield _partitioned(file, batch, rows)
         else:
             with _text(file) as text:
-                for batch in (_jsonl_batches if file.format == "jsonl" else _csv_batches)(file, text):
+                for batch in _TEXT_BATCHES[file.format](file, text):
                     yield _partitioned(file, batch, len(next(iter(batch.values()), ())))
 
 
@@ -133,6 +136,8 @@ def _opened_parquet(file: TableFile) -> TableFile:
 
 
 def _head(file: TableFile, text: TextIO) -> tuple[str, ...]:
+    if file.format == "txt":
+        return (PROMPT,)
     if file.format == "jsonl":
         names = tuple(dict.fromkeys(name for row in islice(_json_rows(file, text), HEAD_ROWS) for name in row))
         _not_too_many(file, names)
@@ -271,6 +276,13 @@ def _jsonl_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
         yield {name: [row.get(name) for row in rows] for name in names}
 
 
+def _line_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
+    """A prompt a line; blank lines are none."""
+    lines = (line.rstrip("\r\n") for line in _lines(file, text) if not line.isspace())
+    for prompts in _chunks(lines):
+        yield {PROMPT: prompts}
+
+
 def _json_rows(file: TableFile, text: TextIO) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(file, text), 1):
         if line.isspace():
@@ -308,3 +320,6 @@ def _text(file: TableFile) -> Iterator[TextIO]:
         encoding = "utf-8-sig" if file.text.encoding == "utf-8" else file.text.encoding
         with io.TextIOWrapper(binary, encoding=encoding, newline=newline) as text:
             yield text
+
+
+_TEXT_BATCHES = {"csv": _csv_batches, "tsv": _csv_batches, "jsonl": _jsonl_batches, "txt": _line_batches}

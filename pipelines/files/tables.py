@@ -18,13 +18,13 @@ from pipelines.storage.folder import Folder, StorageOptions
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 KNOWN = ".parquet, .csv, .tsv or .jsonl (text may be .gz)"
+LISTS = {"txt": "txt"}  # a prompt a line; read where it is named itself: folders have all sorts of texts
 OPENERS = 16
 _PARTITION = re.compile(r"([^=/]+)=([^/]*)")
 _ON_THE_HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?/(.+)", re.I)
 HUB = "https://huggingface.co"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = {
-    "txt": "a prompt a line becomes a table by the word `prompt` as its first line and the ending .tsv",
     "json": "write one object a line and call it .jsonl",
     **dict.fromkeys(("xlsx", "xls", "ods"), "save the sheet as CSV"),
     **dict.fromkeys(("arrow", "feather", "orc", "avro"), "write it as Parquet"),
@@ -89,7 +89,7 @@ def _named_file(path: str, url: str, storage: StorageOptions) -> TableFile | Non
     found = above.stat(name)
     if found is None:
         return None
-    kind = format_of(name)
+    kind = format_of(name, named=True)
     if kind is None:
         raise InputError(f"{above.url_of(name)}: unknown kind of file. Give a {KNOWN} file{_advice(name)}")
     return TableFile(above, name, kind, *found)
@@ -110,7 +110,7 @@ def _advice(name: str) -> str:
 def _on_the_web(path: str, storage: StorageOptions) -> TableFile:
     """http and https name one file: they have no folders to list."""
     parent, name = web_address(path)
-    kind = format_of(name.partition("?")[0])
+    kind = format_of(name.partition("?")[0], named=True)
     if kind is None or parent.endswith("/") or re.search(r"[*\[]", name.partition("?")[0]):
         raise InputError(f"{path}: over http(s) one {KNOWN} file is read, no folder and no glob. Name the file")
     folder = Folder(parent, storage)
@@ -130,7 +130,7 @@ def web_address(path: str) -> tuple[str, str]:
 def hub_address(path: str) -> str:
     """Where the Hugging Face hub has the file of hf://datasets/<owner>/<name>[@<revision>]/<file>. InputError."""
     found = _ON_THE_HUB.fullmatch(path)
-    if found is None or format_of(path) is None or re.search(r"[*?\[#]", path):
+    if found is None or format_of(path, named=True) is None or re.search(r"[*?\[#]", path):
         raise InputError(
             f"{path}: of the hub one {KNOWN} file is read, no folder and no glob. Name it as "
             "hf://datasets/<owner>/<name>/<file>, or download the files"
@@ -153,21 +153,22 @@ def _files_below(
         raise InputError(lake)
     if os.path.isabs(folder.url) and not os.path.isdir(folder.url):
         raise InputError(missing)
-    keys, left_out = tables_below(folder, path, lambda key: format_of(key) is not None, glob)
+    lists = glob is not None and path.lower().endswith((".txt", ".txt.gz"))
+    keys, left_out = tables_below(folder, path, lambda key: format_of(key, lists) is not None, glob)
     if not keys:
         beside = "; ".join(left_out.parts())
         raise InputError(f"{missing}. Not read: {beside}" if beside else missing)
-    files = [_file_at(folder, key) for key in keys]
+    files = [_file_at(folder, key, lists) for key in keys]
     return files, (*left_out.notes(), *same_files(folder, keys), *_note_on_partitions(path))
 
 
-def _file_at(folder: Folder, key: str) -> TableFile:
+def _file_at(folder: Folder, key: str, lists: bool) -> TableFile:
     """A file by its key, which may have empty parts; its folders may name values of columns."""
     partition = _partition(folder, key)
     above, empty, name = f"/{key}".rpartition("//")
     if empty:
         folder, key = folder.below(above), name
-    return TableFile(folder, key, format_of(key) or "", -1, "", partition=partition)
+    return TableFile(folder, key, format_of(key, lists) or "", -1, "", partition=partition)
 
 
 def _partition(folder: Folder, key: str) -> tuple[tuple[str, str | None], ...]:
@@ -191,11 +192,11 @@ def _note_on_partitions(path: str) -> tuple[str, ...]:
     return (said,)
 
 
-def format_of(key: str) -> str | None:
-    """parquet, csv, tsv or jsonl by the name's ending; None for any other."""
+def format_of(key: str, named: bool = False) -> str | None:
+    """parquet, csv, tsv or jsonl by the name's ending, txt too for a file that is named itself; None for any other."""
     parts = key.rsplit("/", 1)[-1].lower().split(".")
     packed = parts[-1] == "gz"
-    kind = FORMATS.get(parts[-2 if packed else -1]) if len(parts) > 1 + packed else None
+    kind = (FORMATS | LISTS if named else FORMATS).get(parts[-2 if packed else -1]) if len(parts) > 1 + packed else None
     return None if packed and kind == "parquet" else kind
 
 
