@@ -24,8 +24,8 @@ import ray
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
 from pipelines.plan.make import PlanConfig, PlanSummary, make_plan
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
 

@@ -30,7 +30,7 @@ from pipelines.render.attempt import engine_row
 from pipelines.render.messages import Lease
 from pipelines.render.pool import planned_shards
 from pipelines.render.sink import Sink, encode_image
-from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.run.schema import manifest_schema, planned_rows
@@ -82,7 +82,7 @@ class Rendering:
         self.leases = (Lease(shard, 0) for shard in shards)
         source, schema = ModelSource(os.path.abspath(given.model)), read_plan(run).manifest_schema
         settings = SamplerConfig("", dtype="float32", device="cpu", num_threads=1)
-        job = WorkerJob(run, source, settings, "default", given.layout, "png", schema)
+        job = WorkerConfig(run, source, settings, "default", given.layout, "png", schema)
         self.worker, self.quiet = RenderWorker(job, None), RenderWorker(replace(job, layout="none"), None)
         self.sampler = self.quiet._sampler = self.worker._loaded()
         self.rows = [engine_row(row) for row in planned_rows(run.read_shard(shards[0].part, 0))]

@@ -32,8 +32,8 @@ from benchmarks.measure import ROOT, arguments, machine, markdown, report
 from benchmarks.plan import MIB, Peaks, write_prompts
 from pipelines.cluster.pools import PoolSpec
 from pipelines.plan.make import PlanConfig, make_plan
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.render import pool as pools
 from pipelines.render.driver import render
 from pipelines.render.ledger import Ledger
@@ -194,7 +194,7 @@ def ledger_of_workers(workers: int = WORKERS, open_shards: int = 20_000) -> tupl
     seconds = []
     for beat in beats:
         started = time.perf_counter()
-        ledger.beat(beat)
+        ledger.heartbeat(beat)
         seconds.append(time.perf_counter() - started)
     turns, started = [slot for two in slots for slot in two][:500], time.perf_counter()
     for slot in turns:

@@ -9,8 +9,8 @@ from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
 from pipelines.integrity.verification import verify
 from pipelines.plan.make import PlanConfig, make_plan
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.render.driver import render
 from pipelines.render.pool import RenderConfig
 from pipelines.run.layout import RunFolder

@@ -5,10 +5,10 @@ from typing import Any
 
 import fsspec
 
-from pipelines.prompts.dataset import NONE_EQUAL
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
-from pipelines.prompts.rows import RowDefaults
 from pipelines.prompts.slices import canonical_tables, cut_slices, scan
+from pipelines.prompts.two_passes import NONE_EQUAL
 from pipelines.storage.folder import Folder
 
 DEFAULTS = RowDefaults(guidance_scale=7.5, width=64, height=64, allowed_steps=frozenset(range(1, 1001)))

@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 
 from actors.rows import Picture, SamplerConfig
 from pipelines.cluster.pools import PoolSpec
-from pipelines.render.attempt import Inline, settled
+from pipelines.render.attempt import InlineExecutor, settled
 from pipelines.render.ledger import LEASE_TIMEOUT_S, Ledger, _State
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, Slot, Worker
 from pipelines.render.pool import planned_shards
 from pipelines.render.sink import encode_image
-from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.storage.backends import StorageFault
@@ -154,7 +154,7 @@ class Replay:
         return self._next("store", op, args)
 
     def ask(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        return self._next("ledger", method, (plain(*args),) if method == "beat" else args)
+        return self._next("ledger", method, (plain(*args),) if method == "heartbeat" else args)
 
     def _next(self, kind: str, name: str, args: tuple[Any, ...]) -> Any:
         while self._entries and self.call is None:
@@ -272,7 +272,7 @@ class Bench:
         self.shards = planned_shards(read_plan(self.run), self.pools)
         self.rows = {s.id: set(self.run.read_shard(s.part, s.row_group)["id"].to_pylist()) for s in self.shards}
         schema = read_plan(self.run).manifest_schema
-        self.job = WorkerJob(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schema)
+        self.job = WorkerConfig(self.run, ModelSource(""), SamplerConfig(""), "default", "files", "png", schema)
         self.empty = self._store_of({})
 
     def _number(self, kept: list[Any], key: Any, value: Any) -> int:
@@ -332,7 +332,7 @@ class Bench:
         self._token = self.token(identity, ordinal)
         worker = self.code.worker(self.job)
         replay = Replay(worker, log, self.plan)
-        worker._worker, worker._writers, worker._ask = identity, Inline(), replay.ask
+        worker._worker, worker._writers, worker._ask = identity, InlineExecutor(), replay.ask
         worker._sampler = Painter(self._token)
         self._wire.handler = replay.store
         with suppress(Pending):
@@ -383,7 +383,7 @@ class Bench:
             deaths = {shard: len(numbers) for shard, numbers in self.direct(store, "deaths")[1].items()}
             task = SimpleNamespace(
                 shards=lambda: self.shards, done=lambda again: set(seen), deaths=lambda: deaths, pools=self.pools,
-                term=None, run=self.run, orders={}, limit=None, adopting_s=ADOPTING_S,
+                epoch=None, run=self.run, orders={}, limit=None, adopting_s=ADOPTING_S,
             )  # fmt: skip
             loaded = Loading(task, again).loaded([(method, self._args[key]) for method, key in early])
             return self._ledger_of(loaded), None, self._deaths()
@@ -527,7 +527,7 @@ class Rules:
         world = self._driver(world, workers, name)
         world = self._load(world, 0)
         for hand in world.hands:  # while they load their models
-            world, _ = self._tell(world, 0, "beat", Heartbeat(hand.worker, {}, {}))
+            world, _ = self._tell(world, 0, "heartbeat", Heartbeat(hand.worker, {}, {}))
         return world
 
     def _driver(self, world: World, workers: int, name: str = "") -> World:
@@ -630,7 +630,7 @@ class Rules:
             world = self._sweep(world, hand)
             hand = hand._replace(log=0, ordinal=hand.ordinal + 1)
         world = world._replace(hands=(*world.hands[:i], hand, *world.hands[i + 1 :]))
-        return self._step(world, i, call) if call.name == "beat" else world
+        return self._step(world, i, call) if call.name == "heartbeat" else world
 
     def _sweep(self, world: World, hand: Hand) -> World:
         """Without what an attempt that is over has left: nobody reads it, if no manifest names it or still may."""
@@ -644,8 +644,8 @@ class Rules:
         """As LedgerActor does it: before its ledger is there it keeps what it is told."""
         driver = world.drivers[d]
         if driver.ledger is None:
-            if method in ("lease", "beat", "snapshot"):
-                return world, {"lease": WAIT, "beat": HeartbeatReply(), "snapshot": None}[method]
+            if method in ("lease", "heartbeat", "snapshot"):
+                return world, {"lease": WAIT, "heartbeat": HeartbeatReply(), "snapshot": None}[method]
             seen, again, early = driver.loading
             loading = (seen, again, (*early, (method, self.bench.args_of(args))))
             return world._replace(drivers=put(world.drivers, d, loading=loading)), None
@@ -708,7 +708,7 @@ class Rules:
             rest = world._replace(mail=without(world.mail, letter))
             if kind == "sent":
                 after, answer = self._tell(
-                    rest, world.hands[i].driver, "beat", Heartbeat(worker, dict.fromkeys(what, 0), {})
+                    rest, world.hands[i].driver, "heartbeat", Heartbeat(worker, dict.fromkeys(what, 0), {})
                 )
                 if answer.drop and worker == world.hands[i].worker and world.hands[i].state == "alive":
                     after = after._replace(mail=(*after.mail, (i, "answer", answer.drop, worker)))
@@ -740,7 +740,7 @@ class Rules:
             if hand.state == "alive" and world.drivers[hand.driver].alive:
                 in_hand = self._call(hand).in_hand
                 world, answer = self._tell(
-                    world, hand.driver, "beat", Heartbeat(hand.worker, dict.fromkeys(in_hand, 0), {})
+                    world, hand.driver, "heartbeat", Heartbeat(hand.worker, dict.fromkeys(in_hand, 0), {})
                 )
                 world = self._heed(world, i, hand.worker, "heed", answer.drop)
         return world

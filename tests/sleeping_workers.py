@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.rows import EngineBroken, Picture, Row
 from benchmarks.fake_engine import FakeEngine, FakeWorker
-from pipelines.render.worker import WorkerJob
+from pipelines.render.worker import WorkerConfig
 from pipelines.run.precision import keep_dtype, settled_dtype
 
 
@@ -48,7 +48,7 @@ class Stuck(FakeWorker):
 class RaisingInit(FakeWorker):
     """Ray ends its actors before they begin."""
 
-    def __init__(self, job: WorkerJob) -> None:
+    def __init__(self, job: WorkerConfig) -> None:
         raise OSError("no such environment here")
 
 

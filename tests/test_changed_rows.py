@@ -19,9 +19,9 @@ from pipelines.cluster.pools import PoolSpec
 from pipelines.files.readers import InputError
 from pipelines.plan.earlier import Changes, KnownRows, _newest, earlier_rows, known_rows
 from pipelines.plan.make import PlanConfig, make_plan
-from pipelines.prompts.dataset import inspect
+from pipelines.prompts.canonical_rows import RowDefaults, Rules, content_hashes, id_key, read_raw
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults, Rules, content_hashes, id_key, read_raw
+from pipelines.prompts.two_passes import inspect
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.test_plan import FakeConfig, WordSelector

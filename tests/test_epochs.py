@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_epochs_are_numbered_and_never_created_twice(run: RunFolder) -> None:
     for number in (1, 2, 3):
         epoch = claim(run)
-        assert epoch.term.number == number
+        assert epoch.id.number == number
         epoch.end()
     assert run.names("epochs") == ["000001.json", "000002.json", "000003.json"]
     record = json.loads(run.read("epochs/000002.json"))
@@ -82,7 +82,7 @@ def test_a_silent_driver_is_watched_until_it_expires(run: RunFolder, process: tu
     """HERE lives: its number may be another's now."""
     time, said = Passing(), []
     driver(run, process)
-    assert claim(run, sleep=time.sleep, on_wait=said.append).term.number == 2
+    assert claim(run, sleep=time.sleep, on_wait=said.append).id.number == 2
     assert time.seconds == EXPIRY_S
     assert f"did not say that it ended: host {process[0]}, process {process[1]}" in said[0]
 
@@ -98,7 +98,7 @@ def dead() -> tuple[str, int]:
 def test_a_dead_process_of_this_machine_is_not_waited_for(run: RunFolder, dead: tuple[str, int]) -> None:
     time, said = Passing(), []
     driver(run, dead)
-    assert claim(run, sleep=time.sleep, on_wait=said.append).term.number == 2
+    assert claim(run, sleep=time.sleep, on_wait=said.append).id.number == 2
     assert (time.seconds, said) == (0, [])
 
 
@@ -123,14 +123,14 @@ def test_the_record_of_an_earlier_version_is_read(run: RunFolder) -> None:
     """It has a boot and the start of its process, too."""
     epoch, time = driver(run, ELSEWHERE), Passing()
     run.write("epochs/000001.json", json.dumps(epoch.record | {"space": "boot pid:[1]", "born": "17"}).encode())
-    assert claim(run, sleep=time.sleep).term.number == 2
+    assert claim(run, sleep=time.sleep).id.number == 2
     assert time.seconds == EXPIRY_S
 
 
 def test_a_driver_that_ends_is_waited_for_no_longer(run: RunFolder) -> None:
     first = driver(run, ELSEWHERE)
     time = Passing(first.end)
-    assert claim(run, sleep=time.sleep).term.number == 2
+    assert claim(run, sleep=time.sleep).id.number == 2
     assert time.seconds < 3
 
 
@@ -143,8 +143,8 @@ def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
     assert first.lost.is_set()
     assert f"another run took over: host {socket.gethostname()}" in taken_over_by(first)
     with pytest.raises(SupersededError, match="another run has taken over"):
-        demand_driver(run, first.term)
-    demand_driver(run, second.term)
+        demand_driver(run, first.id)
+    demand_driver(run, second.id)
     first.end()
     assert run.read("epochs/000001.json") == record  # the loser leaves all as it is
     assert second.heartbeat()
@@ -154,7 +154,7 @@ def test_the_first_notices_that_it_was_taken_over(run: RunFolder) -> None:
 def test_two_that_created_one_epoch(run: RunFolder) -> None:
     """On a store without create-if-absent: the one whose record was replaced stops."""
     first = driver(run, ELSEWHERE)
-    other = epochs.Epoch(run, first.term.number)
+    other = epochs.Epoch(run, first.id.number)
     run.write("epochs/000001.json", json.dumps(other.record).encode())
     assert not first.heartbeat()
     assert other.heartbeat()
@@ -201,7 +201,7 @@ def test_driving_beats_and_says_goodbye(run: RunFolder, monkeypatch: pytest.Monk
             assert first.lost.wait(10)
             assert not second.lost.is_set()
     with driving(run) as third:
-        assert third.term.number == 3
+        assert third.id.number == 3
     assert [bool(json.loads(run.read(f"epochs/{name}"))["ended_at"]) for name in run.names("epochs")] == [
         False,
         True,
@@ -213,4 +213,4 @@ def test_a_driver_that_raises_says_goodbye_too(run: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError):
         with driving(run):
             raise ZeroDivisionError
-    assert claim(run).term.number == 2
+    assert claim(run).id.number == 2

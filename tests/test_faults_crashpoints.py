@@ -23,7 +23,7 @@ from pipelines.plan.shards import Place, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.render.messages import Lease
 from pipelines.render.messages import LeasedShard as Leased
-from pipelines.render.worker import WorkerJob
+from pipelines.render.worker import WorkerConfig
 from pipelines.run.drivers import claim, driving
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
@@ -120,7 +120,7 @@ def work(run: RunFolder, layout: str = "files") -> None:
     shard = Leased(SHARD, *(entry[name] for name in names), ("default",))
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
     schema = read_plan(run).manifest_schema
-    job = WorkerJob(run, ModelSource("", revision="0.001"), settings, "default", layout, "png", schema)
+    job = WorkerConfig(run, ModelSource("", revision="0.001"), settings, "default", layout, "png", schema)
     worker = Drawing(job, None)
     worker._render(Lease(shard, run.attempts().get(SHARD, 0)))
 
@@ -291,7 +291,7 @@ def test_a_planner_dies(proxy: FaultProxy, run: RunFolder, point: Point) -> None
 def test_a_driver_dies(proxy: FaultProxy, run: RunFolder, point: Point) -> None:
     die_at(proxy, point, drive, run)
     assert len(run.names("epochs")) == point.done
-    assert claim(run, sleep=lambda _: None).term.number == point.done + 1
+    assert claim(run, sleep=lambda _: None).id.number == point.done + 1
 
 
 def test_every_write_of_the_protocol_has_its_points() -> None:

@@ -34,8 +34,8 @@ from pipelines.files.chosen import tables_below
 from pipelines.files.readers import InputError
 from pipelines.files.tables import format_of
 from pipelines.files.walk import FOLDERS, RUNS, Glob, is_hidden
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource, assemble, open_files
-from pipelines.prompts.rows import RowDefaults
 from pipelines.prompts.slices import canonical_tables, cut_slices, scan
 from pipelines.render.sink import Sink, encode_image
 from pipelines.run.layout import RunFolder, parquet_bytes

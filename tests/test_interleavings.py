@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.render.attempt import Work
+from pipelines.render.attempt import ShardAttempt
 from pipelines.render.ledger import Ledger
 from pipelines.render.messages import Heartbeat, HeartbeatReply
 from pipelines.render.sink import Sink
@@ -179,7 +179,7 @@ def delete_the_manifest(sink: Sink) -> None:
     sink.run.delete([*sink.keys, manifest_key(sink.shard)])
 
 
-def commit_or_delete(work: Work, call: Any) -> bool:
+def commit_or_delete(work: ShardAttempt, call: Any) -> bool:
     """An attempt whose commit raised is taken for one that is not committed."""
     complete = False
     try:
@@ -198,10 +198,10 @@ def done_by_attempts(run: RunFolder) -> set[str]:
 class Readopts(Ledger):
     """Without the rule that what it lent itself is adopted from no heartbeat."""
 
-    def beat(self, beat: Heartbeat) -> HeartbeatReply:
+    def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
         for state in self._open.values():
             state.lent_to = type(state.lent_to)()
-        return super().beat(beat)
+        return super().heartbeat(beat)
 
 
 class Forgets(Ledger):
@@ -218,7 +218,8 @@ class BlamesAll(Ledger):
         super()._void(state, reason, counts=True)
 
 
-STORE, WORK, SINKS = "pipelines.run.layout.RunFolder.", "pipelines.render.attempt.Work.", "pipelines.render.sink.Sink."
+STORE, SINKS = "pipelines.run.layout.RunFolder.", "pipelines.render.sink.Sink."
+WORK = "pipelines.render.attempt.ShardAttempt."
 COMMIT, DISCARD = STORE + "commit_manifest", SINKS + "discard"
 MUTATIONS = {
     "a manifest before its images": (

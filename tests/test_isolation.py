@@ -10,7 +10,7 @@ from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler
 from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
 from pipelines.render import isolation
-from pipelines.render.attempt import AttemptFailed, Inline, Span, Work, engine_row
+from pipelines.render.attempt import AttemptFailed, BusySpan, InlineExecutor, ShardAttempt, engine_row
 from pipelines.render.isolation import _CHILDREN, SILENCE_S, IsolatedRows, Isolation, WorkerDied
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
@@ -188,9 +188,9 @@ def test_what_goes_wrong_around_the_children_is_no_rows_fault(config, monkeypatc
     monkeypatch.setattr(isolation.subprocess, "Popen", refused)
     rows = planned(4)
     isolated = IsolatedRows(config, [engine_row(row) for row in rows], SILENCE_S, lambda: None)
-    work = Work(rows, Stored(), config, Span())
+    work = ShardAttempt(rows, Stored(), config, BusySpan())
     with pytest.raises(AttemptFailed, match=fault.strerror):
-        work.render(isolated.submit, Inline(), in_work=len(rows))
+        work.render(isolated.submit, InlineExecutor(), in_work=len(rows))
 
 
 @pytest.mark.slow
@@ -225,8 +225,8 @@ def test_tries_in_child_processes_are_those_of_the_worker(config, tmp_path):
         run = RunFolder(str(tmp_path / folder))
         sink = Sink(run, SHARD, run.begin_attempt(SHARD), "files", "png")
         scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=brightness),)))
-        work = Work(rows, sink, config, Span(), ShardScores(scorer, rows, threading.Lock()), TryRules(3))
-        found = work.render(submit, Inline(), in_work)
+        work = ShardAttempt(rows, sink, config, BusySpan(), ShardScores(scorer, rows, threading.Lock()), TryRules(3))
+        found = work.render(submit, InlineExecutor(), in_work)
         return [(row["id"], row["seed"], row["sha256"], [each["seed"] for each in row["tries"]]) for row in found]
 
     sampler = DDIMSampler(config)

@@ -14,7 +14,7 @@ from pipelines.render.ledger import (
     Ledger,
 )
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Worker
-from pipelines.render.repairing import RepairOrder
+from pipelines.render.repaired_shard import RepairOrder
 
 OK = {"ok": 10, "failed": 0, "filtered": 0, "steps": 100}
 
@@ -79,7 +79,7 @@ def test_a_silent_worker_loses_its_lease():
     ledger.lease(slot())
     clock.now = LEASE_TIMEOUT_S - 1
     assert ledger.lease(slot("b")) == DONE
-    ledger.beat(Heartbeat(slot().worker, {"s1": 3}, {}))
+    ledger.heartbeat(Heartbeat(slot().worker, {"s1": 3}, {}))
     clock.now = LEASE_TIMEOUT_S + 1
     assert ledger.lease(slot("b")) == DONE
     clock.now = 2 * LEASE_TIMEOUT_S + 1
@@ -134,7 +134,7 @@ def test_an_attempt_counts_only_where_a_process_died_on_a_living_node(living, fa
     assert ledger.lease(slot("b")) == Lease(shard("s1"), failures)
     assert [shard_id for shard_id, _ in written] == ["s1"] * failures
     assert ledger.lease(here) == DONE  # whatever is still heard of that life
-    assert ledger.beat(Heartbeat(here.worker, {"s1": 1}, {})).drop == ("s1",)
+    assert ledger.heartbeat(Heartbeat(here.worker, {"s1": 1}, {})).drop == ("s1",)
 
 
 @pytest.mark.parametrize("end", ["fail", "release", "finish"])
@@ -143,7 +143,7 @@ def test_a_late_heartbeat_adopts_nothing_that_its_worker_has_ended(end):
     ledger = Ledger([shard("s1"), shard("s2", 1)])
     ledger.lease(slot())
     getattr(ledger, end)(slot(), "s1", *{"fail": ("no",), "release": (), "finish": (OK,)}[end])
-    assert ledger.beat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert ledger.heartbeat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
     assert ledger.snapshot().leased == 0
     names = [ledger.lease(slot(actor)).shard.id for actor in ("b", "c") if end != "finish" or actor == "b"]
     assert sorted(names) == (["s2"] if end == "finish" else ["s1", "s2"])
@@ -154,7 +154,7 @@ def test_a_broken_engine_counts_for_all_that_its_worker_holds():
     ledger = Ledger([shard("s1"), shard("s2")])
     ledger.lease(slot())
     ledger.lease(slot(number=1))
-    ledger.broke(slot().worker, "EngineBroken: an illegal memory access")
+    ledger.engine_broke(slot().worker, "EngineBroken: an illegal memory access")
     assert ledger.lease(slot("b")).failures == 1
     assert ledger.lease(slot("c")).failures == 1
     assert ledger.snapshot().errors == ("EngineBroken: an illegal memory access",)
@@ -170,7 +170,7 @@ def test_a_shard_is_not_given_back_to_the_node_it_died_on_while_there_are_others
     bad, good = on("n1"), on("n2", "b")
     assert ledger.lease(bad).shard.id == "s1"
     assert ledger.lease(good).shard.id == "s2"
-    ledger.broke(bad.worker, "EngineBroken")
+    ledger.engine_broke(bad.worker, "EngineBroken")
     again = on("n1", incarnation="2")
     assert ledger.lease(again) == WAIT  # it may be needed if the other goes
     ledger.finish(good, "s2", OK)
@@ -180,7 +180,7 @@ def test_a_shard_is_not_given_back_to_the_node_it_died_on_while_there_are_others
 def test_a_shard_is_given_back_to_its_node_where_that_is_the_only_one():
     ledger = Ledger([shard("s1")])
     ledger.lease(on("n1"))
-    ledger.broke(on("n1").worker, "EngineBroken")
+    ledger.engine_broke(on("n1").worker, "EngineBroken")
     assert ledger.lease(on("n1", incarnation="2")) == Lease(shard("s1"), 1)
 
 
@@ -188,7 +188,7 @@ def test_how_often_an_engine_broke_is_counted_until_it_finishes_a_shard():
     ledger = Ledger([shard("s1"), shard("s2", 5)])
     for life in "123":
         ledger.lease(on("n1", incarnation=life))
-        ledger.broke(on("n1", incarnation=life).worker, "EngineBroken")
+        ledger.engine_broke(on("n1", incarnation=life).worker, "EngineBroken")
     assert ledger.snapshot().broke == {"a": 3}
     last = on("n1", incarnation="4")
     ledger.finish(last, ledger.lease(last).shard.id, OK)
@@ -208,7 +208,7 @@ def test_a_new_ledger_that_is_to_stop_waits_for_what_is_in_work():
     reborn = Ledger([shard("s1")], clock=clock, adopting_s=3)
     reborn.stop()
     assert (reborn.snapshot().adopting, reborn.snapshot().finished) == (True, False)
-    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
+    reborn.heartbeat(Heartbeat(slot().worker, {"s1": 4}, {}))
     clock.now = 4
     assert not reborn.snapshot().finished
     reborn.finish(slot(), "s1", OK)
@@ -293,7 +293,7 @@ def test_stop_lets_what_is_in_work_finish():
     ledger.stop()
     assert not ledger.snapshot().finished
     assert ledger.lease(slot("b")) == DONE
-    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply()
+    assert ledger.heartbeat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply()
     ledger.finish(slot(), "s1", OK)
     assert ledger.snapshot().finished
     assert ledger.snapshot().shards_done == 1
@@ -301,7 +301,7 @@ def test_stop_lets_what_is_in_work_finish():
 
 def test_a_new_ledger_adopts_leases_from_heartbeats():
     reborn = Ledger([shard("s1"), shard("s2")])
-    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {"images": 4}))
+    reborn.heartbeat(Heartbeat(slot().worker, {"s1": 4}, {"images": 4}))
     assert reborn.lease(slot("b")).shard.id == "s2"
     assert reborn.snapshot().images_in_work == 4
     reborn.finish(slot(), "s1", OK)
@@ -312,19 +312,19 @@ def test_a_new_ledger_listens_before_it_leases():
     clock = Clock()
     reborn = Ledger([shard("s1"), shard("s2")], clock=clock, adopting_s=3)
     assert reborn.lease(slot("b")) == WAIT
-    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
+    reborn.heartbeat(Heartbeat(slot().worker, {"s1": 4}, {}))
     clock.now = 3
     assert reborn.lease(slot("b")).shard.id == "s2"
-    assert reborn.beat(Heartbeat(slot("z").worker, {"s2": 4}, {})).drop == ("s2",)  # too late
+    assert reborn.heartbeat(Heartbeat(slot("z").worker, {"s2": 4}, {})).drop == ("s2",)  # too late
 
 
 def test_workers_beat_less_often_where_there_are_many():
     ledger = Ledger([shard("s1")])
     for i in range(400):
-        answer = ledger.beat(Heartbeat(slot(f"a{i}").worker, {}, {}))
+        answer = ledger.heartbeat(Heartbeat(slot(f"a{i}").worker, {}, {}))
     assert answer.interval_s == 4
     for i in range(2000):
-        answer = ledger.beat(Heartbeat(slot(f"a{i}").worker, {}, {}))
+        answer = ledger.heartbeat(Heartbeat(slot(f"a{i}").worker, {}, {}))
     assert answer.interval_s == 10
 
 
@@ -338,8 +338,8 @@ def test_released_shards_count_as_no_failure():
 def test_stats_are_summed_over_workers():
     ledger = Ledger([shard("s1")])
     for actor in ("a", "b"):
-        ledger.beat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 5}))
-        ledger.beat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 7}))
+        ledger.heartbeat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 5}))
+        ledger.heartbeat(Heartbeat(slot(actor).worker, {}, {"unet_calls": 7}))
     assert ledger.snapshot().stats == {"unet_calls": 14}
     assert ledger.snapshot().workers == 2
 
@@ -366,10 +366,10 @@ def test_a_worker_hears_that_its_shard_was_committed_by_another():
     ledger.lease(slot())
     ledger.manifests_seen(["s1"])
     assert ledger.snapshot().shards_done == 0  # it may be this worker's own commit, not yet told
-    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
+    assert ledger.heartbeat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
     ledger.release(slot(), "s1")
     assert ledger.snapshot().finished
-    assert ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
+    assert ledger.heartbeat(Heartbeat(slot().worker, {"s1": 1}, {})) == HeartbeatReply(drop=("s1",))
 
 
 def test_a_worker_whose_own_commit_was_found_is_counted():
@@ -392,16 +392,16 @@ def test_workers_of_a_drained_node_are_told_to_leave_and_get_nothing():
     here, there = Slot(Worker("a", "1", "default", "n1"), 0), Slot(Worker("b", "1", "default", "n2"), 0)
     ledger.lease(here)
     ledger.drain(["n1"])
-    assert ledger.beat(Heartbeat(here.worker, {"s1": 1}, {})).leave
+    assert ledger.heartbeat(Heartbeat(here.worker, {"s1": 1}, {})).leave
     ledger.release(here, "s1")
     assert ledger.lease(here) == WAIT
-    assert not ledger.beat(Heartbeat(there.worker, {}, {})).leave
+    assert not ledger.heartbeat(Heartbeat(there.worker, {}, {})).leave
     assert ledger.lease(there) == Lease(shard("s1"), 0)
 
 
 def test_a_shard_that_fails_under_an_adopted_lease_is_leased_again():
     reborn = Ledger([shard("s1")])
-    reborn.beat(Heartbeat(slot().worker, {"s1": 4}, {}))
+    reborn.heartbeat(Heartbeat(slot().worker, {"s1": 4}, {}))
     reborn.fail(slot(), "s1", "no")
     assert reborn.lease(slot("b")) == Lease(shard("s1"), 1)
 
@@ -473,7 +473,7 @@ def test_the_longest_free_shard_whatever_became_of_the_others():
             failures[ended] += 1
             reborn = slot(each.worker.actor, pool=each.worker.pool, incarnation=f"{leases}-{ended}-{failures[ended]}")
             slots[slots.index(each)] = reborn
-            ledger.beat(Heartbeat(reborn.worker, {}, {}))
+            ledger.heartbeat(Heartbeat(reborn.worker, {}, {}))
         else:
             ledger.release(each, ended)
     assert leases > 200
@@ -499,7 +499,7 @@ def test_a_rebuilt_ledger_adopts_nothing_that_its_worker_has_ended(end):
     """The worker ended it before the new ledger had heard of the lease; a heartbeat from before that comes after."""
     reborn = Ledger([shard("s1")])
     getattr(reborn, end)(slot(), "s1", *(("no",) if end == "fail" else ()))
-    assert reborn.beat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
+    assert reborn.heartbeat(Heartbeat(slot().worker, {"s1": 3}, {})).drop == ("s1",)
     assert reborn.lease(slot("b")).shard.id == "s1"
 
 
@@ -507,10 +507,10 @@ def test_a_late_heartbeat_of_a_dead_process_does_not_end_its_successor():
     ledger = Ledger([shard("s1"), shard("s2")])
     dead, living = Worker("a", "1", "default", "n1", life=0), Worker("a", "2", "default", "n1", life=1)
     held = ledger.lease(Slot(living, 0))
-    assert ledger.beat(Heartbeat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
+    assert ledger.heartbeat(Heartbeat(dead, {held.shard.id: 3}, {})).drop == (held.shard.id,)
     assert ledger.lease(Slot(dead, 0)) == DONE
     ledger.process_ended("a", ["n1"], before=1)  # said again, after the new life was heard
-    assert ledger.beat(Heartbeat(living, {held.shard.id: 4}, {})).drop == ()
+    assert ledger.heartbeat(Heartbeat(living, {held.shard.id: 4}, {})).drop == ()
     assert ledger.snapshot().deaths == 0
     ledger.process_ended("a", ["n1"])
     assert ledger.snapshot().deaths == 1
@@ -532,7 +532,7 @@ def test_a_lone_worker_has_two_shards_in_hand_to_the_end():
     ledger = Ledger([shard("s1"), shard("s2")], clock=clock)
     ledger.lease(slot())
     clock.now = ARRIVAL_S - 1
-    ledger.beat(Heartbeat(slot().worker, {"s1": 1}, {}))
+    ledger.heartbeat(Heartbeat(slot().worker, {"s1": 1}, {}))
     clock.now = ARRIVAL_S + 1
     assert ledger.lease(slot(number=1)).shard.id == "s2"
 
@@ -552,7 +552,7 @@ def test_nothing_is_leased_to_a_life_that_has_ended():
     ledger.lease(slot())
     ledger.process_ended("a", [])
     assert ledger.lease(slot()) == DONE
-    assert ledger.beat(Heartbeat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
+    assert ledger.heartbeat(Heartbeat(slot().worker, {"s2": 1}, {})).drop == ("s2",)
     assert ledger.snapshot().workers == 0
 
 
@@ -570,7 +570,7 @@ def test_who_is_silent_does_not_count_as_alive():
 
 def test_what_a_worker_does_before_its_first_lease_is_told_until_then():
     ledger = Ledger([shard("s1")])
-    ledger.beat(Heartbeat(slot().worker, {}, {}, "loading the model"))
+    ledger.heartbeat(Heartbeat(slot().worker, {}, {}, "loading the model"))
     assert ledger.snapshot().stages == ("loading the model",)
     ledger.lease(slot())
     assert ledger.snapshot().stages == ()

@@ -10,7 +10,7 @@ import pipelines.render.ledger_actor
 from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Slot, Worker
-from pipelines.render.repairing import RepairOrder
+from pipelines.render.repaired_shard import RepairOrder
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.run.proof import NotSharedError
@@ -101,7 +101,7 @@ def held(run: RunFolder, trouble: Exception | None = None) -> Held:
 def test_before_it_is_loaded_everybody_waits_and_what_they_say_is_kept(run, started, again):
     render_shard(run, FIRST)
     actor = started(asked := held(run), again)
-    assert (actor.lease(ME), actor.beat(Heartbeat(ME.worker, {FIRST: 1}, {}))) == (WAIT, HeartbeatReply())
+    assert (actor.lease(ME), actor.heartbeat(Heartbeat(ME.worker, {FIRST: 1}, {}))) == (WAIT, HeartbeatReply())
     actor.finish(ME, SECOND, {"ok": 2})
     assert (actor.snapshot().loaded, actor.snapshot().finished) == (False, False)
     actor.stop()

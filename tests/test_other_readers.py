@@ -79,7 +79,7 @@ def planned(source: Path, run: RunFolder) -> None:
     run.write(f"plan/{number:04d}/shards.parquet", parquet_bytes([pa.Table.from_pylist(index)]))
     run.commit_plan(number, plan)
     with driving(run) as epoch:
-        widen_manifests(read_plan(run), epoch.term)
+        widen_manifests(read_plan(run), epoch.id)
     attempt = Attempt(shard, 1, "0badcafe")
     done = [failed_row(planned_row(row), shard, attempt, "ValueError", "no") for row in rows]
     assert run.commit_manifest(shard, manifest_table(done, read_plan(run).manifest_schema))
@@ -161,7 +161,7 @@ def test_an_empty_manifest_and_a_damaged_one_stand_in_nobodys_way(tmp_path: Path
     planned(tmp_path / "in", run)
     run.write("manifest/0001-000002.parquet", b"torn")
     with driving(run) as epoch:
-        assert widen_manifests(read_plan(run), epoch.term) == 0
+        assert widen_manifests(read_plan(run), epoch.id) == 0
     assert run.read("manifest/0001-000002.parquet") == b"torn"
     run.delete(["manifest/0001-000002.parquet"])
     assert [each["x"] for each in by_pyarrow(tmp_path / "run" / "manifest")] == ["1", "much"]
@@ -171,7 +171,7 @@ def test_nothing_is_read_or_written_where_all_generations_are_alike(tmp_path: Pa
     run = grown(tmp_path, [row("a", x=1)], [row("b", x=2)])
     before = {key: run.read(key) for key, _ in run.walk("manifest")}
     with driving(run) as epoch:
-        assert widen_manifests(read_plan(run), epoch.term) == 0
+        assert widen_manifests(read_plan(run), epoch.id) == 0
     assert {key: run.read(key) for key, _ in run.walk("manifest")} == before
 
 
@@ -184,7 +184,7 @@ def test_a_run_of_an_earlier_version_gets_the_columns_of_this_one(tmp_path: Path
     table = pa.table({"id": ["a"], "scores": pa.array([[("clip", 0.5)]], scores), "x": [7]}, old)
     run.commit_manifest("0001-000000", table)
     with driving(run) as epoch:
-        assert widen_manifests(read_plan(run), epoch.term) == 1
+        assert widen_manifests(read_plan(run), epoch.id) == 1
     (found,) = by_pyarrow(tmp_path / "run" / "manifest")
     assert (found["scores"], found["x"], found["prompt"]) == ([{"scorer": "clip", "score": 0.5}], 7, None)
 

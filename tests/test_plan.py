@@ -18,13 +18,13 @@ from ray import cloudpickle
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.files.readers import InputError
-from pipelines.plan.budgets import Scoring, score
+from pipelines.plan.budgets import SelectorSource, score
 from pipelines.plan.earlier import known_rows
 from pipelines.plan.make import PlanConfig, PlanSummary, check_pools, make_plan
 from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_steps
-from pipelines.prompts.dataset import inspect
+from pipelines.prompts.canonical_rows import derived_seed, id_key
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import derived_seed, id_key
+from pipelines.prompts.two_passes import inspect
 from pipelines.run.drivers import SupersededError, claim
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
@@ -213,19 +213,19 @@ def test_score_keeps_columns_types_pins_and_faults() -> None:
     table = canonical(
         [{"prompt": "a b", "n": 1}, {"prompt": "a", "num_inference_steps": 7}, {"error_type": "InvalidPrompt"}]
     )
-    scored = score(table, Scoring(FakeConfig("policy"), None, WordSelector))
+    scored = score(table, SelectorSource(FakeConfig("policy"), None, WordSelector))
     assert scored.schema == pa.schema([*CANONICAL_FIELDS, *SCORE_FIELDS, pa.field("n", pa.int16())])
     assert scored["num_steps"].to_pylist() == [20, 7, None]
     assert scored["action_probability"].to_pylist() == [0.5, None, None]
     assert scored["budget_scores"][0].as_py() == [0.0, 1.0, 2.0]
     assert scored["n"].to_pylist() == [1, None, None]
-    without = score(table, Scoring(FakeConfig(), None, WordSelector))
+    without = score(table, SelectorSource(FakeConfig(), None, WordSelector))
     assert without["budget_scores"].null_count == without["price"].null_count == 3
 
 
 def test_row_whose_pin_no_pool_serves_is_bad() -> None:
     table = canonical([{"prompt": "a b"}, {"prompt": "a", "num_inference_steps": 7}])
-    scored = score(table, Scoring(FakeConfig(), frozenset({5, 10, 20}), WordSelector))
+    scored = score(table, SelectorSource(FakeConfig(), frozenset({5, 10, 20}), WordSelector))
     assert scored["error_type"].to_pylist() == ["", "NoPool"]
     assert scored["num_steps"].to_pylist() == [20, None]
     assert "no pool serves 7 steps. Add 7 to a pool's budgets" in scored["error_message"][1].as_py()
@@ -447,7 +447,7 @@ def test_a_planner_that_was_taken_over_commits_nothing(ray_cluster: Any, tmp_pat
     (tmp_path / "a.csv").write_text("prompt\ncat\ndog\n")
     made = config(tmp_path / "a.csv")
     run = RunFolder(str(tmp_path / "run"))
-    term, others = claim(run).term, []
+    epoch, others = claim(run).id, []
 
     def take_over() -> None:
         others.append(claim(run, take_over=True))
@@ -456,10 +456,10 @@ def test_a_planner_that_was_taken_over_commits_nothing(ray_cluster: Any, tmp_pat
     if not late:
         take_over()
     with pytest.raises(SupersededError, match="another run has taken over"):
-        make_plan(read_plan(zombie), made, term=term)
+        make_plan(read_plan(zombie), made, epoch=epoch)
     assert run.generations() == []
     assert ("shards.parquet" in run.names("plan/0001")) == late
-    assert make_plan(read_plan(run), made, term=others[0].term).rows == len(planned_rows(run, 1)) == 2
+    assert make_plan(read_plan(run), made, epoch=others[0].id).rows == len(planned_rows(run, 1)) == 2
 
 
 @pytest.mark.ray

@@ -14,11 +14,11 @@ import pytest
 from pipelines.files.readers import InputError, read_batches
 from pipelines.files.tables import find_files
 from pipelines.prompts import duplicates as equal_rows
+from pipelines.prompts.canonical_rows import MAX_SEED, derived_seed, id_key
 from pipelines.prompts.columns import json_type, resolve_columns
-from pipelines.prompts.dataset import inspect, raise_aborted, rows
 from pipelines.prompts.duplicates import find_equal_rows
-from pipelines.prompts.rows import MAX_SEED, derived_seed, id_key
 from pipelines.prompts.slices import cut_slices, task_lists
+from pipelines.prompts.two_passes import inspect, raise_aborted, rows
 from pipelines.storage.folder import Folder, StorageOptions
 from tests.inputs import inspect_here, rows_of, source
 

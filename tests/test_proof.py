@@ -39,13 +39,13 @@ def told(run: Folder, proof: Proof) -> str:
 
 def test_the_driver_itself_and_who_shares_its_disk_see_it(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
-    term = claim(run).term
-    prove(run, term.proof)
-    prove(RunFolder(str(tmp_path / "run")), pickle.loads(pickle.dumps(term)).proof)
+    epoch = claim(run).id
+    prove(run, epoch.proof)
+    prove(RunFolder(str(tmp_path / "run")), pickle.loads(pickle.dumps(epoch)).proof)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    proof = claim(RunFolder(str(tmp_path / "run"))).term.proof
+    proof = claim(RunFolder(str(tmp_path / "run"))).id.proof
     found = told(RunFolder(str(tmp_path / "elsewhere")), proof)
     assert found.startswith("there is no such folder there. Put output.path on a disk that every machine mounts")
     assert not (tmp_path / "elsewhere").exists()
@@ -53,7 +53,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_a_run", [False, True])
 def test_another_folder_of_the_same_path(tmp_path: Path, has_a_run: bool) -> None:
-    proof = claim(RunFolder(str(tmp_path / "run"))).term.proof
+    proof = claim(RunFolder(str(tmp_path / "run"))).id.proof
     (tmp_path / "other").mkdir()
     other = RunFolder(str(tmp_path / "other"))
     if has_a_run:
@@ -70,7 +70,7 @@ def test_what_is_no_record_is_no_proof(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
-    proof = claim(RunFolder(str(tmp_path / "run"))).term.proof
+    proof = claim(RunFolder(str(tmp_path / "run"))).id.proof
     (tmp_path / "file").write_text("")
     assert "there is no such folder there" in told(RunFolder(str(tmp_path / "file")), proof)
 
@@ -86,9 +86,9 @@ def test_a_probe_is_written_and_gone(tmp_path: Path) -> None:
 
 def test_a_term_of_old_has_a_proof_too(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
-    term = claim(run).term
-    prove(run, EpochId(term.number, term.token).proof)
-    assert "another one there than the driver's. Put" in told(run, EpochId(term.number, "other").proof)
+    epoch = claim(run).id
+    prove(run, EpochId(epoch.number, epoch.token).proof)
+    assert "another one there than the driver's. Put" in told(run, EpochId(epoch.number, "other").proof)
 
 
 # an object store
@@ -114,7 +114,7 @@ def run(bucket: str) -> RunFolder:
 
 @pytest.fixture
 def proof(run: RunFolder) -> Proof:
-    return claim(run).term.proof
+    return claim(run).id.proof
 
 
 @pytest.mark.s3
@@ -230,7 +230,7 @@ def test_an_endpoint_that_cannot_be_reached(run: RunFolder, proof: Proof, monkey
 def test_a_busy_store_proves_nothing(fault_server: tuple[FaultProxy, str]) -> None:
     proxy, bucket = fault_server
     run = RunFolder(f"s3://{bucket}/runs/busy", StorageOptions(proxy.endpoint_url), deadline_s=1.0)
-    proof = claim(run).term.proof
+    proof = claim(run).id.proof
     prove(run, proof)
     proxy.rules.append(Rule("503", "GET", "epochs/", times=1000))
     with pytest.raises(StorageError) as raised:

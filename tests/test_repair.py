@@ -10,7 +10,7 @@ from actors.rows import SamplerConfig
 from pipelines.integrity.repair_orders import RepairPlanner, delete_orphans
 from pipelines.integrity.verification import verify
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
-from pipelines.render.repairing import RepairedShard, replace_manifest
+from pipelines.render.repaired_shard import RepairedShard, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
 from pipelines.render.tries import RowTries, Try
 from pipelines.run.drivers import Epoch, SupersededError, claim
@@ -57,7 +57,7 @@ def repaired(run: RunFolder, repairs: RepairPlanner, shard: str, *given: Any, **
     if (order := repairs.order(shard, *given, **more)) is None:
         return None
     place = next(row for row in run.shard_index(1).to_pylist() if row["shard"] == shard)
-    return order.mending(run, place["part"], place["row_group"], read_plan(run).manifest_schema)
+    return order.repaired_shard(run, place["part"], place["row_group"], read_plan(run).manifest_schema)
 
 
 def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, RepairedShard]:
@@ -65,9 +65,9 @@ def repair(run: RunFolder, epoch: Epoch, layout: str = "files") -> dict[str, Rep
     repairs, done = RepairPlanner(read_plan(run)), {}
     for checked in verify(run, 1):
         if checked.shard and (mending := repaired(run, repairs, checked.shard, checked.findings)):
-            replace_manifest(run, epoch.term, checked.shard, mending.manifest(rendered(run, mending, layout)))
+            replace_manifest(run, epoch.id, checked.shard, mending.manifest(rendered(run, mending, layout)))
             done[checked.shard] = mending
-    delete_orphans(run, epoch.term, [finding for checked in verify(run, 1) for finding in checked.findings])
+    delete_orphans(run, epoch.id, [finding for checked in verify(run, 1) for finding in checked.findings])
     return done
 
 
@@ -181,7 +181,7 @@ def test_failed_rows_are_tried_again(run: RunFolder, epoch: Epoch) -> None:
     mending = repaired(run, RepairPlanner(read_plan(run)), SHARD, retry_failed=True)
     assert mending is not None
     assert [row.id for row in mending.again] == [ill["id"]]
-    replace_manifest(run, epoch.term, SHARD, mending.manifest(rendered(run, mending)))
+    replace_manifest(run, epoch.id, SHARD, mending.manifest(rendered(run, mending)))
     assert found(run) == {}
     assert rows(run)[ill["id"]]["status"] == "ok"
 
@@ -205,9 +205,9 @@ def test_who_was_taken_over_changes_nothing(run: RunFolder, epoch: Epoch) -> Non
     table = run.read_manifest(SHARD)
     claim(run, take_over=True)
     with pytest.raises(SupersededError):
-        replace_manifest(run, epoch.term, SHARD, table)
+        replace_manifest(run, epoch.id, SHARD, table)
     with pytest.raises(SupersededError):
-        delete_orphans(run, epoch.term, found(run)[SHARD])
+        delete_orphans(run, epoch.id, found(run)[SHARD])
     assert (sorted(run.walk("manifest")), sorted(run.walk("images"))) == before
 
 
@@ -218,7 +218,7 @@ def test_orphans_are_deleted_and_nothing_that_a_manifest_names(run: RunFolder, e
     run.write(rows(run)["r0005"]["uri"] + ".bak", b"x")
     run.write("images/0009-000000/1-aa/x.png", b"x")
     everything = [finding for findings in found(run).values() for finding in findings]
-    assert delete_orphans(run, epoch.term, everything) == 4 + 1 + 1 + 1
+    assert delete_orphans(run, epoch.id, everything) == 4 + 1 + 1 + 1
     assert sorted(run.walk("images")) == whole
     assert list(run.walk("data")) == []
     assert f"images/{SHARD}/{attempt.name}" not in {key.rpartition("/")[0] for key, _ in run.walk("images")}
@@ -227,8 +227,8 @@ def test_orphans_are_deleted_and_nothing_that_a_manifest_names(run: RunFolder, e
 def test_what_became_named_since_it_was_found_stays(run: RunFolder, epoch: Epoch) -> None:
     _, table, _ = store(run, SHARD)
     stale = found(run)[SHARD]
-    replace_manifest(run, epoch.term, SHARD, table)
-    assert delete_orphans(run, epoch.term, stale) == 0
+    replace_manifest(run, epoch.id, SHARD, table)
+    assert delete_orphans(run, epoch.id, stale) == 0
     assert {finding.kind for finding in found(run)[SHARD]} == {"attempt_orphan"}  # now the other one
 
 
@@ -238,5 +238,5 @@ def test_the_images_of_a_lost_plan_stay(run: RunFolder, epoch: Epoch) -> None:
     run.delete(["plan/0001/plan.json"])
     everything = [finding for findings in found(run).values() for finding in findings]
     assert "attempt_orphan" in {finding.kind for finding in everything}
-    assert delete_orphans(run, epoch.term, everything) == 0
+    assert delete_orphans(run, epoch.id, everything) == 0
     assert sorted(run.walk("images")) == whole

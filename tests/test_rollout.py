@@ -9,10 +9,10 @@ import pytest
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.plan.make import PlanConfig, make_plan
-from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id, rollout_id
+from pipelines.plan.rollout_plan import RolloutCutter, at_every_budget, base_id, rollout_id
 from pipelines.plan.shards import CutRules
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.run.schema import CANONICAL_FIELDS

@@ -21,10 +21,10 @@ from jobs.__main__ import main
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
 from jobs.job_file.tries import bar_of
-from pipelines.render.attempt import Inline, Span, Work, settled
+from pipelines.render.attempt import BusySpan, InlineExecutor, ShardAttempt, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
-from pipelines.render.repairing import RepairOrder
+from pipelines.render.repaired_shard import RepairOrder
 from pipelines.render.sink import Sink
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder, named_objects
@@ -78,7 +78,7 @@ def worked(
     scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=score),)))
     sink = Sink(run, shard, run.begin_attempt(shard), "files", "png")
     scores = ShardScores(scorer, rows, threading.Lock())
-    work = Work(rows, sink, SamplerConfig(""), Span(), scores, TryRules(most, keep))
+    work = ShardAttempt(rows, sink, SamplerConfig(""), BusySpan(), scores, TryRules(most, keep))
     return run, work.render(submit, writers)
 
 
@@ -93,7 +93,7 @@ def told(rows: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("most", [1, 2, 4, 7])
 def test_the_first_picture_above_the_bar_is_kept_or_else_the_best(tmp_path: Path, most: int) -> None:
     rows = rows_with_bars()
-    run, found = worked(tmp_path / "run", rows, Inline(), most)
+    run, found = worked(tmp_path / "run", rows, InlineExecutor(), most)
     for row, made in zip(rows, found, strict=True):
         seed, seeds = wanted(row, most, BAR)
         assert (made["seed"], made["seed_planned"]) == (seed, row.seed)
@@ -109,7 +109,7 @@ def test_the_first_picture_above_the_bar_is_kept_or_else_the_best(tmp_path: Path
 
 def test_bytes_seeds_and_scores_depend_on_no_company_no_order_and_no_thread(tmp_path: Path) -> None:
     rows = rows_with_bars()
-    expected = told(worked(tmp_path / "alone", rows, Inline())[1])
+    expected = told(worked(tmp_path / "alone", rows, InlineExecutor())[1])
     for seed in range(3):
         shuffled = rows[:]
         random.Random(seed).shuffle(shuffled)
@@ -117,11 +117,11 @@ def test_bytes_seeds_and_scores_depend_on_no_company_no_order_and_no_thread(tmp_
             found = worked(tmp_path / f"{seed}", shuffled, writers, submit=lambda row: engine.submit(painted, row))[1]
         assert told(found) == expected
     for row in rows[:5]:
-        assert told(worked(tmp_path / row.id, [row], Inline())[1]) == {row.id: expected[row.id]}
+        assert told(worked(tmp_path / row.id, [row], InlineExecutor())[1]) == {row.id: expected[row.id]}
 
 
 def test_a_row_without_a_bar_has_one_try(tmp_path: Path) -> None:
-    _, found = worked(tmp_path / "run", rows_with_bars(bar=None), Inline())
+    _, found = worked(tmp_path / "run", rows_with_bars(bar=None), InlineExecutor())
     assert all(len(row["tries"]) == 1 and row["seed"] == row["seed_planned"] for row in found)
     assert all(row["quality"] is not None for row in found)
 
@@ -130,7 +130,7 @@ def test_a_scorer_that_fails_makes_no_verdict_and_the_row_says_so(tmp_path: Path
     def lame(images: list[np.ndarray], prompts: list[str]) -> list[float]:
         raise ValueError("no idea")
 
-    _, found = worked(tmp_path / "run", rows_with_bars(5), Inline(), score=lame)
+    _, found = worked(tmp_path / "run", rows_with_bars(5), InlineExecutor(), score=lame)
     assert all(len(row["tries"]) == 1 and row["seed"] == row["seed_planned"] for row in found)
     assert {row["score_error"] for row in found} == {"bright: ValueError: no idea"}
 
@@ -144,15 +144,17 @@ def test_junk_is_a_failed_try(tmp_path: Path, error: type[Exception]) -> None:
     def submit(row: Row) -> "Future[Picture]":
         return settled(error("nothing to see")) if row.seed in first else settled(painted(row))
 
-    _, found = worked(tmp_path / "run", rows, Inline(), submit=submit)
+    _, found = worked(tmp_path / "run", rows, InlineExecutor(), submit=submit)
     assert all(row["status"] == "ok" and row["seed"] != row["seed_planned"] for row in found)
     assert all(row["tries"][0]["scores"] == [] for row in found)
-    _, alone = worked(tmp_path / "one", rows, Inline(), most=1, submit=submit)
+    _, alone = worked(tmp_path / "one", rows, InlineExecutor(), most=1, submit=submit)
     assert {(row["status"], row["error_type"]) for row in alone} == {("failed", error.__name__)}
 
 
 def test_all_junk_fails_and_names_the_seeds(tmp_path: Path) -> None:
-    _, found = worked(tmp_path / "run", rows_with_bars(3), Inline(), submit=lambda row: settled(NotFinite("nan")))
+    _, found = worked(
+        tmp_path / "run", rows_with_bars(3), InlineExecutor(), submit=lambda row: settled(NotFinite("nan"))
+    )
     for row in found:
         assert (row["status"], row["error_type"]) == ("failed", "NotFinite")
         assert [each["seed"] for each in row["tries"]] == [try_seed(row["seed_planned"], n) for n in range(4)]
@@ -165,14 +167,14 @@ def test_another_failure_keeps_what_there_is(tmp_path: Path) -> None:
     def submit(row: Row) -> "Future[Picture]":
         return settled(painted(row)) if row.seed in first else settled(MemoryError("out of memory"))
 
-    _, found = worked(tmp_path / "run", rows, Inline(), submit=submit)
+    _, found = worked(tmp_path / "run", rows, InlineExecutor(), submit=submit)
     assert all(row["status"] == "ok" and row["seed"] == row["seed_planned"] for row in found)
     assert all(len(row["tries"]) == 2 for row in found)
 
 
 def test_kept_tries_are_stored_named_and_no_orphans(tmp_path: Path) -> None:
     rows = rows_with_bars(20)
-    run, found = worked(tmp_path / "run", rows, Inline(), keep=True)
+    run, found = worked(tmp_path / "run", rows, InlineExecutor(), keep=True)
     stored = {key for key, _ in run.walk("images")}
     assert stored == {key for row in found for key in named_objects(row)}
     assert len(stored) == sum(len(row["tries"]) for row in found) > len(rows)
@@ -187,16 +189,16 @@ def test_a_repair_renders_the_final_seed_and_keeps_the_record(tmp_path: Path) ->
     (entry,) = run.shard_index(1).to_pylist()
     rows = planned_rows(run.read_shard(entry["part"], entry["row_group"]))
     assert all(row.bar == BAR for row in rows)
-    _, made = worked(tmp_path / "run", rows, Inline())
+    _, made = worked(tmp_path / "run", rows, InlineExecutor())
     schema = read_plan(run).manifest_schema
     assert run.commit_manifest(entry["shard"], manifest_table(made, schema))
     again = [row["id"] for row in made if len(row["tries"]) > 1]
     order = RepairOrder(entry["shard"], 1, tuple(again), frozenset(), 1)
-    mending = order.mending(run, entry["part"], entry["row_group"], schema)
+    mending = order.repaired_shard(run, entry["part"], entry["row_group"], schema)
     assert {row.id: (row.seed, row.bar) for row in mending.again} == {
         row["id"]: (row["seed"], None) for row in made if row["id"] in again
     }
-    _, fresh = worked(tmp_path / "run", list(mending.again), Inline())
+    _, fresh = worked(tmp_path / "run", list(mending.again), InlineExecutor())
     table = {row["id"]: row for row in mending.manifest(fresh).to_pylist()}
     for row in made:
         same = ("seed", "seed_planned", "sha256", "quality")
@@ -250,7 +252,7 @@ def test_a_picture_is_that_of_a_plain_render_of_its_final_seed(
 
 def test_a_quantile_is_of_the_scores_that_are_named(tmp_path: Path) -> None:
     write_plan(RunFolder(str(tmp_path / "run")), [planned_row(i) for i in range(40)], 40)
-    run, made = worked(tmp_path / "run", rows_with_bars(bar=None), Inline())
+    run, made = worked(tmp_path / "run", rows_with_bars(bar=None), InlineExecutor())
     run.commit_manifest("0001-000000", manifest_table(made, read_plan(run).manifest_schema))
     text = f"""\
 input: {{path: p.csv}}

@@ -31,7 +31,7 @@ from actors.diffusion import TextEmbeds
 from actors.lanes import Lanes
 from actors.rows import EngineBroken, SamplerConfig
 from actors.sampler import DDIMSampler, _Request, _Requests
-from pipelines.render.attempt import Dropped, Span, Work, settled
+from pipelines.render.attempt import BusySpan, Dropped, ShardAttempt, settled
 from pipelines.render.ledger_actor import LedgerActor
 from pipelines.render.messages import DONE, HeartbeatReply, LeasedShard, Slot, Worker
 from pipelines.render.tries import RowFailed, RowTries, TryRules
@@ -213,10 +213,11 @@ def failure(turns: Turns, left_out: bool) -> None:
         assert dropped == work.dropped
 
 
-def attempt(rows: int = 0) -> Work:
+def attempt(rows: int = 0) -> ShardAttempt:
     sink: Any = SimpleNamespace(shard=SHARD, attempt=Attempt(SHARD, 1, "0" * 8))
     planned = [typed_row(i) for i in range(rows)]
-    return Work(planned, sink, SamplerConfig(""), Span(), _lock=threading.Lock(), _counting=threading.Lock())
+    locks = {name: threading.Lock() for name in ("_lock", "_counting")}
+    return ShardAttempt(planned, sink, SamplerConfig(""), BusySpan(), **locks)
 
 
 def images(turns: Turns, left_out: bool) -> None:
@@ -232,7 +233,7 @@ def span(turns: Turns, left_out: bool) -> None:
     """Of two shards that are in work at a time."""
     ticks = itertools.count(100)
     with patch.object(pipelines.render.attempt, "time", SimpleNamespace(monotonic=lambda: next(ticks))), turns:
-        span = without(Span(_lock=turns.lock()), "_lock", left_out)
+        span = without(BusySpan(_lock=turns.lock()), "_lock", left_out)
 
         def render() -> None:
             span.begin()
@@ -292,7 +293,7 @@ def ledger(turns: Turns, left_out: bool) -> None:
     """What is reported while the ledger is read is neither lost nor forgotten."""
     shards = [LeasedShard(name, "part", 0, 10, 10, 100, ("default",)) for name in ("s1", "s2")]
     task: Any = SimpleNamespace(
-        shards=lambda: shards, done=lambda again: set(), deaths=dict, pools=(), term=None, orders={}, limit=None,
+        shards=lambda: shards, done=lambda again: set(), deaths=dict, pools=(), epoch=None, orders={}, limit=None,
         adopting_s=0.0,
     )  # fmt: skip
     slot = Slot(Worker("a", "1", "default"), 0)
@@ -325,7 +326,7 @@ def unwanted(turns: Turns, left_out: bool) -> None:
 def render_worker() -> RenderWorker:
     run: Any = SimpleNamespace(begin_attempt=lambda *_: Attempt(SHARD, 1, "0" * 8))
     job: Any = SimpleNamespace(
-        run=run, term=None, layout="files", image_format="png", sampler=SamplerConfig("", dtype="float32"), scorers=(),
+        run=run, epoch=None, layout="files", image_format="png", sampler=SamplerConfig("", dtype="float32"), scorers=(),
         row_timeout_s=9.0, model=SimpleNamespace(local=lambda: "", variant=None), auto_dtype="float32",
         tries=TryRules(),
     )  # fmt: skip
@@ -349,10 +350,10 @@ SCENARIOS: dict[Callable[[Turns, bool], None], tuple[int, list[Any]]] = {  # pre
     counts: (1, [Denoiser._call, Denoiser.counts]),
     stats: (1, [Denoiser._call, DDIMSampler.stats, DDIMSampler._decode_slice, DeviceClock._count, DeviceClock.seconds]),
     watchdog: (1, [Watchdog]),
-    commit: (1, [Work.commit, Work.drop, Work._note]),
-    failure: (2, [Work.drop, Work._note]),
-    images: (1, [Work._store]),
-    span: (1, [Span]),
+    commit: (1, [ShardAttempt.commit, ShardAttempt.drop, ShardAttempt._note]),
+    failure: (2, [ShardAttempt.drop, ShardAttempt._note]),
+    images: (1, [ShardAttempt._store]),
+    span: (1, [BusySpan]),
     submit_and_close: (1, [DDIMSampler, _Requests]),
     submit_and_abandon: (1, [DDIMSampler, _Requests]),
     ledger: (1, [LedgerActor]),

@@ -15,8 +15,8 @@ from actors.selector import MOST_WORDS, SelectorConfig, StepSelector, num_words
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
 from jobs.pages.totals import Totals
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import Inspection, PromptSource
-from pipelines.prompts.rows import RowDefaults
 from tests.checkpoints import make_checkpoint
 from tests.inputs import inspected, rows_of
 

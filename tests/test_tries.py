@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.tries import SEED_BITS, kept_try, quantile_bar, tries_again, try_seed
-from pipelines.prompts.rows import MAX_SEED, derived_seed
+from pipelines.prompts.canonical_rows import MAX_SEED, derived_seed
 
 
 def test_the_first_try_has_the_rows_own_seed() -> None:

@@ -22,7 +22,7 @@ from actors.rows import SamplerConfig
 from actors.scorer import QualityScorer, ScorerConfig, ScorerError, ScorerSpec
 from jobs.pages.totals import Totals
 from jobs.steps.rendering import summary_text
-from pipelines.render.attempt import Inline, Span, Work, settled
+from pipelines.render.attempt import BusySpan, InlineExecutor, ShardAttempt, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
@@ -114,7 +114,7 @@ def worked(
     run, shard = RunFolder(str(folder)), "0001-000000"
     rows = [typed_row(i, id=f"p{i}-{n}", prompt_id=f"p{i}", num_steps=n) for i in range(3) for n in (2, 5)]
     sink = Sink(run, shard, run.begin_attempt(shard), layout, "png")
-    work = Work(rows, sink, SamplerConfig(""), Span(), ShardScores(scorer, rows, threading.Lock()))
+    work = ShardAttempt(rows, sink, SamplerConfig(""), BusySpan(), ShardScores(scorer, rows, threading.Lock()))
     made = {row.id: picture(row) for row in rows}
     return run, work.render(lambda row: settled(made[row.id]), writers, in_work=len(rows))
 
@@ -125,7 +125,7 @@ def worked(
 def test_what_a_scorer_does_to_pictures_changes_no_stored_byte(
     vandal: Callable[..., Any], isolated: bool, layout: str, tmp_path: Path
 ) -> None:
-    with Inline() if isolated else ThreadPoolExecutor(4) as writers:
+    with InlineExecutor() if isolated else ThreadPoolExecutor(4) as writers:
         run, rows = worked(tmp_path / "run", writers, quality_of(vandal), layout)
     assert len(rows) == 6
     for row in rows:
@@ -282,5 +282,5 @@ def test_a_scorer_leaves_streams_and_folder_as_they_are_for_the_store(
         monkeypatch.setattr(sys, "stdout", None)
         return [1.0] * len(images)
 
-    _, rows = worked(Path("run"), Inline(), quality_of(wander), "files")  # type: ignore[arg-type]
+    _, rows = worked(Path("run"), InlineExecutor(), quality_of(wander), "files")  # type: ignore[arg-type]
     assert all((tmp_path / "run" / row["uri"]).is_file() for row in rows)

@@ -276,8 +276,8 @@ def test_a_stray_file_is_at_most_an_orphan_and_can_be_deleted(run: RunFolder, st
     assert run.done_shards() == {f"0001-{i:06d}" for i in range(4)}
     assert run.attempts().keys() <= run.done_shards()
     assert run.deaths() == {}
-    term = claim(run).term
-    assert delete_orphans(run, term, seen) == len(seen)
+    epoch = claim(run).id
+    assert delete_orphans(run, epoch, seen) == len(seen)
     assert (run.stat(stray) is None) == bool(seen)
     assert findings(run, 0.01) == []
 
@@ -452,7 +452,7 @@ def test_a_stray_is_an_orphan_wherever_it_lies_and_goes(run: RunFolder, stray: s
     finding = only(run)
     assert finding.kind in ORPHANS
     assert stray.startswith(finding.key)
-    assert delete_orphans(run, claim(run).term, [finding]) == 1
+    assert delete_orphans(run, claim(run).id, [finding]) == 1
     assert findings(run, 0.01) == []
 
 
@@ -468,7 +468,7 @@ def test_a_folder_where_an_image_should_be(run: RunFolder) -> None:
     run.write(f"{row['uri']}/copy.png", b"x")
     seen = findings(run, 0.01)
     assert {(f.kind, f.id) for f in seen} == {("image_missing", row["id"]), ("object_orphan", None)}
-    assert delete_orphans(run, claim(run).term, seen) == 1
+    assert delete_orphans(run, claim(run).id, seen) == 1
     run.write(row["uri"], b"free again")
 
 
@@ -479,7 +479,7 @@ def test_a_folder_where_a_manifest_should_be_is_a_shard_that_is_not_done(run: Ru
     assert SHARD not in run.done_shards()
     seen = findings(run, 0.01)
     assert {f.kind for f in seen} == {"manifest_missing", "object_orphan"}
-    assert delete_orphans(run, claim(run).term, seen) == 1
+    assert delete_orphans(run, claim(run).id, seen) == 1
     assert run.create(manifest_key(SHARD), data)
     assert findings(run, 0.01) == []
 
@@ -489,7 +489,7 @@ def test_a_file_where_a_shards_images_should_be(run: RunFolder) -> None:
     run.write(f"images/{SHARD}", b"x")
     seen = findings(run, 0.01)
     assert {f.kind for f in seen} == {"image_missing", "object_orphan"}
-    assert delete_orphans(run, claim(run).term, seen) == 1
+    assert delete_orphans(run, claim(run).id, seen) == 1
     run.write(first(run)["uri"], b"free again")
 
 
@@ -498,7 +498,7 @@ def test_a_file_where_a_folder_of_the_run_should_be(tmp_path: Path, name: str) -
     run = finished_run(RunFolder(str(tmp_path / "run")), "none")
     run.write(name, b"x")
     assert (only(run).kind, only(run).key) == ("object_orphan", name)
-    assert delete_orphans(run, claim(run).term, findings(run)) == 1
+    assert delete_orphans(run, claim(run).id, findings(run)) == 1
     assert findings(run) == []
 
 
@@ -510,7 +510,7 @@ def test_a_folder_where_a_data_file_should_be(tmp_path: Path, layout: str) -> No
     run.write(f"{key}/.DS_Store", b"x")
     seen = findings(run, 0.01)
     assert {(f.kind, f.key) for f in seen} == {("image_missing", key), ("attempt_orphan", f"{key}/.DS_Store")}
-    assert delete_orphans(run, claim(run).term, seen) == 1
+    assert delete_orphans(run, claim(run).id, seen) == 1
 
 
 @pytest.mark.parametrize("name", ["plan/0001/plan.json", "plan/0001/shards.parquet"])
@@ -534,7 +534,7 @@ def test_keys_with_empty_parts_and_markers_of_folders_in_a_store(s3) -> None:
     seen = findings(run, 0.01)
     assert {f.key for f in seen} == set(odd)
     assert {f.kind for f in seen} <= ORPHANS
-    assert delete_orphans(run, claim(run).term, seen) == len(odd)
+    assert delete_orphans(run, claim(run).id, seen) == len(odd)
     assert findings(run, 0.01) == []
 
 
@@ -552,7 +552,7 @@ def test_what_is_left_of_an_attempt_goes_with_keys_that_are_no_paths(s3) -> None
         client.put_object(Bucket=bucket, Key=f"run/{key}", Body=b"x")
     seen = findings(run, 0.01)
     assert {finding.kind for finding in seen} <= ORPHANS
-    delete_orphans(run, claim(run).term, seen)
+    delete_orphans(run, claim(run).id, seen)
     assert findings(run, 0.01) == []
     assert not set(left) & {key for key, _ in run.walk("images")}
 

@@ -20,7 +20,7 @@ from pipelines.integrity.verification import verify
 from pipelines.render.attempt import Dropped
 from pipelines.render.messages import HeartbeatReply, Lease, LeasedShard, Slot, Worker
 from pipelines.render.watchdog import Watchdog
-from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import SupersededError, claim
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
@@ -49,11 +49,11 @@ def run(tmp_path):
     return folder
 
 
-def worker(run, model, term=None):
+def worker(run, model, epoch=None):
     settings = SamplerConfig("", device="cpu", lanes=4, num_threads=1)
     schema = read_plan(run).manifest_schema
     return RenderWorker(
-        WorkerJob(run, ModelSource(model), settings, "default", "files", "png", schema, term=term), None
+        WorkerConfig(run, ModelSource(model), settings, "default", "files", "png", schema, epoch=epoch), None
     )
 
 
@@ -121,7 +121,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
     before = run.read_manifest(SHARD).to_pylist()
     run.delete([before[2]["uri"], before[4]["uri"]])
     order = RepairPlanner(read_plan(run)).order(SHARD, findings(run))
-    mender = worker(run, model, claim(run).term)
+    mender = worker(run, model, claim(run).id)
     assert mender._render(lease(run, order=order))["ok"] == 2
     assert mender._sampler.images == 2
     after = run.read_manifest(SHARD).to_pylist()
@@ -134,7 +134,7 @@ def test_a_repair_renders_the_ordered_rows_and_replaces_the_manifest_once(run, m
     assert findings(run) == []
 
     whole = sorted(run.walk("images")), run.stat(f"manifest/{SHARD}.parquet")
-    late = worker(run, model, claim(run, take_over=True).term)
+    late = worker(run, model, claim(run, take_over=True).id)
     assert late._render(lease(run, order=order))["ok"] == 2  # a zombie of the same repair: the first one's stands
     assert (sorted(run.walk("images")), run.stat(f"manifest/{SHARD}.parquet")) == whole
 
@@ -143,10 +143,10 @@ def test_a_repair_needs_the_last_epoch(run, model):
     worker(run, model)._render(lease(run))
     run.delete([run.read_manifest(SHARD)["uri"][0].as_py()])
     order = RepairPlanner(read_plan(run)).order(SHARD, findings(run))
-    term = claim(run).term
+    epoch = claim(run).id
     claim(run, take_over=True)
     with pytest.raises(SupersededError):
-        worker(run, model, term)._render(lease(run, order=order))
+        worker(run, model, epoch)._render(lease(run, order=order))
     assert set(run.read_manifest(SHARD)["revision"].to_pylist()) == {0}
 
 
@@ -155,7 +155,7 @@ class Ledger:
 
     def __init__(self, raises):
         self.raises, self.beats, self.is_over = list(raises), [], False
-        self.beat = self
+        self.heartbeat = self
 
     def options(self, **options):
         return self

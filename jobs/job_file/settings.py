@@ -26,8 +26,8 @@ from pipelines.cluster.pools import PoolSpec
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import TextRules
 from pipelines.plan.make import PlanConfig
+from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
-from pipelines.prompts.rows import RowDefaults
 from pipelines.render.pool import RenderConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.tries import TryRules

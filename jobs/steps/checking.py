@@ -22,9 +22,9 @@ from jobs.terminal.exit_codes import DONE, TOO_MANY_FAILED
 from pipelines.cluster.nodes import workers_are_up
 from pipelines.files.chosen import would_hold
 from pipelines.files.tables import FoundFiles, hub_address, web_address
-from pipelines.plan.earlier import Earlier, earlier_rows
-from pipelines.prompts.dataset import inspect
+from pipelines.plan.earlier import EarlierRows, earlier_rows
 from pipelines.prompts.inspection import Inspection, PromptSource, open_files, pinned_notes
+from pipelines.prompts.two_passes import inspect
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import Folder, StorageError, store_of
@@ -127,7 +127,7 @@ def read_input(job: Job, source: PromptSource) -> Inspection:
     return inspection
 
 
-def read_earlier(job: Job, plan: Plan, inspection: Inspection) -> Earlier:
+def read_earlier(job: Job, plan: Plan, inspection: Inspection) -> EarlierRows:
     """Compares what is planned with the input. Raises ConfigError where rows changed, unless their pictures stay."""
     earlier = earlier_rows(plan, inspection)
     if earlier.changes.is_refused and job.config.input.changed == "refuse":

@@ -17,8 +17,8 @@ from jobs.steps.training_settings import whole_table
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE
-from pipelines.prompts.dataset import raise_aborted, rows
 from pipelines.prompts.sample import stratified
+from pipelines.prompts.two_passes import raise_aborted, rows
 
 EMBEDDED_QUALITY = [
     Scorer(scorer="clip", path="training/scenes/scorer"),

@@ -35,7 +35,7 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     return settings, check_policy(job, settings.checkpoint)
 
 
-def make(console: Console, settings: Settings, warnings: list[str], term: EpochId) -> Plan:
+def make(console: Console, settings: Settings, warnings: list[str], epoch: EpochId) -> Plan:
     """Write the resolved job file and one new generation of the plan, where there is something new; -> all of it.
 
     Raises SupersededError, and commits nothing, where another driver took over meanwhile.
@@ -49,7 +49,7 @@ def make(console: Console, settings: Settings, warnings: list[str], term: EpochI
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above
     summary = make_plan(
-        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, term
+        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, epoch
     )
     console.clear()
     for note in summary.notes:
@@ -106,8 +106,8 @@ def plan_job(console: Console, job: Job, address: str | None, take_over: bool = 
     with sole_driver(console, job, settings.run, take_over) as epoch:
         start_ray(address, console.debug)
         with Interrupts(console, this_command()):
-            check_nodes(console, job, settings.run, epoch.term.proof)
-            found = estimated(settings, make(console, settings, warnings, epoch.term))
+            check_nodes(console, job, settings.run, epoch.id.proof)
+            found = estimated(settings, make(console, settings, warnings, epoch.id))
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, plan_text(str(job.config.output.path), found))
     return 0

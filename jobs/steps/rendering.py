@@ -32,15 +32,15 @@ def render_job(
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    line, term = ProgressLine(console, totalled["largest"]), stop.epoch.term
-    if changed := widen_manifests(plan, term):
+    line, epoch = ProgressLine(console, totalled["largest"]), stop.epoch.id
+    if changed := widen_manifests(plan, epoch):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
 
     def on_progress(progress: Progress) -> None:
         line(progress)
         stop.epoch.tell(asdict(progress))
 
-    result = render(plan, settings.render, on_progress, stop, repair, term=term)
+    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch)
     console.clear()
     found = totals(plan)
     summary = summarize(job, totalled, result, found)

@@ -18,7 +18,7 @@ from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair_orders import DELETABLE, RepairPlanner, delete_orphans, objects_of
 from pipelines.integrity.verification import verify
 from pipelines.render.driver import RepairOrders, render
-from pipelines.render.repairing import RepairOrder, written_rows
+from pipelines.render.repaired_shard import RepairOrder, written_rows
 from pipelines.run.drivers import Epoch, SupersededError
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -95,8 +95,8 @@ class RepairRun:
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
         self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
-        progress, term = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.term
-        result = render(self.plan, self.settings.render, progress, stop, RepairOrders(self.orders), term=term)
+        progress, epoch = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.id
+        result = render(self.plan, self.settings.render, progress, stop, RepairOrders(self.orders), epoch=epoch)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
@@ -121,7 +121,7 @@ class RepairRun:
 
         everything = [finding for found in self.findings.values() for finding in found]
         try:
-            self.deleted += delete_orphans(self.run, self.epoch.term, everything)
+            self.deleted += delete_orphans(self.run, self.epoch.id, everything)
         except SupersededError as error:
             self.console.say(f"error: {error}")
             self.code, self.status = FAILED, "superseded"

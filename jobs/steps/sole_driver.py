@@ -52,5 +52,5 @@ def ready(
     """
     start_ray(address, console.debug)
     with Interrupts(console, this_command()) as interrupts:
-        check_nodes(console, settings.job, settings.run, epoch.term.proof, with_input)
+        check_nodes(console, settings.job, settings.run, epoch.id.proof, with_input)
         yield with_gpus(console, settings), Stop(interrupts, epoch)

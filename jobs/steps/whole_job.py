@@ -29,7 +29,7 @@ def run_job(
         sole_driver(console, job, settings.run, take_over) as epoch,
         ready(console, settings, epoch, address, with_input=True) as (settings, stop),
     ):
-        plan = make(console, settings, warnings, epoch.term)
+        plan = make(console, settings, warnings, epoch.id)
         console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
         again = failed_rows(plan) if retry_failed else None
         return render_job(console, settings, plan, stop, again)

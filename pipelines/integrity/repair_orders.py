@@ -1,6 +1,6 @@
 """Decides which rows of a damaged shard stay and which are rendered again; deletes orphans.
 
-Pure over a run folder. `pipelines.render.repairing` renders the rows and replaces the manifest. Only the driver of the
+Pure over a run folder. `pipelines.render.repaired_shard` renders them and replaces the manifest. Only the driver of the
 latest epoch may delete.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.integrity.findings import Finding
-from pipelines.render.repairing import RepairOrder, first_of_each, written_rows
+from pipelines.render.repaired_shard import RepairOrder, first_of_each, written_rows
 from pipelines.run.drivers import EpochId, demand_driver
 from pipelines.run.layout import UNREADABLE, RunFolder, named_objects, shard_of
 from pipelines.run.plan import Plan
@@ -78,7 +78,7 @@ class RepairPlanner:
         return (named & found.keys()) | inside
 
 
-def delete_orphans(run: RunFolder, term: EpochId, findings: Iterable[Finding]) -> int:
+def delete_orphans(run: RunFolder, epoch: EpochId, findings: Iterable[Finding]) -> int:
     """Delete what attempts left behind and no manifest names; -> objects. SupersededError as `replace_manifest`.
 
     Each shard's manifest is read again first: what it names now stays, whatever was found before.
@@ -87,7 +87,7 @@ def delete_orphans(run: RunFolder, term: EpochId, findings: Iterable[Finding]) -
     for finding in findings:
         if finding.kind not in DELETABLE:
             continue
-        demand_driver(run, term)
+        demand_driver(run, epoch)
         named = set() if is_odd(finding.key) else _named(run, finding.shard or shard_of(finding.key))
         if named is not None:
             keys = [key for key in objects_of(run, finding.key) if key not in named]

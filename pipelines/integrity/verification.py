@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.integrity.findings import Finding
 from pipelines.integrity.image_listing import ImageListing
 from pipelines.integrity.images import ShardImages
-from pipelines.prompts.rows import KEY_BYTES, id_key
+from pipelines.prompts.canonical_rows import KEY_BYTES, id_key
 from pipelines.run.layout import FOLDERS, READERS, UNREADABLE, RunFolder, done_of, manifest_key, named_objects, shard_of
 from pipelines.run.plan import Generation, Plan
 from pipelines.storage.folder import is_odd

@@ -3,13 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.render.manifest_rows import widened
-from pipelines.render.repairing import replace_manifest
+from pipelines.render.repaired_shard import replace_manifest
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import READERS, UNREADABLE
 from pipelines.run.plan import Plan
 
 
-def widen_manifests(plan: Plan, term: EpochId) -> int:
+def widen_manifests(plan: Plan, epoch: EpochId) -> int:
     """Give earlier manifests the columns and types of the newest generation; -> those that were replaced.
 
     None is read where all plans have one schema. Rows stay as they are, their revision too; what is damaged stays.
@@ -24,7 +24,7 @@ def widen_manifests(plan: Plan, term: EpochId) -> int:
         except UNREADABLE:
             return False
         if not table.schema.equals(newest):
-            replace_manifest(run, term, shard, widened(table, newest))
+            replace_manifest(run, epoch, shard, widened(table, newest))
         return not table.schema.equals(newest)
 
     with ThreadPoolExecutor(READERS) as pool:

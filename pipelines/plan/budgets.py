@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class SelectorSource:
     """How rows get budgets. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any.
 
     `model`: where each node gets the checkpoint whose text encoder a policy reads; it says nothing about the budgets.
@@ -33,7 +33,7 @@ class Scoring:
 
 
 @functools.lru_cache(maxsize=1)
-def selector_of(scoring: Scoring) -> Any:
+def selector_of(scoring: SelectorSource) -> Any:
     """The process's one selector; it imports torch, so it is never made on the driver."""
     if scoring.selector_class:
         return scoring.selector_class(scoring.selector)
@@ -42,7 +42,7 @@ def selector_of(scoring: Scoring) -> Any:
     return StepSelector(_on_this_node(scoring))
 
 
-def _on_this_node(scoring: Scoring) -> "SelectorConfig":
+def _on_this_node(scoring: SelectorSource) -> "SelectorConfig":
     """The settings with the folders of this machine; only a policy has any."""
     config, model = scoring.selector, scoring.model
     if config.selector != "policy" or model is None or config.policy_path is None:
@@ -51,7 +51,7 @@ def _on_this_node(scoring: Scoring) -> "SelectorConfig":
     return replace(config, policy_path=policy.local(), text_encoder_path=model.local())
 
 
-def score(table: pa.Table, scoring: Scoring) -> pa.Table:
+def score(table: pa.Table, scoring: SelectorSource) -> pa.Table:
     """Canonical rows -> the same with SCORE_FIELDS; a row whose budget no pool serves becomes a bad one."""
     batch = {
         "id": table["id"].to_numpy(),
@@ -86,7 +86,7 @@ def score(table: pa.Table, scoring: Scoring) -> pa.Table:
 class ScoreActor:
     """Canonical rows -> the same with SCORE_FIELDS, by a selector that is built at the first batch and kept."""
 
-    def __init__(self, scoring: Scoring) -> None:
+    def __init__(self, scoring: SelectorSource) -> None:
         self.scoring = scoring
 
     def __call__(self, table: pa.Table) -> pa.Table:

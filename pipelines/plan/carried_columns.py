@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.files.readers import InputError
-from pipelines.prompts.rows import EXACT
+from pipelines.prompts.canonical_rows import EXACT
 from pipelines.run.plan import EMPTY, WIDE, Plan
 from pipelines.run.schema import carried_types, manifest_schema, merged_type
 

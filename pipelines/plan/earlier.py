@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pipelines.plan.rollout import base_id
-from pipelines.prompts.dataset import is_aborted, keys_of, raise_aborted, rows
+from pipelines.plan.rollout_plan import base_id
+from pipelines.prompts.canonical_rows import KEY_BYTES, id_key
 from pipelines.prompts.inspection import Inspection
-from pipelines.prompts.rows import KEY_BYTES, id_key
+from pipelines.prompts.two_passes import is_aborted, keys_of, raise_aborted, rows
 from pipelines.run.plan import Plan
 
 SHOWN = 5
@@ -156,17 +156,17 @@ def _newest(keys: np.ndarray, states: np.ndarray) -> KnownRows:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierRows:
     """The planned rows, and how the input differs from them."""
 
     known: KnownRows
     changes: Changes
 
 
-def earlier_rows(plan: Plan, inspection: Inspection) -> Earlier:
+def earlier_rows(plan: Plan, inspection: Inspection) -> EarlierRows:
     """Reads both, before a plan grows. InputError, StorageError."""
     known = known_rows(plan)
-    return Earlier(known, find_changes(plan, inspection, known))
+    return EarlierRows(known, find_changes(plan, inspection, known))
 
 
 def find_changes(plan: Plan, inspection: Inspection, known: KnownRows) -> Changes:

@@ -21,15 +21,15 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.pools import PoolSpec, menu_faults, served_budgets, serving
 from pipelines.files.readers import InputError
-from pipelines.plan.budgets import ScoreActor, Scoring, score, selector_of
+from pipelines.plan.budgets import ScoreActor, SelectorSource, score, selector_of
 from pipelines.plan.carried_columns import ColumnFacts, one_schema
-from pipelines.plan.earlier import Earlier, earlier_rows
-from pipelines.plan.rollout import RolloutCutter, at_every_budget, base_id
+from pipelines.plan.earlier import EarlierRows, earlier_rows
+from pipelines.plan.rollout_plan import RolloutCutter, at_every_budget, base_id
 from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
 from pipelines.plan.writer import PlanWriter, commit
-from pipelines.prompts.dataset import are_in, inspect, raise_aborted, rows
+from pipelines.prompts.canonical_rows import id_key
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.prompts.rows import id_key
+from pipelines.prompts.two_passes import are_in, inspect, raise_aborted, rows
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
 from pipelines.run.schema import carried_types, schema_to_json
@@ -98,13 +98,13 @@ def make_plan(
     config: PlanConfig,
     on_progress: Progress | None = None,
     inspection: Inspection | None = None,
-    earlier: Earlier | None = None,
-    term: EpochId | None = None,
+    earlier: EarlierRows | None = None,
+    epoch: EpochId | None = None,
 ) -> PlanSummary:
     """The plan with one new generation, or as it is where nothing is new. InputError, StorageError; needs a Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
-    term: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
+    epoch: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
     """
     started = time.monotonic()
     menu, policy_version = _menu(config)
@@ -147,7 +147,7 @@ def make_plan(
         **facts.document(carried_types(schema)),
         "created_at": datetime.now(UTC).isoformat(),
     }
-    document = commit(writer, json.loads(json.dumps(document)), term)
+    document = commit(writer, json.loads(json.dumps(document)), epoch)
     numbers = (document["rows"], document["failed_rows"], document["shards"])
     return PlanSummary(plan.grown(generation, document), generation, *numbers, time.monotonic() - started, notes)
 
@@ -165,7 +165,7 @@ def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
     selector = config.selector
     describe = ray.remote(_described).options(num_cpus=1)
     try:
-        choices, version = ray.get(describe.remote(Scoring(selector, None, config.selector_class, config.model)))
+        choices, version = ray.get(describe.remote(SelectorSource(selector, None, config.selector_class, config.model)))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OSError):
             raise InputError(f"steps.selector: {error.cause}") from error
@@ -174,7 +174,7 @@ def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
     return tuple(count for count in choices if low <= count <= high) or choices, version
 
 
-def _described(scoring: Scoring) -> tuple[tuple[int, ...], str | None]:
+def _described(scoring: SelectorSource) -> tuple[tuple[int, ...], str | None]:
     selector = selector_of(scoring)
     return tuple(int(count) for count in selector.choices), selector.policy_version
 
@@ -212,7 +212,7 @@ def _scored(
     """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
     served = served_budgets(config.pools)
     again = (config.bar, config.expected_tries)
-    scoring = Scoring(config.selector, served, config.selector_class, config.model, *again)
+    scoring = SelectorSource(config.selector, served, config.selector_class, config.model, *again)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
         expand = functools.partial(at_every_budget, choices=menu)

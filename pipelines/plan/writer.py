@@ -104,16 +104,16 @@ class PlanWriter:
         }
 
 
-def commit(writer: PlanWriter, plan: dict[str, Any], term: EpochId | None = None) -> dict[str, Any]:
+def commit(writer: PlanWriter, plan: dict[str, Any], epoch: EpochId | None = None) -> dict[str, Any]:
     """Makes the generation exist, and returns its plan.
 
-    Raises SupersededError where the driver of `term` was taken over, InputError where the generation is another's.
+    Raises SupersededError where the driver of `epoch` was taken over, InputError where the generation is another's.
     """
     run, generation, index = writer.run, writer.generation, writer.index()
     folder, plan = f"plan/{generation:04d}", plan | {"parts": writer.parts}
-    demand_driver(run, term)
+    demand_driver(run, epoch)
     if run.create(f"{folder}/shards.parquet", parquet_bytes([index])) or run.shard_index(generation) == index:
-        demand_driver(run, term)
+        demand_driver(run, epoch)
         if run.commit_plan(generation, plan):
             return plan
     raise InputError(

@@ -1,6 +1,6 @@
 """Finds the canonical name of each of the user's columns; carries the others along with a name and a type.
 
-Pure: names and Arrow types only. `pipelines.prompts.rows` reads the rows, `pipelines.files.readers` the bytes.
+Pure: names and Arrow types only. `pipelines.prompts.canonical_rows` reads the rows.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.files.csv_rows import SEPARATORS, separated_by
 from pipelines.files.readers import InputError, TableFile
-from pipelines.prompts.rows import EXACT, NUMBERS, values_of
+from pipelines.prompts.canonical_rows import EXACT, NUMBERS, values_of
 from pipelines.run.schema import RESERVED_NAMES, merged_type
 
 GIVEN = (

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.files.readers import InputError, TableFile, TextRules
 from pipelines.files.tables import FoundFiles, find_files
 from pipelines.pipeline_error import one_line
+from pipelines.prompts.canonical_rows import KEY_BYTES, RowDefaults
 from pipelines.prompts.columns import (
     GIVEN,
     CarriedColumn,
@@ -26,7 +27,6 @@ from pipelines.prompts.columns import (
 )
 from pipelines.prompts.duplicates import EqualRows, find_equal_rows
 from pipelines.prompts.remarks import Remark, remark_notes
-from pipelines.prompts.rows import KEY_BYTES, RowDefaults
 from pipelines.prompts.slices import MAX_SHOWN, Chunk, FileSlice, ReadingRules, id_given
 from pipelines.storage.folder import StorageOptions
 

@@ -1,13 +1,13 @@
 """Notes prompts and negative prompts that render, but perhaps not as their author expects.
 
-Pure: texts in, kinds out. `pipelines.prompts.rows` finds rows that cannot be rendered.
+Pure: texts in, kinds out. `pipelines.prompts.canonical_rows` finds rows that cannot be rendered.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pipelines.prompts.rows import RawBatch, RowDefaults
+from pipelines.prompts.canonical_rows import RawBatch, RowDefaults
 
 _INVISIBLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xad\u180e\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"

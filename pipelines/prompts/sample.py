@@ -1,6 +1,6 @@
 """Draws a sample of canonical rows, each category in its share; it does not depend on the rows' order.
 
-Pure, one pass. `pipelines.prompts.dataset` reads the rows; a pilot uses the sample.
+Pure, one pass. `pipelines.prompts.two_passes` reads the rows; a pilot uses the sample.
 """
 
 import hashlib

@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.files.readers import Batch, InputError, TableFile, read_batches
-from pipelines.prompts.columns import CarriedColumn, carried_array, json_type, resolve_columns
-from pipelines.prompts.remarks import Remarks, add_remarks, remarks
-from pipelines.prompts.rows import (
+from pipelines.prompts.canonical_rows import (
     RawBatch,
     RowDefaults,
     RowFault,
@@ -23,6 +21,8 @@ from pipelines.prompts.rows import (
     id_key,
     read_raw,
 )
+from pipelines.prompts.columns import CarriedColumn, carried_array, json_type, resolve_columns
+from pipelines.prompts.remarks import Remarks, add_remarks, remarks
 
 TASK_ROWS = 50_000
 TASK_BYTES = 16 << 20  # of text, where rows are not known

@@ -39,7 +39,7 @@ class AttemptFailed(RuntimeError):
 
 
 @dataclass
-class Span:
+class BusySpan:
     """Measures the seconds from a worker's first row to its last picture."""
 
     started: float | None = None
@@ -65,13 +65,13 @@ class Span:
 
 
 @dataclass(eq=False)
-class Work:
+class ShardAttempt:
     """The attempt. images: rendered so far. error: why it ends without a commit; then no more rows are started."""
 
     rows: list[PlannedRow]
     sink: Sink
     sampler: SamplerConfig
-    span: Span
+    span: BusySpan
     scores: ShardScores | None = None
     tries: TryRules = field(default_factory=TryRules)
     images: int = 0
@@ -243,7 +243,7 @@ def settled(result: Any) -> "Future[Any]":
     return future
 
 
-class Inline(Executor):
+class InlineExecutor(Executor):
     """Runs what is submitted at once, in the thread that submits it: for pictures that come one at a time."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":

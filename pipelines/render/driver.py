@@ -20,7 +20,7 @@ from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
 from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
-from pipelines.render.repairing import RepairOrder
+from pipelines.render.repaired_shard import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -87,11 +87,11 @@ def render(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
     repair: RepairOrders | None = None,
-    term: EpochId | None = None,
+    epoch: EpochId | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
-    Where `stop` is set, what is in work is finished and committed. term: this driver's epoch, by which each process
+    Where `stop` is set, what is in work is finished and committed. epoch: this driver's epoch, by which each process
     proves that it sees this very folder. Raises RenderError, resumable; never returns with planned shards unended,
     unless it was interrupted.
     """
@@ -99,14 +99,14 @@ def render(
     config = replace(config, pools=pools)
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
     orders, only = (repair.orders, repair.alone) if repair else ({}, False)
-    run, task = plan.run, RenderTask(plan, pools, orders, only, term, limit)
+    run, task = plan.run, RenderTask(plan, pools, orders, only, epoch, limit)
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [ActorPool(spec, plan, config, ledger, term) for spec in pools]
+    every = [ActorPool(spec, plan, config, ledger, epoch) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
             result = _RunWatcher(ledger, every, config, on_progress, stop).until_over(len(shards))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
 
 if TYPE_CHECKING:
-    from pipelines.render.repairing import RepairOrder
+    from pipelines.render.repaired_shard import RepairOrder
 
 HEARTBEAT_S, SLOWEST_HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 10.0, 60.0
 EXPIRY_LOOK_S = 1.0  # between two looks at all leases
@@ -315,7 +315,7 @@ class Ledger:
         state.lent_to |= {slot.worker}
         return None
 
-    def broke(self, worker: Worker, reason: str) -> None:
+    def engine_broke(self, worker: Worker, reason: str) -> None:
         """The worker's engine is broken and its process ends: each of its leases counts as a death."""
         self._counts.errors.append(reason)
         self._broke[worker.actor] += 1
@@ -343,7 +343,7 @@ class Ledger:
         """Takes the nodes that will leave: their workers get no lease, and are told to leave."""
         self._draining = frozenset(nodes)
 
-    def beat(self, beat: Heartbeat) -> HeartbeatReply:
+    def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
         """Renews the worker's leases, and adopts those that an earlier ledger gave.
 
         A heartbeat may be late: what this ledger itself once leased to the worker is never adopted from one.

@@ -19,7 +19,7 @@ from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger import HEARTBEAT_S, SLOWEST_HEARTBEAT_S, WORKERS_A_HEARTBEAT_S, FailureLimit, Ledger
 from pipelines.render.messages import WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
 from pipelines.render.pool import planned_shards
-from pipelines.render.repairing import RepairOrder
+from pipelines.render.repaired_shard import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -33,14 +33,14 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 class RenderTask:
     """What the ledger needs of a call of `render`.
 
-    plan: as it was when it began; term: of the driver; only: nothing but the orders.
+    plan: as it was when it began; epoch: of the driver; only: nothing but the orders.
     """
 
     plan: Plan
     pools: tuple[PoolSpec, ...]
     orders: Mapping[str, RepairOrder] = field(default_factory=dict)
     only: bool = False
-    term: EpochId | None = None
+    epoch: EpochId | None = None
     limit: FailureLimit | None = None
 
     @property
@@ -90,9 +90,9 @@ class LedgerActor:
         """See `Ledger.lease`."""
         return self._ledger.lease(slot) if self._ledger else WAIT
 
-    def beat(self, beat: Heartbeat) -> HeartbeatReply:
-        """See `Ledger.beat`; while the ledger is not loaded no worker has to drop anything."""
-        return self._ledger.beat(beat) if self._ledger else HeartbeatReply()
+    def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
+        """See `Ledger.heartbeat`; while the ledger is not loaded no worker has to drop anything."""
+        return self._ledger.heartbeat(beat) if self._ledger else HeartbeatReply()
 
     def snapshot(self) -> Snapshot:
         """See `Ledger.snapshot`; errors: why the ledger is not loaded."""
@@ -114,9 +114,9 @@ class LedgerActor:
         """See `Ledger.release`."""
         self._tell(lambda ledger: ledger.release(slot, shard_id))
 
-    def broke(self, worker: Worker, reason: str) -> None:
-        """See `Ledger.broke`."""
-        self._tell(lambda ledger: ledger.broke(worker, reason))
+    def engine_broke(self, worker: Worker, reason: str) -> None:
+        """See `Ledger.engine_broke`."""
+        self._tell(lambda ledger: ledger.engine_broke(worker, reason))
 
     def process_ended(self, actor: str, living_nodes: Collection[str], before: int | None = None) -> None:
         """See `Ledger.process_ended`."""
@@ -156,8 +156,8 @@ class LedgerActor:
 
     def _read(self) -> None:
         task, again = self._task, self._again
-        if task.term is not None:
-            prove(task.run, task.term.proof)
+        if task.epoch is not None:
+            prove(task.run, task.epoch.proof)
         ledger = Ledger(
             task.shards(),
             task.done(again),

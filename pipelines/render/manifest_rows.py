@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from actors.rows import SamplerConfig
-from pipelines.prompts.rows import EXACT
+from pipelines.prompts.canonical_rows import EXACT
 from pipelines.render.quality import Scored
 from pipelines.render.sink import FORMATS, Sink, Stored, encoder_name
 from pipelines.render.tries import RowTries
@@ -22,7 +22,7 @@ from pipelines.run.layout import Attempt
 from pipelines.run.schema import PlannedRow
 
 if TYPE_CHECKING:
-    from pipelines.render.repairing import RepairOrder
+    from pipelines.render.repaired_shard import RepairOrder
 
 REASON_CHARS = 160
 _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")

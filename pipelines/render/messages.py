@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.render.repairing import RepairOrder
+    from pipelines.render.repaired_shard import RepairOrder
 
 DONE, WAIT = "done", "wait"
 

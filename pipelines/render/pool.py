@@ -21,7 +21,7 @@ from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
 from pipelines.render.tries import TryRules
-from pipelines.render.worker import RenderWorker, WorkerJob
+from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
 from pipelines.storage.checkpoints import ModelSource
@@ -125,12 +125,12 @@ class ActorPool:
         plan: Plan,
         config: RenderConfig,
         ledger: Any,
-        term: EpochId | None = None,
+        epoch: EpochId | None = None,
     ):
         self.spec, self.ledger = spec, ledger
         device = device_of(spec, config.sampler.device)
         threads = max(1, int(spec.num_cpus))
-        self.job = WorkerJob(
+        self.job = WorkerConfig(
             run=plan.run,
             model=config.model,
             sampler=replace(config.sampler, lanes=spec.lanes, num_threads=threads, device=device),
@@ -141,7 +141,7 @@ class ActorPool:
             scorers=config.scorers,
             tries=config.tries,
             row_timeout_s=config.row_timeout_s,
-            term=term,
+            epoch=epoch,
             auto_dtype=auto_dtype(config),
         )
         self.handles: list[_PooledActor] = []

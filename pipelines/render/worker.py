@@ -24,7 +24,7 @@ import ray
 from actors.rows import EngineBroken, SamplerConfig
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import ActorState, actor_states
-from pipelines.render.attempt import IN_WORK, Dropped, Inline, Span, Work, engine_row, settled
+from pipelines.render.attempt import IN_WORK, BusySpan, Dropped, InlineExecutor, ShardAttempt, engine_row, settled
 from pipelines.render.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
 from pipelines.render.manifest_rows import manifest_table, outcome_counts
 from pipelines.render.messages import (
@@ -39,7 +39,7 @@ from pipelines.render.messages import (
     Worker,
 )
 from pipelines.render.quality import ScorerSource, ShardScores, load_scorer
-from pipelines.render.repairing import replace_manifest
+from pipelines.render.repaired_shard import replace_manifest
 from pipelines.render.sink import Sink
 from pipelines.render.tries import TryRules
 from pipelines.render.watchdog import Submit, Watchdog
@@ -61,10 +61,10 @@ LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under
 
 
 @dataclass(frozen=True)
-class WorkerJob:
+class WorkerConfig:
     """All that a worker of one pool needs. schema: of all manifests.
 
-    row_timeout_s: ends the process after so long without progress; None: never. term: of the driver. auto_dtype: what
+    row_timeout_s: ends the process after so long without progress; None: never. epoch: of the driver. auto_dtype: what
     `dtype: auto` means in a run that has not settled it yet.
     """
 
@@ -78,14 +78,14 @@ class WorkerJob:
     scorers: tuple[ScorerSource, ...] = ()
     tries: TryRules = field(default_factory=TryRules)
     row_timeout_s: float | None = None
-    term: EpochId | None = None
+    epoch: EpochId | None = None
     auto_dtype: str = "float32"
 
 
 class RenderWorker:
     """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
 
-    def __init__(self, job: WorkerJob, ledger: Any = None):
+    def __init__(self, job: WorkerConfig, ledger: Any = None):
         self.job, self.ledger = job, ledger
         self._lock = threading.Lock()
         self._sampler: DDIMSampler | None = None
@@ -94,7 +94,7 @@ class RenderWorker:
         self._worker: Worker | None = None
         self._serving: Future[UnfitWorker | None] | None = None
         self._stage = "starting"
-        self._works: dict[str, Work | None] = {}  # shards in hand, from the lease on; None: not begun
+        self._works: dict[str, ShardAttempt | None] = {}  # shards in hand, from the lease on; None: not begun
         self._unwanted: set[str] = set()  # those not begun that are another's by now
         self._past: Counter[str] = Counter()  # figures of samplers that made room for isolation
         self._figures = threading.Lock()  # held while a sampler comes or goes, and what is past with it
@@ -104,7 +104,7 @@ class RenderWorker:
         self._isolated_moves = 0
         self._watchdog = Watchdog(job.row_timeout_s, self._engine_stats)
         self._writers = ThreadPoolExecutor(WRITERS, "writer")
-        self._span = Span()
+        self._span = BusySpan()
         self._heed_sigterm()
 
     def serve(self, ledger: Any) -> UnfitWorker | None:
@@ -148,9 +148,9 @@ class RenderWorker:
 
     def _prepare(self) -> None:
         """Checks, before the first lease, that this process sees the run folder and that its engine works."""
-        if self.job.term is not None:
+        if self.job.epoch is not None:
             self._stage = "looking for the run folder"
-            prove_in_time(self.job.run, self.job.term.proof)
+            prove_in_time(self.job.run, self.job.epoch.proof)
         self._stage = "loading the model"
         self._loaded()
         self._stage = ""
@@ -202,13 +202,13 @@ class RenderWorker:
         with self._ending:
             log.error("this worker ends: %s", reason)
             with suppress(ray.exceptions.RayError):
-                ray.get(self.ledger.broke.remote(self._worker, reason), timeout=LEASE_TIMEOUT_S)
+                ray.get(self.ledger.engine_broke.remote(self._worker, reason), timeout=LEASE_TIMEOUT_S)
             os._exit(1)
 
     def _ask(self, method: str, *args: Any) -> Any:
         """Asks the ledger, however long it is away. A heartbeat is not repeated: the next one says more."""
         call = getattr(self.ledger, method)
-        if method == "beat":
+        if method == "heartbeat":
             return ray.get(call.options(max_task_retries=0).remote(*args), timeout=LEASE_TIMEOUT_S)
         return ray.get(call.remote(*args))
 
@@ -218,7 +218,7 @@ class RenderWorker:
 
         def beat() -> None:
             nonlocal interval_s
-            answer = self._ask("beat", self._news())
+            answer = self._ask("heartbeat", self._news())
             self._answered_at, interval_s = time.monotonic(), max(HEARTBEAT_S, answer.interval_s)
             self._heed(answer)
 
@@ -236,7 +236,7 @@ class RenderWorker:
                 if work and work.drop():
                     log.warning("shard %s is dropped: the ledger has not answered for too long", shard)
 
-    def _in_hand(self) -> list[tuple[str, Work | None]]:
+    def _in_hand(self) -> list[tuple[str, ShardAttempt | None]]:
         """The attempts in hand at this moment: other threads begin and end them."""
         return list(self._works.items())
 
@@ -280,21 +280,21 @@ class RenderWorker:
             self._ask("fail", slot, lease.shard.id, f"{type(error).__name__}: {error}")
         else:
             with suppress(ray.exceptions.RayError):  # first: after the last shard's end nobody asks for the figures
-                self._ask("beat", self._news())
+                self._ask("heartbeat", self._news())
             self._ask("finish", slot, lease.shard.id, counts)
 
     def _render(self, lease: Lease) -> dict[str, Any]:
         """Renders a shard; the outcomes of its rows. Raises Dropped where it was given up and nobody committed it."""
         run, shard, order = self.job.run, lease.shard, lease.order
-        mending = order.mending(run, shard.part, shard.row_group, self.job.schema) if order else None
-        rows = list(mending.again) if mending else planned_rows(run.read_shard(shard.part, shard.row_group))
+        repair = order.repaired_shard(run, shard.part, shard.row_group, self.job.schema) if order else None
+        rows = list(repair.again) if repair else planned_rows(run.read_shard(shard.part, shard.row_group))
         bad = {row.id for row in rows if row.error_type}
         if lease.failures and self._is_done(lease):  # committed by who did not live to say so
             return outcome_counts(run.read_manifest(shard.id), order, bad)
         work = self._begin(shard, rows)
         try:
             finished = self._finished(lease, work)
-            table = mending.manifest(finished) if mending else manifest_table(finished, self.job.schema)
+            table = repair.manifest(finished) if repair else manifest_table(finished, self.job.schema)
             if work.commit(partial(self._commit, lease, table)):
                 return outcome_counts(table, order, bad)
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
@@ -305,12 +305,12 @@ class RenderWorker:
                 raise
         return outcome_counts(run.read_manifest(shard.id), order, bad)
 
-    def _begin(self, shard: LeasedShard, rows: list[PlannedRow]) -> Work:
+    def _begin(self, shard: LeasedShard, rows: list[PlannedRow]) -> ShardAttempt:
         """Begins an attempt: it is written into the run folder first, and `_leave` knows of it from here on."""
-        term, worker = self.job.term, self._worker
-        attempt = self.job.run.begin_attempt(shard.id, term.number if term else None, worker.node if worker else None)
+        epoch, worker = self.job.epoch, self._worker
+        attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
-        work = Work(rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries)
+        work = ShardAttempt(rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries)
         with self._handing:
             self._works[shard.id] = work
             if self._leaving or shard.id in self._unwanted:
@@ -323,21 +323,21 @@ class RenderWorker:
 
     def _commit(self, lease: Lease, table: pa.Table) -> bool:
         """False: another worker's manifest stands."""
-        run, shard, order, term = self.job.run, lease.shard.id, lease.order, self.job.term
+        run, shard, order, epoch = self.job.run, lease.shard.id, lease.order, self.job.epoch
         if order is None:
             return run.commit_manifest(shard, table)
-        assert term is not None
+        assert epoch is not None
         if order.is_done(run):
             return False
-        replace_manifest(run, term, shard, table)
+        replace_manifest(run, epoch, shard, table)
         return True
 
-    def _finished(self, lease: Lease, work: Work) -> list[dict[str, Any]]:
+    def _finished(self, lease: Lease, work: ShardAttempt) -> list[dict[str, Any]]:
         """Renders the rows: in the engine or, where workers keep dying over them, in child processes."""
         if all(row.error_type for row in work.rows):
             return work.render(lambda row: settled(AssertionError(row.id)), self._writers)  # no row needs the model
         if lease.isolate:
-            return work.render(self._isolated(work.rows), Inline(), in_work=len(work.rows))
+            return work.render(self._isolated(work.rows), InlineExecutor(), in_work=len(work.rows))
         return work.render(self._watchdog.watched(self._loaded().submit), self._writers, IN_WORK)
 
     def _loaded(self) -> "DDIMSampler":

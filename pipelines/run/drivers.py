@@ -69,11 +69,11 @@ class Epoch:
 
     def __init__(self, run: RunFolder, number: int) -> None:
         self.run = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
-        self.term = EpochId(number, secrets.token_hex(8), self.run.access())
+        self.id = EpochId(number, secrets.token_hex(8), self.run.access())
         self.lost = threading.Event()
         self._lock = threading.Lock()  # the last record that is written says that it ended
         self.record: dict[str, Any] = {
-            "token": self.term.token,
+            "token": self.id.token,
             "host": socket.gethostname(),
             "machine": f"{uuid.getnode():012x}",  # its network address: two machines may have one host name
             "pid": os.getpid(),
@@ -90,25 +90,25 @@ class Epoch:
 
     def create(self) -> bool:
         """Begins the epoch. False: another driver did."""
-        return self.run.create(_key(self.term.number), _bytes(self.record))
+        return self.run.create(_key(self.id.number), _bytes(self.record))
 
     def heartbeat(self) -> bool:
         """Writes that this driver lives. False: another took over, and the record is left as it is."""
-        if self.term.successor(self.run) is not None:
+        if self.id.successor(self.run) is not None:
             self.lost.set()
             return False
         with self._lock:
             if not self.record["ended_at"]:
                 self.record |= {"beat_at": _now(), "beats": self.record["beats"] + 1}
-                self.run.write(_key(self.term.number), _bytes(self.record))
+                self.run.write(_key(self.id.number), _bytes(self.record))
         return True
 
     def end(self) -> None:
         """Writes that this driver has ended, so that the next one need not wait."""
-        if self.term.successor(self.run) is None:
+        if self.id.successor(self.run) is None:
             with self._lock:
                 self.record["ended_at"] = _now()
-                self.run.write(_key(self.term.number), _bytes(self.record))
+                self.run.write(_key(self.id.number), _bytes(self.record))
 
 
 def claim(
@@ -192,15 +192,15 @@ def _keep_alive(epoch: Epoch, over: threading.Event) -> None:
             log.warning("no heartbeat of this run: %s", error)
 
 
-def demand_driver(run: RunFolder, term: EpochId | None) -> None:
-    """Raises SupersededError where another driver has the run. term None: the caller claimed no epoch."""
-    if term is not None and term.successor(run) is not None:
+def demand_driver(run: RunFolder, epoch: EpochId | None) -> None:
+    """Raises SupersededError where another driver has the run. epoch None: the caller claimed no epoch."""
+    if epoch is not None and epoch.successor(run) is not None:
         raise SupersededError(f"another run has taken over {run.url}; nothing more is changed by this one")
 
 
 def taken_over_by(epoch: Epoch) -> str:
     """The message of a driver that lost its epoch."""
-    by = epoch.term.successor(epoch.run)
+    by = epoch.id.successor(epoch.run)
     return f"another run took over: {_who(by)}" if by else "another run took over"
 
 

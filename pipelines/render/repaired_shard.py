@@ -64,7 +64,7 @@ class RepairOrder:
         """Whether the manifest of that revision stands, whoever wrote it."""
         return max((row["revision"] or 0 for row in written_rows(run, self.shard)), default=-1) >= self.revision
 
-    def mending(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> RepairedShard:
+    def repaired_shard(self, run: RunFolder, part: str, row_group: int, schema: pa.Schema) -> RepairedShard:
         """Reads what the repair needs. part, row_group: where the plan has the shard."""
         planned = {row.id: row for row in planned_rows(run.read_shard(part, row_group))}
         found = first_of_each(written_rows(run, self.shard), planned)
@@ -98,12 +98,12 @@ def first_of_each(written: list[dict[str, Any]], planned: Mapping[str, Any]) -> 
     return {row["id"]: row for row in reversed(written) if row["id"] in planned}
 
 
-def replace_manifest(run: RunFolder, term: EpochId, shard: str, table: pa.Table) -> None:
+def replace_manifest(run: RunFolder, epoch: EpochId, shard: str, table: pa.Table) -> None:
     """Put a shard's manifest over the one that is there. SupersededError where another driver has the run.
 
     The write gives up after seconds, not minutes: it must not arrive long after the epoch was asked for.
     """
-    demand_driver(run, term)
+    demand_driver(run, epoch)
     prompt = RunFolder(run.url, run.options, min(run.deadline_s, DEADLINE_S))
     prompt.write(manifest_key(shard), parquet_bytes([table]))
 

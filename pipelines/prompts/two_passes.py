@@ -16,9 +16,9 @@ import ray
 import ray.data
 
 from pipelines.files.readers import InputError
+from pipelines.prompts.canonical_rows import KEY_BYTES, id_key
 from pipelines.prompts.columns import CarriedColumn
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
-from pipelines.prompts.rows import KEY_BYTES, id_key
 from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_slices, scan, task_lists
 from pipelines.run.schema import CANONICAL_FIELDS
 from pipelines.storage.folder import StorageError
