@@ -31,11 +31,11 @@ class SelectorConfig:
     price: float = 0.3  # of the rise of mean quality over the menu, given up to save one image at the largest budget
     min: int | None = None  # steps; budgets outside min and max are never chosen
     max: int | None = None
-    max_tries: int = 1  # of a row; from 2 on a policy sets bars, where its file has what that takes
     decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
     text_encoder_path: str | None = None  # a local checkpoint folder
     num_threads: int | None = None  # of torch; None: its own choice
     device: str = "auto"  # of the text encoder and the network
+    max_tries: int = 1  # of a row; from 2 on a policy sets bars, where its file has what that takes
 
 
 class StepSelector:

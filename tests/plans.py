@@ -31,6 +31,7 @@ PLAN_SCHEMA = pa.schema(
         ("policy_version", pa.string()),
         ("price", pa.float64()),
         ("bar", pa.float64()),
+        ("expected_tries", pa.float32()),
         ("shard", pa.string()),
         ("note", pa.string()),
     ]
