@@ -832,3 +832,11 @@ def test_text_files_of_a_folder_are_no_prompts(tmp_path: Path) -> None:
     found = inspect_here(tmp_path)
     assert [row["prompt"] for row in rows_of(found)] == ["cat"]
     assert [note for note in found.notes if "README.txt" in note]
+
+
+def test_a_list_in_another_encoding_or_with_old_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"a\.txt:1: .*holds NUL characters\. If it is UTF-16, set"):
+        inspect_here(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_bytes(b"one\rtwo\r\rthree\r")
+    assert [row["prompt"] for row in rows_of(inspect_here(tmp_path / "b.txt"))] == ["one", "two", "three"]

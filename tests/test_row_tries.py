@@ -1,9 +1,11 @@
 """Another try where the picture is poor: in a worker's own steps, whatever the company, the order and the threads."""
 
+import gc
 import io
 import json
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -20,8 +22,8 @@ from actors.tries import try_seed
 from jobs.__main__ import main
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
-from jobs.job_file.tries import bar_of
-from pipelines.render.attempt import BusySpan, InlineExecutor, ShardAttempt, settled
+from jobs.job_file.tries import Bar, bar_of
+from pipelines.render.attempt import IN_WORK, BusySpan, InlineExecutor, ShardAttempt, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
 from pipelines.render.repaired_shard import RepairOrder
@@ -201,7 +203,7 @@ def test_a_repair_renders_the_final_seed_and_keeps_the_record(tmp_path: Path) ->
     _, fresh = worked(tmp_path / "run", list(mending.again), InlineExecutor())
     table = {row["id"]: row for row in mending.manifest(fresh).to_pylist()}
     for row in made:
-        same = ("seed", "seed_planned", "sha256", "quality")
+        same = ("seed", "seed_planned", "sha256", "quality", "lane_steps", "seconds")
         assert [table[row["id"]][name] for name in same] == [row[name] for name in same]
         assert [each["seed"] for each in table[row["id"]]["tries"]] == [each["seed"] for each in row["tries"]]
 
@@ -267,3 +269,47 @@ tries: {{max: 3, bar: {{quantile: 0.25}}, scores: {tmp_path}/WHERE}}
     assert bar.expected_tries == pytest.approx(1 + below + below**2)
     with pytest.raises(ConfigError, match=r"job\.yaml:4:.*holds no scored pictures of one try a row"):
         bar_of(read_job(text.replace("WHERE", "nowhere"), "job.yaml"))
+
+
+def test_pictures_that_are_no_longer_needed_are_freed(tmp_path: Path) -> None:
+    """Of each row in work the best is held, though it has many tries; without help of the garbage collector."""
+    alive, most = list[weakref.ref[Picture]](), [0]
+
+    def submit(row: Row) -> "Future[Picture]":
+        made = painted(row)
+        alive.append(weakref.ref(made))
+        most[0] = max(most[0], sum(each() is not None for each in alive))
+        return settled(made)
+
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(2) as writers:
+            worked(tmp_path / "run", rows_with_bars(400, bar=255.0), writers, most=5, submit=submit)
+    finally:
+        gc.enable()
+    assert most[0] <= 2 * IN_WORK + 8  # the best of each row in work and its next, and what the writers have in hand
+
+
+def test_scores_of_other_scorers_are_no_bar(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    plan = {"fingerprint": {"quality": [{"scorer": "tests.plans:brightness", "name": "other", "weight": 1.0}]}}
+    run.commit_plan(1, plan)
+    text = f"""\
+input: {{path: p.csv}}
+quality: [{{scorer: "tests.plans:brightness"}}]
+tries: {{max: 3, bar: {{quantile: 0.25}}, scores: {run.url}}}
+"""
+    with pytest.raises(ConfigError, match=r"job\.yaml:3:.*was scored by {'other': 1.0}, this job by"):
+        bar_of(read_job(text, "job.yaml"))
+
+
+def test_a_planned_run_keeps_its_bar(tmp_path: Path) -> None:
+    """Whatever became of the run that it was taken from."""
+    text = """\
+input: {path: p.csv}
+quality: [{scorer: "tests.plans:brightness"}]
+tries: {max: 3, bar: {quantile: 0.25}, scores: gone}
+"""
+    run = RunFolder(str(tmp_path / "run"))
+    run.commit_plan(1, {"bar": {"quality": 0.5, "expected_tries": 1.3}})
+    assert bar_of(read_job(text, "job.yaml"), read_plan(run)) == Bar(0.5, 1.3)

@@ -30,7 +30,9 @@ def run(tmp_path: Path) -> RunFolder:
 
 def told(run: RunFolder, later_s: float = 0.0) -> tuple[dict, str]:
     now = datetime.now(UTC) + timedelta(seconds=later_s)
-    found = status_of(read_plan(run), now)
+    plan = read_plan(run)
+    sizes = {entry["shard"]: entry["rows"] for _, entry in plan.shards("shard", "rows")}
+    found = status_of(plan, sizes, run.done_shards(), now)
     return found, status_text(found, now)
 
 
@@ -94,3 +96,25 @@ def test_watch_ends_with_the_run(
     captured = capsys.readouterr()
     assert "at work" in captured.err
     assert ": ended;" in captured.out
+
+
+def test_a_driver_that_plans_for_the_first_time_is_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(str(tmp_path / "new"))
+    claim(run)
+    assert main(["status", run.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "at work"
+
+
+def test_a_driver_that_repairs_what_is_done_is_at_work(run: RunFolder) -> None:
+    for shard in run.shard_index(1)["shard"].to_pylist():
+        render_shard(run, shard)
+    epoch = claim(run)
+    assert told(run)[0]["state"] == "at work"
+    epoch.end()
+    assert told(run)[0]["state"] == "done"
+
+
+@pytest.mark.parametrize("record", ["[]", '{"host": "x", "pid": 1}', '{"progress": 3}'])
+def test_a_record_that_is_not_whole_is_none(run: RunFolder, record: str) -> None:
+    run.write("epochs/000001.json", record.encode())
+    assert told(run)[0]["state"] == "waiting"

@@ -84,6 +84,11 @@ def _tries(config: JobConfig) -> Iterator[Contradiction]:
         yield [("tries", "scores"), ("tries", "bar")], f"tries.bar: a quantile needs tries.scores: {remedy}"
     if not any(scorer.weight for scorer in config.quality):
         yield [("tries", "max"), ("quality",)], "tries.max needs a scorer that counts: set quality"
+    if any(scorer.weight and scorer.scorer == "fidelity" for scorer in config.quality):
+        yield (
+            [("quality",), ("tries", "max")],
+            "fidelity compares budgets of a rollout and judges no try: give it weight 0",
+        )
     if tries.keep and config.output.layout != "files":
         yield [("tries", "keep"), ("output", "layout")], "tries.keep needs output.layout: files"
 

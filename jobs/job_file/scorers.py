@@ -1,6 +1,7 @@
 """Turns the `quality` section into scorers, with names and models' places, and checks them before anything starts."""
 
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.scorer_check import scorers_fault
@@ -40,6 +41,18 @@ def check_scorers(job: Job) -> None:
 def scorer_name(name: str | None, kind: str) -> str:
     """The name of a scorer's column."""
     return name or kind.replace(":", ".")
+
+
+def weights(scorers: Sequence[Scorer]) -> dict[str, float]:
+    """What quality is made of: scorer to weight."""
+    return {scorer_name(each.name, each.scorer): each.weight for each in scorers}
+
+
+def weights_in(fingerprint: Mapping[str, Any]) -> dict[str, float]:
+    """The same of a run, by its plan's fingerprint."""
+    return {
+        scorer_name(s.get("name"), s["scorer"]): float(s.get("weight", 1.0)) for s in fingerprint.get("quality", ())
+    }
 
 
 def _sources(job: Job) -> tuple[ScorerSource, ...]:

@@ -5,7 +5,7 @@ It reads headers only: no weights, no prompts, and nothing that needs Ray.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.checkpoint import CheckpointInfo
@@ -21,7 +21,7 @@ from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
-from jobs.job_file.tries import Bar, bar_of
+from jobs.job_file.tries import Bar
 from pipelines.cluster.pools import PoolSpec
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import TextRules
@@ -56,8 +56,8 @@ class Settings:
     sampler: SamplerConfig
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
-    bar: Bar
     calibrations: Mapping[str, Any]
+    bar: Bar = field(default_factory=Bar)  # of a plan to come
 
     @property
     def plan(self) -> PlanConfig:
@@ -114,7 +114,6 @@ def resolve(job: Job) -> Settings:
         sampler=_sampler(job, info, measured),
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
-        bar=bar_of(job),
         calibrations=measured,
     )
 

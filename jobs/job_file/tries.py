@@ -1,5 +1,6 @@
 """The `tries` section as a bar: the quality below which a row gets another picture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,10 @@ import numpy as np
 from actors.tries import quantile_bar
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.scorers import weights, weights_in
 from jobs.job_file.storage import run_at
+from pipelines.run.layout import RunFolder
+from pipelines.run.plan import Plan, read_plan
 
 NO_SCORES = "holds no scored pictures of one try a row: name a run of the same scorers, without tries"
 
@@ -20,15 +24,27 @@ class Bar:
     expected_tries: float | None = None
 
 
-def bar_of(job: Job) -> Bar:
-    """Of the whole job: one for all prompts. Raises ConfigError where tries.scores holds no scores."""
+def bar_of(job: Job, plan: Plan | None = None) -> Bar:
+    """Of the whole job: one for all prompts, that of its plan where there is one.
+
+    Raises ConfigError where tries.scores holds no scores, or those of other scorers.
+    """
     tries = job.config.tries
+    if plan and (stored := plan.newest.document.get("bar")):
+        return Bar(**stored)
     if tries.max == 1 or job.rollout or isinstance(tries.bar, str):
         return Bar()
     if isinstance(tries.bar, float):
         return Bar(tries.bar)
     with blaming(job, "tries.scores"):
-        scores = known_scores(job)
+        run = run_at(job, str(tries.scores))
+        looked = read_plan(run)
+        ours = _counted(weights(job.config.quality))
+        theirs = _counted(weights_in(looked.newest.fingerprint)) if looked else {}
+        if theirs and theirs != ours:
+            what = f"{tries.scores} was scored by {theirs}, this job by {ours}"
+            raise job.fault("tries.scores", f"{what}: name a run of the same scorers")
+        scores = known_scores(run)
     if not len(scores):
         raise job.fault("tries.scores", f"{tries.scores} {NO_SCORES}")
     bar = quantile_bar(scores, tries.bar.quantile)
@@ -36,10 +52,14 @@ def bar_of(job: Job) -> Bar:
     return Bar(bar, sum(below**number for number in range(tries.max)))
 
 
-def known_scores(job: Job) -> np.ndarray:
-    """(N,) quality of the pictures of tries.scores that were the only try of their row."""
+def _counted(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def known_scores(run: RunFolder) -> np.ndarray:
+    """(N,) quality of the pictures of a run that were the only try of their row."""
     found = []
-    for manifest in run_at(job, str(job.config.tries.scores)).manifests():
+    for manifest in run.manifests():
         rows = manifest.select(["quality", "tries"]).to_pylist()
         found += [row["quality"] for row in rows if row["quality"] is not None and len(row["tries"] or ()) == 1]
     return np.array(found, np.float64)

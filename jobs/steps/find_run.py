@@ -10,16 +10,16 @@ from pipelines.run.layout import RunFolder
 from pipelines.storage.folder import StorageError
 
 
-def find_job(path: str, sets: tuple[str, ...]) -> tuple[Job, RunFolder]:
+def find_job(path: str, sets: tuple[str, ...], planned: bool = True) -> tuple[Job, RunFolder]:
     """The run folder of a job file, a path or a URL, and its job: the file's, or the one that it was last run by.
 
-    Raises ConfigError.
+    planned: refuse a folder in which nothing is planned yet. Raises ConfigError.
     """
     is_job = Path(path).is_file() or path.endswith((".yaml", ".yml"))
     job = load_job(path, sets) if is_job else _job_of(path, sets)
     run = run_folder(job)
     _demand_reachable(run, path)
-    if not run.generations():
+    if planned and not run.generations():
         raise ConfigError([Fault(path, f"nothing is planned in {run.url}: is it a run folder?")])
     return job, run
 

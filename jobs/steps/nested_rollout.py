@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.job_file.errors import blaming
-from jobs.job_file.keys import Input, Output, StepBudgets, Variant
+from jobs.job_file.keys import Input, Output, StepBudgets, Tries, Variant
 from jobs.job_file.read import Job
 from jobs.job_file.storage import run_folder
 from jobs.steps.whole_job import run_job
@@ -43,6 +43,7 @@ def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: 
         input=Input(path=f"{path}/{PROMPTS}", images_per_prompt=seeds, storage=storage),
         steps=StepBudgets(selector="words", choices=list(choices)),
         output=Output(path=path, layout="none", storage=output.storage),
+        tries=Tries(),
     )
     put_prompts(rollout, prompts)
     return run_job(NestedConsole(console), rollout, None)

@@ -9,6 +9,7 @@ from jobs.job_file.policy import check_policy
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import Settings, refuse_changed, resolve
+from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output, read_earlier, read_input
 from jobs.steps.sole_driver import sole_driver
@@ -31,8 +32,10 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     run = check_output(job)
     settings = resolve(job)
     check_scorers(job)
-    refuse_changed(job, read_plan(run), settings.plan.fingerprint)
-    return settings, check_policy(job, settings.checkpoint)
+    plan = read_plan(run)
+    refuse_changed(job, plan, settings.plan.fingerprint)
+    warnings = check_policy(job, settings.checkpoint)
+    return replace(settings, bar=bar_of(job, plan)), warnings
 
 
 def make(console: Console, settings: Settings, warnings: list[str], epoch: EpochId) -> Plan:
@@ -41,6 +44,8 @@ def make(console: Console, settings: Settings, warnings: list[str], epoch: Epoch
     Raises SupersededError, and commits nothing, where another driver took over meanwhile.
     """
     job, plan = settings.job, read_plan(settings.run)
+    refuse_changed(job, plan, settings.plan.fingerprint)  # again: another driver may have planned before this epoch
+    settings = replace(settings, bar=bar_of(job, plan)) if plan else settings
     console.draw(f"reading {job.config.input.path}")
     inspection = read_input(job, settings.source)
     earlier = read_earlier(job, plan, inspection)
@@ -62,7 +67,12 @@ def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
     found = plan.totals()
     rows = sum(found["budget_histogram"].values())
     expected = estimates(settings.calibrations, rows, found["lane_steps"], found["expected_tries"])
-    return found | {"max_tries": settings.job.config.tries.max, "bar": settings.bar.quality, "estimates": expected}
+    return found | {"max_tries": settings.job.config.tries.max, "bar": _bar(plan), "estimates": expected}
+
+
+def _bar(plan: Plan) -> float | None:
+    stored = plan.newest.document.get("bar") if plan else None
+    return stored["quality"] if stored else None
 
 
 def estimates(

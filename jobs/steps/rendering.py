@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.job_file.read import Job
-from jobs.job_file.settings import Settings
+from jobs.job_file.settings import Settings, refuse_changed
 from jobs.pages.html import report_html
 from jobs.pages.totals import Totals, totals, with_images
 from jobs.steps.checking import too_many_failed
@@ -145,4 +145,6 @@ def render_planned(console: Console, job: Job, job_path: str, address: str | Non
         sole_driver(console, job, run, take_over) as epoch,
         ready(console, settings, epoch, address) as (settings, stop),
     ):
-        return render_job(console, settings, read_plan(run), stop)
+        plan = read_plan(run)
+        refuse_changed(job, plan, settings.plan.fingerprint)  # again: another driver may have planned before this epoch
+        return render_job(console, settings, plan, stop)

@@ -1,38 +1,40 @@
 """Reads how far a run is from its folder: the plan, the manifests, and the last heartbeat of its driver."""
 
+import math
 import time
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.job_file.positions import ConfigError, Fault
 from jobs.steps.find_run import find_job
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED
 from jobs.terminal.progress import duration, rate
-from pipelines.run.drivers import EXPIRY_S, is_dead, last_record
+from pipelines.run.drivers import EXPIRY_S, SAID, is_dead, last_record
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
 
-EVERY_S = 2.0
+EVERY_S, ALL_S = 2.0, 30.0  # between two looks at the driver, and at plan and manifests
 AT_WORK = "at work"
 
 
-def status_of(plan: Plan, now: datetime) -> dict[str, Any]:
-    """What `--json` prints. state: done, at work, silent (no heartbeat), killed, ended (before all was done), waiting.
+def status_of(plan: Plan, sizes: Mapping[str, int], done: Set[str], now: datetime) -> dict[str, Any]:
+    """What `--json` prints. sizes: rows of each planned shard; done: shards with a manifest.
 
-    rows_done: of committed shards; images: those and what is in work, by the driver's last heartbeat.
+    state: at work, done, silent (no heartbeat), killed, ended (before all was done), waiting (for a driver). rows_done:
+    of committed shards; images: those and what is in work, by the driver's last heartbeat.
     """
-    done = plan.run.done_shards()
-    sizes = {entry["shard"]: entry["rows"] for _, entry in plan.shards("shard", "rows")}
     record = last_record(plan.run)
-    told = (record or {}).get("progress") or {}
+    told, state = (record or {}).get("progress") or {}, _state(record, now)
     found = {
         "run": plan.run.url,
-        "state": "done" if sizes.keys() <= done else _state(record, now),
+        "state": "done" if state != AT_WORK and sizes and sizes.keys() <= done else state,
         "rows": sum(sizes.values()),
         "rows_done": sum(rows for shard, rows in sizes.items() if shard in done),
         "shards": len(sizes),
         "shards_done": len(sizes.keys() & done),
-        "driver": record and {name: record[name] for name in ("host", "pid", "started_at", "beat_at", "ended_at")},
+        "driver": record and {name: record[name] for name in SAID},
     }
     names = ("done", "failed", "images_per_second", "eta_s", "workers", "waiting")
     return found | {"images" if name == "done" else name: told.get(name) for name in names}
@@ -55,7 +57,7 @@ def _age(record: dict[str, Any], now: datetime) -> float:
 
 def status_text(found: dict[str, Any], now: datetime) -> str:
     """The same in a few lines."""
-    share = 100 * found["rows_done"] / found["rows"] if found["rows"] else 100.0
+    share = 100 * found["rows_done"] / found["rows"] if found["rows"] else 0.0
     rows = f"{found['rows_done']:,} of {found['rows']:,} rows ({share:.0f} %) in {found['shards_done']:,} shards"
     lines = [f"{found['run']}: {found['state']}; {rows} of {found['shards']:,} are done"]
     driver = found["driver"]
@@ -72,7 +74,7 @@ def status_text(found: dict[str, Any], now: datetime) -> str:
 
 
 def _at_work(found: dict[str, Any]) -> list[str]:
-    parts = [] if found["images"] is None else [f"{found['images']:,} images made, {found['failed']:,} failed"]
+    parts = [] if found["images"] is None else [f"{found['images']:,} images made, {found['failed'] or 0:,} failed"]
     parts += [f"{rate(found['images_per_second'])} images/s"] if found["images_per_second"] else []
     parts += [f"about {duration(found['eta_s'])} left"] if found["eta_s"] else []
     parts += [f"{found['workers']} workers"] if found["workers"] else []
@@ -86,8 +88,11 @@ def _clock(moment: str) -> str:
 
 def show_status(console: Console, run_path: str, watch: bool, sets: tuple[str, ...]) -> int:
     """Says it once, or until the run has ended; the exit code."""
-    _, run = find_job(run_path, sets)
-    found, said = _look(run), None
+    _, run = find_job(run_path, sets, planned=False)
+    look, said = _Look(run), None
+    found = look()
+    if not found["rows"] and found["driver"] is None:
+        raise ConfigError([Fault(run_path, f"nothing is planned in {run.url}: is it a run folder?")])
     while watch and found["state"] == AT_WORK:
         text, moved = status_text(found, _now()).replace("\n", " · "), (found["rows_done"], found["images"])
         if console.is_terminal:
@@ -96,14 +101,33 @@ def show_status(console: Console, run_path: str, watch: bool, sets: tuple[str, .
             console.say(text)
         said = moved
         time.sleep(EVERY_S)
-        found = _look(run)
+        found = look()
     console.clear()
     console.result(found, status_text(found, _now()))
     return DONE if found["state"] in ("done", AT_WORK) else FAILED
 
 
-def _look(run: RunFolder) -> dict[str, Any]:
-    return status_of(read_plan(run), _now())
+class _Look:
+    """Looks at a run again and again: at its driver each time, at its plan and its manifests now and then."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._at = -math.inf
+        self._read()
+
+    def _read(self) -> None:
+        self.plan, self._at = read_plan(self.run), time.monotonic()
+        self.sizes = {entry["shard"]: entry["rows"] for _, entry in self.plan.shards("shard", "rows")}
+        self.done = self.run.done_shards()
+
+    def __call__(self) -> dict[str, Any]:
+        if time.monotonic() - self._at > ALL_S:
+            self._read()
+        found = status_of(self.plan, self.sizes, self.done, _now())
+        if found["state"] != AT_WORK:  # the last word is of this moment
+            self._read()
+            found = status_of(self.plan, self.sizes, self.done, _now())
+        return found
 
 
 def _now() -> datetime:

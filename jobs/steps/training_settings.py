@@ -14,7 +14,7 @@ from actors.policy import Setting
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import Train, Variant
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import scorer_name
+from jobs.job_file.scorers import scorer_name, weights_in
 from jobs.job_file.settings import model_source
 from jobs.job_file.storage import run_at, storage_options
 from pipelines.run.layout import RunFolder
@@ -126,8 +126,7 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
 
 def weights_of(job: Job, run: RunFolder) -> dict[str, float]:
     """The scorers that a table's quality is made of, by `train.quality`, else as it was rolled out."""
-    rolled = read_plan(run).newest.fingerprint.get("quality", ())
-    known = {scorer_name(each.get("name"), each["scorer"]): float(each.get("weight", 1.0)) for each in rolled}
+    known = weights_in(read_plan(run).newest.fingerprint)
     return {**dict.fromkeys(known, 0.0), **job.config.train.quality} if job.config.train.quality else known
 
 

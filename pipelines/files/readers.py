@@ -278,9 +278,17 @@ def _jsonl_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
 
 def _line_batches(file: TableFile, text: TextIO) -> Iterator[Batch]:
     """A prompt a line; blank lines are none."""
-    lines = (line.rstrip("\r\n") for line in _lines(file, text) if not line.isspace())
-    for prompts in _chunks(lines):
+    for prompts in _chunks(_prompt_lines(file, text)):
         yield {PROMPT: prompts}
+
+
+def _prompt_lines(file: TableFile, text: TextIO) -> Iterator[str]:
+    for number, line in enumerate(_lines(file, text), 1):
+        if "\0" in line:
+            raise InputError(
+                f"{file.place}:{number}: holds NUL characters. If it is UTF-16, set input.encoding: utf-16"
+            )
+        yield from (part for part in re.split(r"[\r\n]+", line) if part and not part.isspace())
 
 
 def _json_rows(file: TableFile, text: TextIO) -> Iterator[dict[str, Any]]:

@@ -136,7 +136,7 @@ def make_plan(
         "selector": "rollout" if config.rollout else config.selector.selector,
         "choices": list(menu),
         "lanes": config.lanes,
-        "bar": config.bar,
+        "bar": None if config.bar is None else {"quality": config.bar, "expected_tries": config.expected_tries},
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,

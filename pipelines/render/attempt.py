@@ -17,7 +17,7 @@ from pipelines.boundary import raised_by
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
-from pipelines.render.tries import RowFailed, RowTries, Try, TryRules
+from pipelines.render.tries import NO_IMAGE, RowFailed, RowTries, Try, TryRules
 from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
 from pipelines.storage.folder import StorageError
@@ -140,7 +140,7 @@ class ShardAttempt:
                 break
             room.acquire()
             tries = RowTries(row, self.tries)
-            stored = _until_settled(self._rendered(submit, row), writers, partial(self._store, submit, tries))
+            stored = _Followed(writers, partial(self._store, submit, tries)).follow(self._rendered(submit, row))
             stored.add_done_callback(self._note)
             stored.add_done_callback(lambda _: room.release())
             results.append(stored)
@@ -190,6 +190,7 @@ class ShardAttempt:
             return failed_row(row, self.sink.shard, self.sink.attempt, *error.args)
         self.span.reach()
         tries.done.append(self._judged(tries, rendered))
+        self._let_go(tries)
         if tries.wants_another():
             return self._rendered(submit, tries.next_row)
         with self._counting:
@@ -213,19 +214,19 @@ class ShardAttempt:
             error = chosen.error
             kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
             return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)
-        if self.tries.keep:
-            tries.done = [self._stored_aside(tries, number) for number in range(len(tries.done))]
         final = replace(tries.row, seed=chosen.seed)
         stored = sink.put(final, chosen.picture.image)
         key = render_key(final, chosen.picture.render_class, self.sampler)
         return ok_row(tries, stored, key, sink)
 
-    def _stored_aside(self, tries: RowTries, number: int) -> Try:
-        """A try with its picture stored, where it has one and is not the chosen one."""
-        each = tries.done[number]
-        if each is tries.chosen or each.picture is None:
-            return each
-        return replace(each, uri=self.sink.put(tries.row, each.picture.image, number).uri)
+    def _let_go(self, tries: RowTries) -> None:
+        """Of a row's pictures only the best is held; the others are stored where they are kept, and freed."""
+        chosen = tries.chosen
+        for number, each in enumerate(tries.done):
+            if each is not chosen and each.picture is not None and each.picture.image.size:
+                image = each.picture.image
+                uri = self.sink.put(tries.row, image, number).uri if self.tries.keep else None
+                tries.done[number] = replace(each, picture=replace(each.picture, image=NO_IMAGE), uri=uri)
 
 
 def engine_row(row: PlannedRow) -> Row:
@@ -255,20 +256,27 @@ class InlineExecutor(Executor):
         return future
 
 
-def _until_settled(first: Future, pool: Executor, call: Callable[[Future], Any]) -> "Future[Any]":
-    """The future of call(first), which runs on the pool once `first` is settled; again where it gives a future."""
-    last: Future[Any] = Future()
+class _Followed:
+    """The future `last` of call(future), on the pool once it is settled; where that gives a future, of call(that one).
 
-    def follow(rendered: Future) -> None:
-        rendered.add_done_callback(lambda _: pool.submit(call, rendered).add_done_callback(settle))
+    No reference leads from here back to a future that is done: what it holds, a picture, is freed at once.
+    """
 
-    def settle(done: Future) -> None:
+    def __init__(self, pool: Executor, call: Callable[[Future], Any]):
+        self.pool, self.call = pool, call
+        self.last: Future[Any] = Future()
+
+    def follow(self, rendered: Future) -> "Future[Any]":
+        rendered.add_done_callback(self._call)
+        return self.last
+
+    def _call(self, rendered: Future) -> None:
+        self.pool.submit(self.call, rendered).add_done_callback(self._settle)
+
+    def _settle(self, done: Future) -> None:
         if (error := done.exception()) is not None:
-            last.set_exception(error)
+            self.last.set_exception(error)
         elif isinstance(done.result(), Future):
-            follow(done.result())
+            self.follow(done.result())
         else:
-            last.set_result(done.result())
-
-    follow(first)
-    return last
+            self.last.set_result(done.result())

@@ -15,6 +15,8 @@ from pipelines.run.drivers import DEADLINE_S, EpochId, demand_driver
 from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_bytes
 from pipelines.run.schema import PlannedRow, planned_rows
 
+TRIED = ("tries", "lane_steps", "seconds")  # columns that say what all tries of a row took
+
 
 @dataclass(frozen=True)
 class RepairedShard:
@@ -44,8 +46,8 @@ class RepairedShard:
 
     def _as_before(self, row: dict[str, Any]) -> dict[str, Any]:
         """With what its repair does not do again: the seed it was planned with, and the tries that led to its seed."""
-        tries = self.tries.get(row["id"]) if row["status"] == "ok" else None
-        return row | {"seed_planned": self.seeds[row["id"]]} | ({"tries": tries} if tries else {})
+        before = self.tries.get(row["id"], {}) if row["status"] == "ok" else {}
+        return row | {"seed_planned": self.seeds[row["id"]]} | before
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ class RepairOrder:
             kept={id: row for id, row in found.items() if id not in ill},
             again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
             seeds={id: planned[id].seed for id in self.ids},
-            tries={id: tries for id in self.ids if len(tries := trusted.get(id, {}).get("tries") or ()) > 1},
+            tries={id: _tried(trusted[id]) for id in self.ids if id in trusted},
         )
+
+
+def _tried(written: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest row says of several tries; nothing where there was one."""
+    return {name: written[name] for name in TRIED} if len(written.get("tries") or ()) > 1 else {}
 
 
 def written_rows(run: RunFolder, shard: str) -> list[dict[str, Any]]:

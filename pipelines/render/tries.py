@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from actors.rows import JUNK, Picture
 from actors.tries import kept_try, tries_again, try_seed
 from pipelines.render.quality import Scored
 from pipelines.run.schema import PlannedRow
+
+NO_IMAGE = np.empty((0, 0, 3), np.uint8)  # of a picture that was let go
 
 
 class RowFailed(Exception):
@@ -28,8 +32,8 @@ class TryRules:
 
 @dataclass(frozen=True)
 class Try:
-    """One picture of a row. picture: None where it was junk; error: what its row failed with. uri: where it is stored
-    though it was not chosen.
+    """One picture of a row. picture: None where it was junk, its image NO_IMAGE once another is better; error: what its
+    row failed with. uri: where it is stored though it was not chosen.
     """
 
     seed: int

@@ -27,6 +27,7 @@ from pipelines.storage.folder import StorageError
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S, EXPIRY_S, POLL_S = 5.0, 30.0, 1.0
+SAID = ("host", "pid", "started_at", "beat_at", "ended_at")  # what a record says of its driver
 DEADLINE_S = 10.0  # of one heartbeat; the next comes soon
 
 
@@ -139,9 +140,10 @@ def claim(
 
 
 def last_record(run: RunFolder) -> dict[str, Any] | None:
-    """What the last driver wrote of itself; None where there was none."""
+    """What the last driver wrote of itself; None where there was none, or it is not whole."""
     number = _last_number(run)
-    return _read(run, number) if number else None
+    record = _read(run, number) if number else None
+    return record if record and set(SAID) <= record.keys() else None
 
 
 def _last_number(run: RunFolder) -> int:
