@@ -7,7 +7,6 @@ Shapes: N prompts, K budgets of the menu, D features of a prompt, R residuals of
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +20,12 @@ from actors.offers import (
     Bank,
     OfferMenu,
     allowed_offers,
-    choose_offers,
     offer_bars,
     offer_costs,
     offer_menu,
     offer_worths,
 )
-from actors.policy import PolicyCard, PolicyError, policy_folder
+from actors.policy import PolicyCard, PolicyError, choose_steps, policy_folder
 
 OFFERS = "offers.safetensors"
 FORMAT = 1
@@ -35,13 +33,13 @@ TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
 
 
 class Chosen(NamedTuple):
-    """Of N prompts: index of the budget, bar (-inf: one picture is made), expected tries, probability; mu (N, K)."""
+    """Of N prompts: index of the budget, bar (-inf: one picture), expected tries, probability; scores (N, K)."""
 
     budget: np.ndarray
     bar: np.ndarray
     tries: np.ndarray
     probability: np.ndarray
-    mu: np.ndarray
+    scores: np.ndarray  # float32: by the heads expected ones, in the scorer's units
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,9 @@ class OfferHeads:
 
     def menu(self, max_tries: int) -> OfferMenu:
         """All offers of at most so many tries."""
-        return self._menus.setdefault(max_tries, offer_menu(self.banks, max_tries))
+        if max_tries not in self._menus:
+            self._menus[max_tries] = offer_menu(self.banks, max_tries)
+        return self._menus[max_tries]
 
     def choose(
         self,
@@ -91,25 +91,20 @@ class OfferHeads:
         menu, mu = self.menu(max_tries), self.mu(features)
         worths = offer_worths(menu, mu, self.sigma, self.share, self.unit)
         costs, open_ = offer_costs(menu, self.costs), allowed_offers(menu, allowed, pinned)
-        chosen, probability = choose_offers(worths, costs, price, TEMPERATURE, decision, open_, uniforms)
+        chosen, probability = choose_steps(worths, costs, price, TEMPERATURE, decision, open_, uniforms)
         bars = offer_bars(menu, chosen, mu, self.sigma)
-        return Chosen(menu.recipe[chosen], bars, menu.tries[chosen], probability, mu)
+        return Chosen(menu.recipe[chosen], bars, menu.tries[chosen], probability, mu.astype(np.float32))
 
 
 def save_heads(heads: OfferHeads) -> bytes:
     """The file's bytes, the same for equal heads."""
-    size = max(len(bank.residuals) for bank in heads.banks)
-    banks = np.stack([np.interp(np.linspace(0, 1, size), *_spread(bank.residuals)) for bank in heads.banks])
+    banks = np.array([bank.residuals for bank in heads.banks])  # of one table, so that they are of one length
     numbers = {name: getattr(heads, name) for name in ("weight", "bias", "sigma", "share", "costs")}
     tensors = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
     tensors |= {"banks": banks, "level_sd": np.array([bank.level_sd for bank in heads.banks])}
     about = {"unit": heads.unit, "reference": heads.reference, "choices": heads.choices, "scorers": heads.scorers}
     about |= {"text_encoder": heads.text_encoder, "policy": heads.policy}
     return save(tensors, {"about": json.dumps({"format": FORMAT, **about}, sort_keys=True)})  # one key: in one order
-
-
-def _spread(residuals: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.linspace(0, 1, len(residuals)), np.array(residuals)
 
 
 def heads_of(policy_path: str, card: PolicyCard) -> OfferHeads:

@@ -1,8 +1,9 @@
-"""Another try under one price: offers, what each costs and is worth, and which one a row gets.
+"""Another try under one price: offers, and what each costs and is worth.
 
 An offer is a recipe and an offset: render with it, keep the first picture that scores at least mu + offset * sigma, at
 most max_tries times, and the best of those rendered where none does. The offset -inf is one picture, whatever it
-scores. Pure numpy. mu, sigma, share and the banks are learned by `training.learn.heads`; nothing is rendered here.
+scores. Which one a row gets says `actors.policy.choose_steps`, over offers in place of budgets. mu, sigma, share and
+the banks are learned by `training.learn.heads`; nothing is rendered here. Pure numpy.
 
 Shapes: N rows, K recipes, A offers, R residuals of a bank, L levels.
 """
@@ -14,8 +15,6 @@ from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
-
-from actors.policy import choose_steps
 
 SINGLE = -math.inf
 OFFSETS = tuple(eighths / 8 for eighths in range(-20, 25))  # in sigmas: from nearly every picture passes to none does
@@ -161,34 +160,6 @@ def price_unit(sigma: np.ndarray, share: np.ndarray, reference: int, mean: np.nd
     if not rise > 0:
         raise ValueError("neither the seed nor the recipe changes the score: there is nothing to choose")
     return rise
-
-
-def choose_offers(
-    worths: np.ndarray,
-    costs: np.ndarray,
-    price: float,
-    temperature: float,
-    decision: str = "argmax",
-    allowed: np.ndarray | None = None,
-    uniforms: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the offer (N,) and its behaviour probability (N,), by worths (N, A) and costs (A,) at a price.
-
-    `actors.policy.choose_steps` over offers: softmax or argmax of (worth - price * cost) / temperature.
-    """
-    return choose_steps(worths, costs, price, temperature, decision, allowed, uniforms)
-
-
-def offer_probabilities(
-    worths: np.ndarray, costs: np.ndarray, price: float, temperature: float, allowed: np.ndarray | None = None
-) -> np.ndarray:
-    """softmax((worth - price * cost) / temperature), (N, A). A row with a worth not finite is decided by the price."""
-    worths = np.asarray(worths, np.float64)
-    sound = np.isfinite(worths).all(axis=1, keepdims=True)
-    value = (np.where(sound, worths, 0.0) - price * np.asarray(costs, np.float64)) / temperature
-    value = value if allowed is None else np.where(allowed, value, -np.inf)
-    weights = np.exp(value - value.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def modelled_cost(probabilities: np.ndarray, costs: np.ndarray) -> np.ndarray:

@@ -41,27 +41,45 @@ def choose_steps(
     probability 1. Since d E[cost] / d price = -Var[cost] / temperature, mean cost never rises with the price. A row
     whose scores are not finite is decided by the price alone. ValueError: temperature not positive, nothing allowed.
     """
-    if not temperature > 0 or not math.isfinite(price):
-        raise ValueError(f"temperature {temperature} must be positive and price {price} finite")
-    scores = np.asarray(scores, np.float64)  # (N, K)
-    open_ = np.broadcast_to(np.ones(scores.shape[1], bool) if allowed is None else allowed, scores.shape)
-    if not open_.any(axis=1).all():
-        raise ValueError("no budget of the menu is allowed")
-    sound = np.isfinite(scores).all(axis=1, keepdims=True)
-    value = np.where(sound, scores, 0.0) - price * np.asarray(costs, np.float64)
-    value = np.where(open_, value, -np.inf)
+    value = _priced(scores, costs, price, temperature, allowed)
     if decision == "argmax":
         best = value == value.max(axis=1, keepdims=True)
         index = np.where(best, np.asarray(costs, np.float64), np.inf).argmin(axis=1)
         return index, np.ones(len(index))
     if decision != "sample" or uniforms is None:
         raise ValueError(f"decision {decision!r} must be one of {', '.join(DECISIONS)}, and sample needs uniforms")
-    weights = np.exp((value - value.max(axis=1, keepdims=True)) / temperature)
-    pi = weights / weights.sum(axis=1, keepdims=True)
+    pi = _softmax(value, temperature)
     passed = (np.asarray(uniforms, np.float64)[:, None] >= np.cumsum(pi, axis=1)).sum(axis=1)
     last = pi.shape[1] - 1 - (pi[:, ::-1] > 0).argmax(axis=1)  # rounding may leave the sum just under 1
     index = np.minimum(passed, last)
     return index, np.take_along_axis(pi, index[:, None], axis=1)[:, 0]
+
+
+def choice_probabilities(
+    scores: np.ndarray, costs: np.ndarray, price: float, temperature: float, allowed: np.ndarray | None = None
+) -> np.ndarray:
+    """pi (N, K) of `choose_steps`."""
+    return _softmax(_priced(scores, costs, price, temperature, allowed), temperature)
+
+
+def _priced(
+    scores: np.ndarray, costs: np.ndarray, price: float, temperature: float, allowed: np.ndarray | None
+) -> np.ndarray:
+    """scores - price * costs (N, K); -inf where it is not allowed."""
+    if not temperature > 0 or not math.isfinite(price):
+        raise ValueError(f"temperature {temperature} must be positive and price {price} finite")
+    scores = np.asarray(scores, np.float64)
+    open_ = np.broadcast_to(np.ones(scores.shape[1], bool) if allowed is None else allowed, scores.shape)
+    if not open_.any(axis=1).all():
+        raise ValueError("no budget of the menu is allowed")
+    sound = np.isfinite(scores).all(axis=1, keepdims=True)
+    value = np.where(sound, scores, 0.0) - price * np.asarray(costs, np.float64)
+    return np.where(open_, value, -np.inf)
+
+
+def _softmax(value: np.ndarray, temperature: float) -> np.ndarray:
+    weights = np.exp((value - value.max(axis=1, keepdims=True)) / temperature)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)

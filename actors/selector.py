@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.offer_heads import OfferHeads, heads_of
+from actors.offer_heads import Chosen, OfferHeads, heads_of
 from actors.policy import DECISIONS, MAX_STEPS, calibrated, check_policy, choose_steps
 
 PAPER_CHOICES = tuple(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
@@ -82,54 +82,35 @@ class StepSelector:
     ) -> None:
         """Fill the columns of rows that are free to choose. pinned (N,) bool: rows with one seed, and one try."""
         uniforms = np.array([uniform(row_id) for row_id in ids]) if self.config.decision == "sample" else None
-        if self.heads is not None:
-            self._offer(columns, rows, prompts, pinned, uniforms)
-            return
-        if self.config.selector == "policy":
-            scores = self.score(prompts)  # (N, K)
-            index, probability = choose_steps(
-                scores,
-                np.array(self.card.costs),
-                self.config.price,
-                self.card.temperature,
-                self.config.decision,
-                self.allowed,
-                uniforms,
-            )
-        else:
-            index, probability = self._by_words(prompts), np.ones(len(rows))
+        found = self._chosen(prompts, pinned, uniforms)
         for at, row in enumerate(rows):
-            columns["num_steps"][row] = self.choices[index[at]]
-            columns["action_probability"][row] = float(np.float32(probability[at]))
+            columns["num_steps"][row] = self.choices[found.budget[at]]
+            columns["action_probability"][row] = float(np.float32(found.probability[at]))
             if self.config.selector == "policy":
-                columns["budget_scores"][row] = scores[at]
+                columns["budget_scores"][row] = found.scores[at]
                 columns["policy_version"][row] = self.policy_version
                 columns["price"][row] = float(self.config.price)
+            if np.isfinite(found.bar[at]):
+                columns["bar"][row] = float(found.bar[at])
+                columns["expected_tries"][row] = float(np.float32(found.tries[at]))
 
-    def _offer(
-        self,
-        columns: dict[str, list[Any]],
-        rows: list[int],
-        prompts: list[Any],
-        pinned: np.ndarray,
-        uniforms: np.ndarray | None,
-    ) -> None:
-        """The same by offers: a budget, and the score below which another seed is tried."""
-        from actors.prompt_encoder import prompt_features
+    def _chosen(self, prompts: list[Any], pinned: np.ndarray, uniforms: np.ndarray | None) -> Chosen:
+        """What each of N prompts gets: a budget, and where the policy sets bars, its bar."""
+        config, one = self.config, np.ones(len(prompts))
+        if self.heads is not None:
+            from actors.prompt_encoder import prompt_features
 
-        config, heads = self.config, self.heads
-        assert heads is not None
-        features = np.stack([prompt_features(tokens) for tokens in self.encoder.embed(prompts)])
-        chosen = heads.choose(features, config.price, config.max_tries, self.allowed, pinned, config.decision, uniforms)
-        for at, row in enumerate(rows):
-            columns["num_steps"][row] = self.choices[chosen.budget[at]]
-            columns["action_probability"][row] = float(np.float32(chosen.probability[at]))
-            columns["budget_scores"][row] = chosen.mu[at].astype(np.float32)
-            columns["policy_version"][row] = self.policy_version
-            columns["price"][row] = float(config.price)
-            if np.isfinite(chosen.bar[at]):
-                columns["bar"][row] = float(chosen.bar[at])
-                columns["expected_tries"][row] = float(np.float32(chosen.tries[at]))
+            features = np.stack([prompt_features(tokens) for tokens in self.encoder.embed(prompts)])
+            return self.heads.choose(
+                features, config.price, config.max_tries, self.allowed, pinned, config.decision, uniforms
+            )
+        if config.selector != "policy":
+            return Chosen(self._by_words(prompts), -np.inf * one, one, one, np.empty((len(prompts), 0)))
+        scores, costs = self.score(prompts), np.array(self.card.costs)  # (N, K), (K,)
+        index, probability = choose_steps(
+            scores, costs, config.price, self.card.temperature, config.decision, self.allowed, uniforms
+        )
+        return Chosen(index, -np.inf * one, one, probability, scores)
 
     def score(self, prompts: Sequence[Any]) -> np.ndarray:
         """The policy's scores (N, K) float32; a prompt's do not depend on the others."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.offers import Bank, choose_offers, offer_bars, offer_costs, offer_menu, offer_worths
+from actors.offers import Bank, offer_bars, offer_costs, offer_menu, offer_worths
+from actors.policy import choose_steps
 from benchmarks.offer_worlds import COSTS, REFERENCE, Kind, World, delivered, stopped, true_bank, world
 from training.judge.frontier import Bootstrap, FixedCurve, Point
 from training.learn.heads import ScoreHeads, fit_heads
@@ -29,7 +30,7 @@ class Known:
         """Recipe and bar (N,) at a price in the scorer's units."""
         menu = offer_menu(self.banks, max_tries)
         worths = offer_worths(menu, self.mu, self.sigma, self.share, 1.0)
-        chosen, _ = choose_offers(worths, offer_costs(menu, COSTS), price, TEMPERATURE)
+        chosen, _ = choose_steps(worths, offer_costs(menu, COSTS), price, TEMPERATURE)
         return menu.recipe[chosen], offer_bars(menu, chosen, self.mu, self.sigma)
 
     def best_for_all(self, price: float, max_tries: int) -> float:

@@ -15,13 +15,12 @@ import numpy as np
 from actors.offers import (
     Bank,
     bank_of,
-    choose_offers,
     modelled_cost,
     offer_costs,
     offer_menu,
-    offer_probabilities,
     offer_worths,
 )
+from actors.policy import choice_probabilities, choose_steps
 from benchmarks.measure import alternate, arguments, machine, markdown, report
 from benchmarks.offer_controls import TEMPERATURE, controls
 from benchmarks.offer_worlds import SKEW, optimum, simulated, skewed
@@ -72,7 +71,7 @@ def shortfall(case: Case) -> float:
     menu = offer_menu(case.banks, case.max_tries)
     worths = offer_worths(menu, case.mu[None], case.sigma, case.share, case.unit)
     costs = offer_costs(menu, case.costs)
-    chosen, _ = choose_offers(worths, costs, case.price, TEMPERATURE)
+    chosen, _ = choose_steps(worths, costs, case.price, TEMPERATURE)
     scale = case.share * case.sigma / case.unit
     best = max(
         mu / case.unit + optimum(bank.values, scale[k], case.price * case.costs[k], case.max_tries)
@@ -87,8 +86,8 @@ def worst_rise(case: Case) -> float:
     worths = offer_worths(menu, case.mu[None], case.sigma, case.share, case.unit)
     costs, found = offer_costs(menu, case.costs), []
     for price in PRICES:
-        chosen, _ = choose_offers(worths, costs, price, TEMPERATURE)
-        soft = modelled_cost(offer_probabilities(worths, costs, price, TEMPERATURE), costs)
+        chosen, _ = choose_steps(worths, costs, price, TEMPERATURE)
+        soft = modelled_cost(choice_probabilities(worths, costs, price, TEMPERATURE), costs)
         found.append([float(costs[chosen[0]]), float(soft[0])])
     return float(np.diff(found, axis=0).max())
 
@@ -148,7 +147,7 @@ def seconds_a_row(rng: np.random.Generator, rows: int = 2000) -> list[Row]:
     mu, sigma, costs = rng.normal(size=(rows, 9)), np.full(9, 0.1), np.linspace(0.1, 1, 9)
 
     def chosen(of: Any) -> None:
-        choose_offers(offer_worths(of, mu, sigma, np.ones(9), 0.1), offer_costs(of, costs), 0.5, TEMPERATURE)
+        choose_steps(offer_worths(of, mu, sigma, np.ones(9), 0.1), offer_costs(of, costs), 0.5, TEMPERATURE)
 
     turns = alternate({"offers": lambda: chosen(menu), "recipes": lambda: chosen(few)}, 5)
     return [

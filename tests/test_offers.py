@@ -11,16 +11,14 @@ from actors.offers import (
     Bank,
     allowed_offers,
     bank_of,
-    choose_offers,
     modelled_cost,
     offer_bars,
     offer_costs,
     offer_menu,
-    offer_probabilities,
     offer_worths,
     price_unit,
 )
-from actors.policy import choose_steps
+from actors.policy import choice_probabilities, choose_steps
 from benchmarks.offer_worlds import optimum, simulated, skewed
 from benchmarks.offers import main, random_case, shortfall, worst_rise
 
@@ -123,7 +121,7 @@ def test_with_one_try_offers_are_the_policy_over_budgets() -> None:
     worths, costs = offer_worths(menu, mu, np.full(3, 0.1), np.ones(3), 0.1), offer_costs(menu, COSTS)
     draws = rng.random(500)
     for price, decision in itertools.product((0.0, 0.3, 2.0), ("argmax", "sample")):
-        ours = choose_offers(worths, costs, price, 0.2, decision, uniforms=draws)
+        ours = choose_steps(worths, costs, price, 0.2, decision, uniforms=draws)
         theirs = choose_steps(mu / 0.1, COSTS, price, 0.2, decision, uniforms=draws)
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_allclose(ours[1], theirs[1])
@@ -173,19 +171,19 @@ def test_probabilities_are_those_of_the_choice() -> None:
     menu = offer_menu([skewed_bank(seed=k) for k in range(3)], 4)
     mu = np.random.default_rng(7).normal(0, 0.1, size=(50, 3))
     worths, costs = offer_worths(menu, mu, np.full(3, 0.1), np.ones(3), 0.1), offer_costs(menu, COSTS)
-    pi = offer_probabilities(worths, costs, 0.5, 0.1)
-    index, chance = choose_offers(worths, costs, 0.5, 0.1, "sample", uniforms=np.linspace(0, 0.99, 50))
+    pi = choice_probabilities(worths, costs, 0.5, 0.1)
+    index, chance = choose_steps(worths, costs, 0.5, 0.1, "sample", uniforms=np.linspace(0, 0.99, 50))
     np.testing.assert_allclose(pi[np.arange(50), index], chance)
     np.testing.assert_allclose(pi.sum(axis=1), 1)
-    sharp = modelled_cost(offer_probabilities(worths, costs, 0.5, 1e-9), costs)
-    np.testing.assert_allclose(sharp, costs[choose_offers(worths, costs, 0.5, 0.1)[0]])
+    sharp = modelled_cost(choice_probabilities(worths, costs, 0.5, 1e-9), costs)
+    np.testing.assert_allclose(sharp, costs[choose_steps(worths, costs, 0.5, 0.1)[0]])
 
 
 def test_where_seeds_do_not_differ_no_other_try_is_bought() -> None:
     menu = offer_menu([skewed_bank(seed=k) for k in range(3)], 4)
     mu = np.random.default_rng(8).normal(0, 0.1, size=(50, 3))
     worths = offer_worths(menu, mu, np.zeros(3), np.ones(3), 1.0)
-    chosen, _ = choose_offers(worths, offer_costs(menu, COSTS), 1e-6, 0.1)
+    chosen, _ = choose_steps(worths, offer_costs(menu, COSTS), 1e-6, 0.1)
     assert menu.single[chosen].all()
     assert np.isneginf(offer_bars(menu, chosen, mu, np.zeros(3))).all()
 
@@ -205,19 +203,19 @@ def test_a_row_with_a_pinned_seed_and_recipes_left_out() -> None:
     assert menu.single[allowed[0]].all()
     assert set(menu.recipe[allowed[1]]) == {0, 1}
     worths = offer_worths(menu, np.zeros((2, 3)), np.full(3, 0.1), np.ones(3), 0.1)
-    chosen, _ = choose_offers(worths, offer_costs(menu, COSTS), 0.05, 0.1, allowed=allowed)
+    chosen, _ = choose_steps(worths, offer_costs(menu, COSTS), 0.05, 0.1, allowed=allowed)
     assert menu.single[chosen].tolist() == [True, False]
-    pi = offer_probabilities(worths, offer_costs(menu, COSTS), 0.05, 0.1, allowed)
+    pi = choice_probabilities(worths, offer_costs(menu, COSTS), 0.05, 0.1, allowed)
     assert (pi[~allowed] == 0).all()
 
 
 def test_a_row_whose_scores_are_not_finite_gets_the_cheapest_picture_whatever_it_scores() -> None:
     menu, mu = offer_menu([skewed_bank(seed=k) for k in range(3)], 4), np.array([[0.1, np.nan, 0.1]])
     worths, costs = offer_worths(menu, mu, np.full(3, 0.1), np.ones(3), 0.1), offer_costs(menu, COSTS)
-    chosen, _ = choose_offers(worths, costs, 0.5, 0.1)
+    chosen, _ = choose_steps(worths, costs, 0.5, 0.1)
     assert (menu.recipe[chosen], menu.single[chosen]) == (0, True)
     assert np.isneginf(offer_bars(menu, chosen, mu, np.full(3, 0.1)))
-    assert np.isfinite(offer_probabilities(worths, costs, 0.5, 0.1)).all()
+    assert np.isfinite(choice_probabilities(worths, costs, 0.5, 0.1)).all()
 
 
 def test_costs_may_be_a_rows_own() -> None:

@@ -8,7 +8,7 @@ from jobs.job_file.contradictions import PAPER_CHOICES
 from jobs.job_file.errors import blaming
 from jobs.job_file.places import ROOT
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import scorer_name
+from jobs.job_file.scorers import counted, weights
 from jobs.job_file.storage import storage_options
 from pipelines.storage.checkpoints import ModelSource
 
@@ -39,9 +39,9 @@ def check_bars(job: Job, card: PolicyCard) -> None:
         return
     with blaming(job, "tries.bar"):
         heads = heads_of(local_policy(job), card)
-    scored = sorted((scorer_name(each.name, each.scorer), each.weight) for each in job.config.quality if each.weight)
-    if scored != sorted((name, weight) for name, weight in heads.scorers if weight):
-        known = ", ".join(f"{name} x {weight:g}" for name, weight in heads.scorers if weight)
+    theirs = counted(dict(heads.scorers))
+    if theirs != counted(weights(job.config.quality)):
+        known = ", ".join(f"{name} x {weight:g}" for name, weight in theirs.items())
         raise job.fault("quality", f"quality: the policy's bars are for the scores of {known}; set quality to these")
 
 

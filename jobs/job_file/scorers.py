@@ -48,6 +48,11 @@ def weights(scorers: Sequence[Scorer]) -> dict[str, float]:
     return {scorer_name(each.name, each.scorer): each.weight for each in scorers}
 
 
+def counted(weights: Mapping[str, float]) -> dict[str, float]:
+    """Those that quality is made of: where they are equal, so is what a score means."""
+    return {name: weight for name, weight in weights.items() if weight}
+
+
 def weights_in(fingerprint: Mapping[str, Any]) -> dict[str, float]:
     """The same of a run, by its plan's fingerprint."""
     return {

@@ -1,6 +1,5 @@
 """The `tries` section as a bar: the quality below which a row gets another picture."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from actors.tries import quantile_bar
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import weights, weights_in
+from jobs.job_file.scorers import counted, weights, weights_in
 from jobs.job_file.storage import run_at
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -39,8 +38,8 @@ def bar_of(job: Job, plan: Plan | None = None) -> Bar:
     with blaming(job, "tries.scores"):
         run = run_at(job, str(tries.scores))
         looked = read_plan(run)
-        ours = _counted(weights(job.config.quality))
-        theirs = _counted(weights_in(looked.newest.fingerprint)) if looked else {}
+        ours = counted(weights(job.config.quality))
+        theirs = counted(weights_in(looked.newest.fingerprint)) if looked else {}
         if theirs and theirs != ours:
             what = f"{tries.scores} was scored by {theirs}, this job by {ours}"
             raise job.fault("tries.scores", f"{what}: name a run of the same scorers")
@@ -50,10 +49,6 @@ def bar_of(job: Job, plan: Plan | None = None) -> Bar:
     bar = quantile_bar(scores, tries.bar.quantile)
     below = float((scores < bar).mean())
     return Bar(bar, sum(below**number for number in range(tries.max)))
-
-
-def _counted(weights: Mapping[str, float]) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if weight}
 
 
 def known_scores(run: RunFolder) -> np.ndarray:

@@ -75,18 +75,21 @@ def fit_heads(
     groups: Sequence[Hashable] | None = None,
     num_folds: int = NUM_FOLDS,
     seed: int = 0,
+    pooled_sigma: bool = False,
 ) -> ScoreHeads:
     """The heads of features (P, D) and scores (P, K, S); judge (P, K, S) of the same pictures.
 
     All seeds of a prompt, and prompts of equal `groups` (their texts), are in one fold; mu, tau and the banks come from
-    prompts that the regression had not seen. Unlearnable: fewer than two seeds, values not finite, too few prompts.
+    prompts that the regression had not seen. pooled_sigma: no prompt has a sigma of its own.
+    Unlearnable: fewer than two seeds, values not finite, too few prompts.
     """
     _check(features, score, judge)
     fold = folds_of(range(len(score)) if groups is None else groups, num_folds, seed)
     means = score.mean(axis=2)
     mu = out_of_fold(features, means, fold)
     pooled = fit_components(score, mu)
-    scale, sigma = _fit_scale(features, score, mu, pooled, fold)
+    same = (None, np.broadcast_to(pooled.sigma, mu.shape))
+    scale, sigma = same if pooled_sigma else _fit_scale(features, score, mu, pooled, fold)
     share, notes = share_of(score, judge)
     for note in notes:
         warnings.warn(note, stacklevel=2)

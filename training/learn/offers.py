@@ -22,7 +22,7 @@ def fit_offers(
     scorers: the weights that the quality is made of. Unlearnable where the table is too small.
     """
     judged = table.judged_by(judge).quality if judge else None
-    heads = fit_heads(features, table.quality, judged, groups=table.prompts)
+    heads = fit_heads(features, table.quality, judged, groups=table.prompts, pooled_sigma=True)
     reference = reference_budget(table.quality)
     return OfferHeads(
         *_linear(heads),
