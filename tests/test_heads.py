@@ -10,7 +10,7 @@ from benchmarks.offer_controls import says_pays, tries_bought
 from benchmarks.offer_worlds import SKEW, Kind, skewed, world
 from training.learn.banks import seed_bank, seed_residuals
 from training.learn.components import Components, fit_components, negative_log_likelihood
-from training.learn.heads import decile_calibration, fit_heads, out_of_fold
+from training.learn.heads import decile_calibration, fit_heads, fit_mean, out_of_fold
 from training.learn.ridge import fit_ridge, folds_of
 from training.learn.share import share_of, slope_across, slopes_within
 from training.learning_error import Unlearnable
@@ -101,9 +101,9 @@ def test_a_prompt_does_not_speak_for_itself() -> None:
     here = world(np.random.default_rng(0), 200, Kind())
     means = here.draw(np.random.default_rng(1), 2)[0].mean(axis=2)
     fold = folds_of(range(200), 5)
-    before, changed = out_of_fold(here.features, means, fold), means.copy()
+    before, changed = out_of_fold(fit_mean, here.features, means, fold), means.copy()
     changed[fold == 2] += np.random.default_rng(2).normal(size=changed[fold == 2].shape)
-    after = out_of_fold(here.features, changed, fold)
+    after = out_of_fold(fit_mean, here.features, changed, fold)
     np.testing.assert_array_equal(after[fold == 2], before[fold == 2])
     assert (after[fold != 2] != before[fold != 2]).all()
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.__main__ import main
 from jobs.steps import run_status
 from jobs.steps.run_status import status_of, status_text
-from pipelines.run.drivers import EXPIRY_S, claim
+from pipelines.run.drivers import EXPIRY_S, claim, last_record
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.finished import render_shard
@@ -30,9 +30,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 def told(run: RunFolder, later_s: float = 0.0) -> tuple[dict, str]:
     now = datetime.now(UTC) + timedelta(seconds=later_s)
-    plan = read_plan(run)
-    sizes = {entry["shard"]: entry["rows"] for _, entry in plan.shards("shard", "rows")}
-    found = status_of(plan, sizes, run.done_shards(), now)
+    sizes = {entry["shard"]: entry["rows"] for _, entry in read_plan(run).shards("shard", "rows")}
+    found = status_of(run.url, last_record(run), sizes, run.done_shards(), now)
     return found, status_text(found, now)
 
 

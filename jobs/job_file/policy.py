@@ -24,21 +24,22 @@ def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
         remedy = "name one in steps.policy (rollout, then train), or set steps.selector: words, or fixed"
         raise job.fault("steps.selector", f"the shipped policy reads the embedded model's text encoder alone: {remedy}")
     with blaming(job, "steps.policy"):
-        card = read_card(local_policy(job))
+        policy = local_policy(job)
+        card = read_card(policy)
         check_card(card, choices=tuple(steps.choices) if steps.choices else None)
-    check_bars(job, card)
+    _check_bars(job, policy, card)
     size = (sampling.width or info.width, sampling.height or info.height)
     made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
     return uncalibrated(card, Setting(*made_with, *size))
 
 
-def check_bars(job: Job, card: PolicyCard) -> None:
-    """Whether the job's policy can set bars for the job's scores. Raises ConfigError."""
+def _check_bars(job: Job, policy: str, card: PolicyCard) -> None:
+    """Whether a policy's folder can set bars for the job's scores. Raises ConfigError."""
     tries = job.config.tries
     if tries.max == 1 or tries.bar != "auto" or job.rollout:
         return
     with blaming(job, "tries.bar"):
-        heads = heads_of(local_policy(job), card)
+        heads = heads_of(policy, card)
     theirs = counted(dict(heads.scorers))
     if theirs != counted(weights(job.config.quality)):
         known = ", ".join(f"{name} x {weight:g}" for name, weight in theirs.items())

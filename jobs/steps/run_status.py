@@ -13,22 +13,24 @@ from jobs.terminal.exit_codes import DONE, FAILED
 from jobs.terminal.progress import duration, rate
 from pipelines.run.drivers import EXPIRY_S, SAID, is_dead, last_record
 from pipelines.run.layout import RunFolder
-from pipelines.run.plan import Plan, read_plan
+from pipelines.run.plan import read_plan
 
 EVERY_S, ALL_S = 2.0, 30.0  # between two looks at the driver, and at plan and manifests
 AT_WORK = "at work"
 
 
-def status_of(plan: Plan, sizes: Mapping[str, int], done: Set[str], now: datetime) -> dict[str, Any]:
-    """What `--json` prints. sizes: rows of each planned shard; done: shards with a manifest.
+def status_of(
+    url: str, record: dict[str, Any] | None, sizes: Mapping[str, int], done: Set[str], now: datetime
+) -> dict[str, Any]:
+    """What `--json` prints. record: the last driver's, read before `done` was; sizes: rows of each planned shard; done:
+    shards with a manifest.
 
     state: at work, done, silent (no heartbeat), killed, ended (before all was done), waiting (for a driver). rows_done:
     of committed shards; images: those and what is in work, by the driver's last heartbeat.
     """
-    record = last_record(plan.run)
     told, state = (record or {}).get("progress") or {}, _state(record, now)
     found = {
-        "run": plan.run.url,
+        "run": url,
         "state": "done" if state != AT_WORK and sizes and sizes.keys() <= done else state,
         "rows": sum(sizes.values()),
         "rows_done": sum(rows for shard, rows in sizes.items() if shard in done),
@@ -112,22 +114,16 @@ class _Look:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._at = -math.inf
-        self._read()
-
-    def _read(self) -> None:
-        self.plan, self._at = read_plan(self.run), time.monotonic()
-        self.sizes = {entry["shard"]: entry["rows"] for _, entry in self.plan.shards("shard", "rows")}
-        self.done = self.run.done_shards()
+        self._at = -math.inf  # when plan and manifests were read
+        self._sizes: dict[str, int] = {}
+        self._done: set[str] = set()
 
     def __call__(self) -> dict[str, Any]:
-        if time.monotonic() - self._at > ALL_S:
-            self._read()
-        found = status_of(self.plan, self.sizes, self.done, _now())
-        if found["state"] != AT_WORK:  # the last word is of this moment
-            self._read()
-            found = status_of(self.plan, self.sizes, self.done, _now())
-        return found
+        record, now = last_record(self.run), _now()  # first: of a driver that ended, all manifests are seen
+        if time.monotonic() - self._at > ALL_S or _state(record, now) != AT_WORK:
+            self._sizes = {entry["shard"]: entry["rows"] for _, entry in read_plan(self.run).shards("shard", "rows")}
+            self._done, self._at = self.run.done_shards(), time.monotonic()
+        return status_of(self.run.url, record, self._sizes, self._done, now)
 
 
 def _now() -> datetime:

@@ -15,7 +15,7 @@ from actors.policy import read_card
 from jobs.job_file.errors import blaming
 from jobs.job_file.policy import local_policy
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import scorer_name
+from jobs.job_file.scorers import weights, weights_in
 from jobs.job_file.settings import prompt_source
 from jobs.job_file.storage import run_at, run_folder
 from jobs.steps.training_settings import (
@@ -88,8 +88,8 @@ def scorer_names(job: Job, table_key: str) -> list[str]:
     path = getattr(getattr(job.config, section), name)
     plan = read_plan(run_at(job, path) if path else run_folder(job))
     if not plan or not plan.newest.is_rollout:
-        return [scorer_name(scorer.name, scorer.scorer) for scorer in job.config.quality]
-    return [scorer_name(each.get("name"), each["scorer"]) for each in plan.newest.fingerprint.get("quality", [])]
+        return list(weights(job.config.quality))
+    return list(weights_in(plan.newest.fingerprint))
 
 
 def check_variants(job: Job, info: CheckpointInfo) -> None:

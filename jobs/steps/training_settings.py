@@ -4,6 +4,7 @@ The verbs are `jobs.train`, `jobs.evaluate` and `jobs.pilot`.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +90,8 @@ def variant_job(job: Job, variant: Variant) -> Job:
     return job.changed(sampling=job.config.sampling.model_copy(update=changes))
 
 
-def setting_of(run: RunFolder, info: CheckpointInfo) -> Setting:
-    """What a rollout was rendered with, from its plan. Raises KeyError for a plan without a fingerprint."""
-    made = read_plan(run).newest.document["fingerprint"]
+def setting_of(made: Mapping[str, Any], info: CheckpointInfo) -> Setting:
+    """What a rollout was rendered with, by its plan's fingerprint. Raises KeyError for a plan without one."""
     return Setting(
         unet=made["model.weights"],
         solver=made["sampling.solver"],
@@ -108,10 +108,11 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
 
     given = job.config.train
     with blaming(job, "train"):
+        made = read_plan(table_run(job)).newest.fingerprint
         return TrainConfig(
             model=model_source(job),
             learning=hyperparameters_of(given, table),
-            setting=setting_of(table_run(job), info),
+            setting=setting_of(made, info),
             width=given.width,
             num_layers=given.layers,
             num_heads=given.heads,
@@ -119,14 +120,14 @@ def train_config(job: Job, info: CheckpointInfo, table: RewardTable) -> "TrainCo
             num_workers=given.workers,
             use_gpu=given.gpu,
             max_failures=given.max_failures,
-            scorers=weights_of(job, table_run(job)),
+            scorers=weights_of(job, made),
             judge=job.config.evaluate.judge or unseen_judge(job, table),
         )
 
 
-def weights_of(job: Job, run: RunFolder) -> dict[str, float]:
-    """The scorers that a table's quality is made of, by `train.quality`, else as it was rolled out."""
-    known = weights_in(read_plan(run).newest.fingerprint)
+def weights_of(job: Job, made: Mapping[str, Any]) -> dict[str, float]:
+    """The scorers that a table's quality is made of, by `train.quality`, else as its plan's fingerprint has them."""
+    known = weights_in(made)
     return {**dict.fromkeys(known, 0.0), **job.config.train.quality} if job.config.train.quality else known
 
 

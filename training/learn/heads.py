@@ -7,7 +7,7 @@ Shapes: P prompts, K recipes, S seeds, D features, B deciles.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,10 +21,12 @@ from training.learn.share import share_of
 from training.learning_error import Unlearnable
 
 NUM_FOLDS = 5
+Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]  # features, targets -> its predictions
 LEAST_GAIN = 2.0  # standard errors of log-likelihood by which a prompt's own sigma must be better on held-out prompts
 
 
-class MeanScore(NamedTuple):
+@dataclass(frozen=True)
+class MeanScore:
     """level (P, D) -> (P, 1), the mean over recipes; contrast (P, D) -> (P, K), a recipe's score above it."""
 
     level: Ridge
@@ -86,7 +88,7 @@ def fit_heads(
     _check(features, score, judge)
     fold = folds_of(range(len(score)) if groups is None else groups, num_folds, seed)
     means = score.mean(axis=2)
-    mu = out_of_fold(features, means, fold)
+    mu = out_of_fold(fit_mean, features, means, fold)
     pooled = fit_components(score, mu)
     same = (None, np.broadcast_to(pooled.sigma, mu.shape))
     scale, sigma = same if pooled_sigma else _fit_scale(features, score, mu, pooled, fold)
@@ -114,12 +116,12 @@ def _check(features: np.ndarray, score: np.ndarray, judge: np.ndarray | None) ->
         raise Unlearnable("features, scores and the judge's scores must be finite: leave out prompts without them")
 
 
-def out_of_fold(features: np.ndarray, means: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """mu (P, K) of each prompt by a regression, penalty included, on the prompts of the other folds."""
-    mu = np.empty_like(means)
+def out_of_fold(fit: Fit, features: np.ndarray, targets: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Each prompt's prediction, as targets (P, T), by a regression, penalty included, on prompts of the other folds."""
+    found = np.empty_like(targets)
     for each in np.unique(fold):
-        mu[fold == each] = fit_mean(features[fold != each], means[fold != each])(features[fold == each])
-    return mu
+        found[fold == each] = fit(features[fold != each], targets[fold != each])(features[fold == each])
+    return found
 
 
 def _fit_scale(
@@ -132,10 +134,7 @@ def _fit_scale(
     ratio = (score.var(axis=2, ddof=1) / np.square(pooled.sigma)).mean(axis=1, keepdims=True)  # (P, 1)
     if not (ratio > 0).all():
         return None, same
-    log_scale = np.empty_like(ratio)
-    for each in np.unique(fold):
-        log_scale[fold == each] = _fit_log(features[fold != each], ratio[fold != each])(features[fold == each])
-    own = same * np.exp(log_scale / 2)
+    own = same * np.exp(out_of_fold(_fit_log, features, ratio, fold) / 2)
     gain = [negative_log_likelihood(score, mu, sigma, pooled.tau, by_prompt=True).sum(axis=1) for sigma in (same, own)]
     better = gain[0] - gain[1]  # (P,)
     if better.mean() <= LEAST_GAIN * better.std() / np.sqrt(len(better)):

@@ -48,7 +48,7 @@ def reference_budget(quality: np.ndarray) -> int:
 
 def _linear(heads: ScoreHeads) -> tuple[np.ndarray, np.ndarray]:
     """weight (D, K) and bias (K,) of level and contrast together."""
-    level, contrast = heads.mean
+    level, contrast = heads.mean.level, heads.mean.contrast
     weights = [ridge.weights / ridge.spread[:, None] for ridge in (level, contrast)]  # (D, 1), (D, K)
     biases = [ridge.intercept - (ridge.mean / ridge.spread) @ ridge.weights for ridge in (level, contrast)]
     return weights[0] + weights[1], biases[0] + biases[1]
