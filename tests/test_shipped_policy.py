@@ -11,6 +11,7 @@ import pytest
 
 from actors.checkpoint import inspect_checkpoint
 from actors.policy import PolicyCard, calibrated, read_card
+from actors.recipe import step_counts
 from actors.selector import SelectorConfig, StepSelector
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.settings import EMBEDDED_MODEL
@@ -77,13 +78,13 @@ def test_its_evaluation_is_shipped_and_of_this_very_policy(card: PolicyCard) -> 
 def test_hostile_prompts_get_no_more_than_held_out_ones_did(card: PolicyCard) -> None:
     for price in prices(card):
         open_ = calibrated(card, price)
-        known = {choice for choice, is_open in zip(card.choices, open_, strict=True) if is_open}
+        known = {choice.num_steps for choice, is_open in zip(card.choices, open_, strict=True) if is_open}
         assert set(steps(price, HOSTILE)) <= known
 
 
 def test_words_of_praise_move_budgets_only_within_the_calibration(card: PolicyCard, captions: list[str]) -> None:
     for price in prices(card):
-        known = np.array(card.choices)[calibrated(card, price)]
+        known = np.array(step_counts(card.choices))[calibrated(card, price)]
         for word in (PLAIN, ELABORATE):
             moved = np.array(steps(price, [f"{word} {caption}" for caption in captions]))
             assert known.min() <= moved.min() <= moved.max() <= known.max()
