@@ -229,6 +229,7 @@ def test_filtered_rows_are_no_failures_that_stop_a_run() -> None:
     assert (ledger._counts.reached, ledger._counts.engine_failed) == (1500, 0)
 
 
+@pytest.mark.slow
 def test_it_works_in_child_processes(tmp_path: Path) -> None:
     """A row that comes back with another seed waits for the others."""
     model = make_checkpoint("sd1", tmp_path / "model")
