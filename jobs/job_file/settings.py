@@ -79,6 +79,7 @@ class Settings:
             rollout=self.job.rollout,
             bar=self.bar.quality,
             expected_tries=self.bar.expected_tries,
+            tries_variance=self.bar.tries_variance,
             num_workers=sum(pool.actors for pool in self.pools),
             lanes=max((pool.lanes for pool in self.pools if pool.lanes), default=None),
         )

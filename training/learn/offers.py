@@ -35,6 +35,7 @@ def fit_offers(
         choices=table.choices,
         scorers=tuple(sorted(scorers.items())),
         text_encoder=text_encoder,
+        num_prompts=len(features),
     )
 
 
