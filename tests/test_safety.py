@@ -119,7 +119,8 @@ def test_a_picture_above_max_is_a_failed_try_and_a_row_without_another_is_filter
             continue
         filtered += 1
         assert (made["status"], made["error_type"], made.get("uri")) == ("filtered", "Unsafe", None)
-        assert made["error_message"].startswith("safety ") and made["scores"][0]["score"] > MOST
+        assert made["error_message"].startswith("safety ")
+        assert made["scores"][0]["score"] > MOST
     assert 0 < filtered < 60
     stored = {key for key, _ in run.walk("images")}
     assert stored == {key for row in found.values() for key in named_objects(row | {"uri": row.get("uri")})}
@@ -145,8 +146,10 @@ def test_packed_layouts_hold_no_filtered_picture(tmp_path: Path, layout: str) ->
     if layout == "parquet":
         held = set(pq.read_table(io.BytesIO(run.read(key)))["id"].to_pylist())
     else:
-        held = {name.partition(".")[0] for name in tarfile.open(fileobj=io.BytesIO(run.read(key))).getnames()}
-    assert held == ok and len(ok) < 30
+        with tarfile.open(fileobj=io.BytesIO(run.read(key))) as tar:
+            held = {name.partition(".")[0] for name in tar.getnames()}
+    assert held == ok
+    assert len(ok) < 30
 
 
 @pytest.mark.parametrize("score", [broken, undecided])
@@ -168,7 +171,8 @@ def test_a_safe_picture_stays_where_a_later_one_has_no_verdict(tmp_path: Path) -
 
     found = worked(RunFolder(str(tmp_path)), rows, TryRules(2), once)
     kept = [row for row in rows if red(row) <= MOST and red(replace(row, seed=try_seed(row.seed, 1))) not in first]
-    assert kept and all((found[row.id]["status"], found[row.id]["seed"]) == ("ok", row.seed) for row in kept)
+    assert kept
+    assert all((found[row.id]["status"], found[row.id]["seed"]) == ("ok", row.seed) for row in kept)
 
 
 def committed(folder: Path, score: Score = redness) -> tuple[RunFolder, dict[str, dict[str, Any]], list[PlannedRow]]:
@@ -195,7 +199,8 @@ def test_a_filtered_row_is_final_for_verify_repair_and_retries(tmp_path: Path) -
 def test_rows_without_a_verdict_are_tried_again_by_hand(tmp_path: Path) -> None:
     run, found, _ = committed(tmp_path, undecided)
     order = RepairPlanner(read_plan(run)).order(SHARD, retry_failed=True)
-    assert order is not None and set(order.ids) == set(found)
+    assert order is not None
+    assert set(order.ids) == set(found)
 
 
 def test_a_repair_renders_the_safe_seed_alone(tmp_path: Path) -> None:
@@ -288,7 +293,8 @@ def test_tries_without_quality_are_for_what_is_not_safe() -> None:
     text = TEXT.replace("quality: ", "#") + "tries: {{max: 3}}\n"
     safety = '{scorer: "tests.plans:brightness", max: 1}'
     config: JobConfig = read_job(text.format(safety=safety), "j").config
-    assert config.tries.max == 3 and not config.counts_quality
+    assert config.tries.max == 3
+    assert not config.counts_quality
     with pytest.raises(ConfigError, match="needs a scorer that counts"):
         read_job(text.format(safety="null"), "j")
 
@@ -307,9 +313,7 @@ failures: {{max_fraction: 0}}
 
 
 @pytest.mark.ray
-def test_a_job_with_filtered_rows_is_done(
-    ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_with_filtered_rows_is_done(ray_cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 0, nothing left to render, verified; with tries fewer rows are filtered."""
     model, filtered = make_checkpoint("sd1", tmp_path / "model"), []
     prompts = "".join(json.dumps({"id": f"r{i:02}", "prompt": f"a fox number {i}"}) + "\n" for i in range(30))

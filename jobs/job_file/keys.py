@@ -107,7 +107,9 @@ def _scorer_kind(kind: str) -> str:
 
 def _safety_kind(kind: str) -> str:
     if kind != "aesthetic" and ":" not in kind:
-        raise ValueError("must be the import path of a function, module:function, or aesthetic: a linear head on a CLIP")
+        raise ValueError(
+            "must be the import path of a function, module:function, or aesthetic: a linear head on a CLIP"
+        )
     return _scorer_kind(kind)
 
 

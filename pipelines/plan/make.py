@@ -177,7 +177,9 @@ def _menu(config: PlanConfig) -> tuple[tuple[Recipe, ...], str | None, int | Non
     selector = config.selector
     describe = ray.remote(_described).options(num_cpus=1)
     try:
-        choices, version, prompts = ray.get(describe.remote(SelectorSource(selector, None, config.selector_class, config.model)))
+        choices, version, prompts = ray.get(
+            describe.remote(SelectorSource(selector, None, config.selector_class, config.model))
+        )
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OSError):
             raise InputError(f"steps.selector: {error.cause}") from error

@@ -78,7 +78,9 @@ def filtered_row(tries: RowTries, reason: str, shard: str, attempt: Attempt) -> 
     return _row(tries.row, shard, attempt) | {
         "status": "filtered",
         "error_type": Unsafe.__name__,
-        "error_message": reason if len(tries.done) == 1 else f"{reason}; none of {len(tries.done)} tries may be delivered",
+        "error_message": reason
+        if len(tries.done) == 1
+        else f"{reason}; none of {len(tries.done)} tries may be delivered",
         "scores": tries.chosen.scores,
         "tries": [each.record(tries.row.num_steps) for each in tries.done],
         "lane_steps": first.lane_steps * len(tries.done),

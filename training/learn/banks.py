@@ -4,7 +4,6 @@ Shapes: P prompts, K recipes, S seeds, R residuals of a bank, L levels.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def seed_bank(residuals: np.ndarray, errors: np.ndarray, level_sd: float) -> Ban
     for _ in range(ROUNDS):
         mixed = np.sort((values[:, None] + level_sd * LEVELS).ravel()).reshape(len(values), -1).mean(axis=1)
         values = np.sort(values + wanted - mixed)
-    return replace(bank_of(values, level_sd), misses=miss_chances(errors))
+    return bank_of(values, level_sd)
 
 
 def miss_chances(errors: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -52,5 +51,6 @@ def miss_chances(errors: np.ndarray) -> tuple[tuple[float, ...], ...]:
     how prompts differ.
     """
     seeds = errors.shape[1]
-    all_below = np.array([[math.comb(f, j) / math.comb(seeds, j) for j in range(1, seeds + 1)] for f in range(seeds + 1)])
+    drawn = range(1, seeds + 1)
+    all_below = np.array([[math.comb(f, j) / math.comb(seeds, j) for j in drawn] for f in range(seeds + 1)])
     return tuple(tuple(all_below[(errors < offset).sum(axis=1)].mean(axis=0).tolist()) for offset in OFFSETS)
