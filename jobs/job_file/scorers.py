@@ -1,4 +1,4 @@
-"""Turns the sections `quality` and `safety` into scorers with models' places, and checks them before anything starts."""
+"""Turns `quality` and `safety` into scorers with their models' places, and checks them before anything starts."""
 
 import importlib
 from collections.abc import Mapping, Sequence

@@ -33,9 +33,11 @@ class TryRules:
 
 @dataclass(frozen=True)
 class Try:
-    """One picture of a row. picture: None where it was junk, its image NO_IMAGE once another is better, or where it must
-    not be delivered; error: what its row failed with. safety: the safety scorer's name and score. uri: where it is
-    stored though it was not chosen.
+    """One picture of a row.
+
+    picture: None where it was junk; its image is NO_IMAGE once another is better, or where it must not be delivered.
+    error: what its row failed with. safety: the safety scorer's name and score. uri: where it is stored though it was
+    not chosen.
     """
 
     seed: int
