@@ -21,7 +21,7 @@ from actors.selector import SelectorConfig, StepSelector
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
 from training.learn.hyperparameters import Hyperparameters
-from training.learn.journal import CHECKPOINT, Journal, last_checkpoint, read_metrics
+from training.learn.journal import CHECKPOINT, TRAINING, Journal, last_checkpoint, read_metrics
 from training.learn.trainer import TrainConfig, TrainingError, train
 
 LEARNING = Hyperparameters(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
@@ -35,7 +35,7 @@ class DeadlyFolder(Folder):
 
     def write(self, key: str, data: bytes) -> None:
         super().write(key, data)
-        if key == CHECKPOINT:
+        if key == f"{TRAINING}/{CHECKPOINT}":
             DeadlyFolder.written += 1
             if DeadlyFolder.written == 3 and self.create("killed", b"yes"):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
 from training.judge.compare import Evidence, quality_margin
 from training.learn.batches import TrainingRows
-from training.learn.learner import outputs
+from training.learn.step_loss import outputs
 from training.reward_table import RewardTable
 
 SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M"}
