@@ -16,7 +16,7 @@ from training.learn.offer_loss import pooled_features
 from training.learn.offer_table import OfferTable
 
 VALIDATION_PRICES = 8
-LEAST_GAIN = 1.0  # standard errors that a correction must gain: the best of many weights gains a little by chance
+LEAST_GAIN = 2.0  # standard errors that a correction must gain: the best of many weights gains a little by chance
 
 
 def scaled(
