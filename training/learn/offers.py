@@ -19,7 +19,7 @@ from training.learn.offer_table import OfferTable
 from training.learn.stages import OfferStage
 from training.reward_table import RewardTable
 
-LEAST_ERRORS = 2.0  # standard errors by which the dearest budget is better than one that does as well
+LEAST_ERRORS = 2.0  # standard errors by which the dearest recipe is better than one that does as well
 
 
 def fit_offers(
@@ -38,7 +38,7 @@ def _fit(table: RewardTable, features: np.ndarray, judge: str | None) -> ScoreHe
 
 
 def _offers(heads: ScoreHeads, table: RewardTable, scorers: dict[str, float], text_encoder: str) -> OfferHeads:
-    reference = reference_budget(table.quality)
+    reference = reference_recipe(table.quality)
     return OfferHeads(
         *_linear(heads),
         sigma=heads.sigma,
@@ -53,8 +53,8 @@ def _offers(heads: ScoreHeads, table: RewardTable, scorers: dict[str, float], te
     )
 
 
-def reference_budget(quality: np.ndarray) -> int:
-    """The smallest budget that is not worse than the dearest: what a user would take; quality (P, K, S)."""
+def reference_recipe(quality: np.ndarray) -> int:
+    """The cheapest recipe that is not worse than the dearest: what a user would take; quality (P, K, S)."""
     means = quality.mean(axis=2)  # (P, K)
     lost = means[:, -1:] - means
     errors = lost.std(axis=0, ddof=1) / np.sqrt(len(lost)) if len(lost) > 1 else np.zeros(lost.shape[1])
