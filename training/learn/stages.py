@@ -26,10 +26,15 @@ from training.learn.step_loss import StepLoss, Units, new_policy, start_of, vali
 
 
 class Stage(Protocol):
-    """What the loop of a worker asks for. place: of its journal in the training's folder."""
+    """What the loop of a worker asks for."""
 
-    place: str
-    learning: Hyperparameters
+    @property
+    def place(self) -> str:
+        """Of its journal, in the training's folder."""
+
+    @property
+    def learning(self) -> Hyperparameters:
+        """Its own: prices and temperature in its units."""
 
     def network(self) -> nn.Module:
         """The untrained network, the same on every worker."""
