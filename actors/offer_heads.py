@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from actors.offer_correction import Correction
 from actors.offers import (
     Bank,
     OfferMenu,
@@ -30,6 +31,7 @@ from actors.recipe import Recipe, menu_of
 
 OFFERS = "offers.safetensors"
 FORMAT = 1
+_PREFIX, _LAYERS = "correction.", ("hidden", "hidden_bias", "out", "out_bias")
 TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
 
 
@@ -68,6 +70,7 @@ class OfferHeads:
     scorers: tuple[tuple[str, float], ...]
     text_encoder: str
     policy: str = ""
+    correction: Correction | None = None  # of the offers' worths, where one was learned
     num_prompts: int = 0
 
     def mu(self, features: np.ndarray) -> np.ndarray:
@@ -84,6 +87,16 @@ class OfferHeads:
             self._menus[max_tries] = offer_menu(self.banks, max_tries)
         return self._menus[max_tries]
 
+    def worths(
+        self, mu: np.ndarray, max_tries: int, shift: np.ndarray | float = 0.0, slope: np.ndarray | float = 0.0
+    ) -> np.ndarray:
+        """(N, A) in units, of mu (N, K); shift, slope (N, K): a correction of mu, and of what a sigma of gain is worth.
+
+        Bars stay where mu sets them.
+        """
+        a_sigma = np.asarray(self.share * self.sigma + slope)
+        return offer_worths(self.menu(max_tries), mu + shift, a_sigma, np.ones(1), self.unit)
+
     def choose(
         self,
         features: np.ndarray,
@@ -96,7 +109,7 @@ class OfferHeads:
     ) -> Chosen:
         """What each prompt gets at a price: features (N, D), allowed recipes (K,) or (N, K), pinned seeds (N,) bool."""
         menu, mu = self.menu(max_tries), self.mu(features)
-        worths = offer_worths(menu, mu, self.sigma, self.share, self.unit)
+        worths = self.worths(mu, max_tries, *(self.correction(features) if self.correction else ()))
         costs, open_ = offer_costs(menu, self.costs), allowed_offers(menu, allowed, pinned)
         chosen, probability = choose_steps(worths, costs, price, TEMPERATURE, decision, open_, uniforms)
         bars = offer_bars(menu, chosen, mu, self.sigma)
@@ -115,17 +128,26 @@ def save_heads(heads: OfferHeads) -> bytes:
     about = {"unit": heads.unit, "reference": heads.reference, "scorers": heads.scorers}
     about["choices"] = [choice.plain() for choice in heads.choices]
     about |= {"text_encoder": heads.text_encoder, "policy": heads.policy, "num_prompts": heads.num_prompts}
+    if heads.correction:
+        tensors |= {_PREFIX + name: getattr(heads.correction, name) for name in _LAYERS}
+        about["correction"] = {"scale": heads.correction.scale, "gain": heads.correction.gain}
     return save(tensors, {"about": json.dumps({"format": FORMAT, **about}, sort_keys=True)})  # one key: in one order
+
+
+def policy_heads(policy_path: str, card: PolicyCard) -> OfferHeads | None:
+    """Those of a policy; None where it has none. PolicyError where they are another policy's."""
+    heads = load_heads(policy_folder(policy_path))
+    if heads is not None and (heads.policy, heads.choices) != (card.version, card.choices):
+        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
+    return heads
 
 
 def heads_of(policy_path: str, card: PolicyCard) -> OfferHeads:
     """Those of a policy, which are to set bars. PolicyError where it has none, or another policy's."""
-    heads = load_heads(policy_folder(policy_path))
+    heads = policy_heads(policy_path, card)
     if heads is None:
         remedy = "train it on a rollout of two seeds a prompt or more (images_per_prompt), or give tries.bar a number"
         raise PolicyError(f"{policy_path}: this policy knows no spread of scores and sets no bar: {remedy}")
-    if (heads.policy, heads.choices) != (card.version, card.choices):
-        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
     return heads
 
 
@@ -141,6 +163,7 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
         about = json.loads(metadata["about"])
         if about["format"] != FORMAT:
             raise PolicyError(f"{file}: another version of the format; train the policy again")
+        layers = {name: named.pop(_PREFIX + name) for name in _LAYERS if "correction" in about}
         banks = zip(named.pop("banks").tolist(), named.pop("level_sd").tolist(), strict=True)
         misses = named.pop("misses", np.empty((len(named["bias"]), 0))).tolist()
         return OfferHeads(
@@ -155,6 +178,7 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
             scorers=tuple((str(name), float(weight)) for name, weight in about["scorers"]),
             text_encoder=str(about["text_encoder"]),
             policy=str(about["policy"]),
+            correction=Correction(**layers, **about["correction"]) if layers else None,
             num_prompts=int(about.get("num_prompts", 0)),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

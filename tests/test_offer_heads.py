@@ -20,7 +20,7 @@ from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
 from jobs.job_file.settings import read_checkpoint
 from tests.test_selector import batch
-from training.learn.offers import fit_offers, reference_budget
+from training.learn.offers import fit_offers, reference_recipe
 from training.reward_table import RewardTable
 
 STEPS = (2, 4, 8)
@@ -215,5 +215,5 @@ def test_heads_are_learned_from_a_table(tmp_path: Path) -> None:
 def test_the_reference_is_the_smallest_budget_that_is_not_worse() -> None:
     rng = np.random.default_rng(0)
     quality = np.array([0.5, 0.7, 0.7, 0.7])[:, None] + rng.normal(0, 0.05, (200, 4, 3))
-    assert reference_budget(quality) == 1
-    assert reference_budget(quality[:, :1]) == 0
+    assert reference_recipe(quality) == 1
+    assert reference_recipe(quality[:, :1]) == 0

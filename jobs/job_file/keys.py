@@ -430,6 +430,10 @@ class Evaluate(Section):
     prices: Annotated[list[Amount], Field(min_length=1)] | None = execution(
         None, "prices to judge at; null: those of the policy's calibration"
     )
+    decode_lane_steps: Amount | None = execution(
+        None,
+        "judge as if decode and score of a picture cost so many lane-steps, as on another model; null: as measured",
+    )
     variants: list[Variant] = execution(
         [],
         "what a user could do instead: each {solver, guidance_scale} is rolled out on the held-out prompts, into "
