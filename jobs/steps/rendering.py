@@ -16,6 +16,7 @@ from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import Progress, RenderResult, RepairOrders, render
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -28,6 +29,7 @@ def render_job(
     plan: Plan,
     stop: Stop,
     repair: RepairOrders | None = None,
+    early: EarlyWorker | None = None,
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
@@ -40,7 +42,7 @@ def render_job(
         line(progress)
         stop.epoch.tell(asdict(progress))
 
-    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch)
+    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch, early=early)
     console.clear()
     found = totals(plan)
     summary = summarize(job, totalled, result, found)

@@ -21,15 +21,17 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.pools import PoolSpec, menu_faults, served_budgets, serving
 from pipelines.files.readers import InputError
-from pipelines.plan.budgets import ScoreActor, SelectorSource, score, selector_of
+from pipelines.plan.budgets import ScoreActor, SelectorSource, score
 from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.plan.earlier import EarlierRows, earlier_rows
 from pipelines.plan.rollout_plan import RolloutCutter, at_every_budget, base_id
+from pipelines.plan.selector_process import SelectorProcess
 from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.prompts.canonical_rows import id_key
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.prompts.two_passes import are_in, inspect, raise_aborted, rows
+from pipelines.prompts.slices import are_small
+from pipelines.prompts.two_passes import are_in, inspect, raise_aborted, rows, small_tables
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
 from pipelines.run.schema import carried_types, schema_to_json
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SCORE_ROWS = 1024  # of one call of the selector
+SMALL_ROWS = 4096  # of a plan that is made in this process
 MOST_LANE_STEPS, SHARDS_A_WORKER, FEWEST_ROWS = 20_000, 8, 32
 
 Progress = Callable[[int, int], None]  # rows scored, rows in all (an upper bound where the plan grows)
@@ -107,7 +110,8 @@ def make_plan(
     epoch: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
     """
     started = time.monotonic()
-    menu, policy_version = _menu(config)
+    selector = SelectorProcess(_scoring(config), config.selector_num_gpus)
+    menu, policy_version = _menu(config, selector)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
     run, generation = plan.run, plan.next_number
@@ -119,7 +123,7 @@ def make_plan(
     bad_keys = earlier.known.bad_keys
     writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
     carried, facts = inspection.carried_schema, ColumnFacts()
-    for shard in _shards(config, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
+    for shard in _shards(config, selector, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
         writer.add(shard)
         facts.add(shard.rows, carried.names)
     writer.flush()
@@ -160,27 +164,21 @@ def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarra
     return are_in(np.array([id_key(row_id) for row_id in ids], bad_keys.dtype), bad_keys)
 
 
-def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
-    """The budgets that may be chosen, and the policy's version; a task asks the selector, since it brings torch."""
-    selector = config.selector
-    describe = ray.remote(_described).options(num_cpus=1)
-    try:
-        choices, version = ray.get(describe.remote(SelectorSource(selector, None, config.selector_class, config.model)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise InputError(f"steps.selector: {error.cause}") from error
-        raise
-    low, high = selector.min or 0, selector.max or max(choices)
+def _scoring(config: PlanConfig) -> SelectorSource:
+    served, again = served_budgets(config.pools), (config.bar, config.expected_tries)
+    return SelectorSource(config.selector, served, config.selector_class, config.model, *again)
+
+
+def _menu(config: PlanConfig, selector: SelectorProcess) -> tuple[tuple[int, ...], str | None]:
+    """The budgets that may be chosen, and the policy's version."""
+    choices, version = selector.describe()
+    low, high = config.selector.min or 0, config.selector.max or max(choices)
     return tuple(count for count in choices if low <= count <= high) or choices, version
-
-
-def _described(scoring: SelectorSource) -> tuple[tuple[int, ...], str | None]:
-    selector = selector_of(scoring)
-    return tuple(int(count) for count in selector.choices), selector.policy_version
 
 
 def _shards(
     config: PlanConfig,
+    selector: SelectorProcess,
     inspection: Inspection,
     menu: tuple[int, ...],
     known: tuple[np.ndarray, np.ndarray],
@@ -191,7 +189,7 @@ def _shards(
     rules = CutRules(target, functools.partial(serving, config.pools), config.shard_rows, lane_steps=config.lane_steps)
     cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
     done = 0
-    for table in _scored(config, inspection, menu, known):
+    for table in _scored(config, selector, inspection, menu, known):
         yield from cutter.add(table)
         done += table.num_rows // (len(menu) if config.rollout else 1)
         if on_progress:
@@ -207,12 +205,47 @@ def _target(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...]) -
 
 
 def _scored(
+    config: PlanConfig,
+    selector: SelectorProcess,
+    inspection: Inspection,
+    menu: tuple[int, ...],
+    known: tuple[np.ndarray, np.ndarray],
+) -> Iterator[pa.Table]:
+    """Rows with their budgets, in input order; ends the selector's process."""
+    if is_small(inspection):
+        found = _scored_here(config, selector, inspection, menu, known)
+    else:
+        selector.end()  # a pool of actors takes its place
+        found = _scored_by_tasks(config, inspection, menu, known)
+    for table in found:
+        table = _without_still_bad(table, known[1], config.rollout)
+        if table.num_rows:
+            yield table
+    selector.end()
+
+
+def is_small(inspection: Inspection) -> bool:
+    """Whether a plan of it is made without a dataset."""
+    return inspection.num_planned <= SMALL_ROWS and are_small(inspection.slices)
+
+
+def _scored_here(
+    config: PlanConfig,
+    selector: SelectorProcess,
+    inspection: Inspection,
+    menu: tuple[int, ...],
+    known: tuple[np.ndarray, np.ndarray],
+) -> Iterator[pa.Table]:
+    """The same rows without a dataset, whose start would take longer than reading and scoring a small list."""
+    for table in filter(len, small_tables(inspection, *known)):
+        yield at_every_budget(table, choices=menu) if config.rollout else selector.score(table)
+
+
+def _scored_by_tasks(
     config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[pa.Table]:
-    """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
-    served = served_budgets(config.pools)
-    again = (config.bar, config.expected_tries)
-    scoring = SelectorSource(config.selector, served, config.selector_class, config.model, *again)
+    """Only a network needs actors; other selectors run where rows are read."""
+    scoring = _scoring(config)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
         expand = functools.partial(at_every_budget, choices=menu)
@@ -234,9 +267,7 @@ def _scored(
         )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         assert isinstance(table, pa.Table)
-        table = _without_still_bad(raise_aborted(table), known[1], config.rollout)
-        if table.num_rows:
-            yield table
+        yield raise_aborted(table)
 
 
 def _without_still_bad(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> pa.Table:

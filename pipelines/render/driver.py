@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
@@ -88,11 +89,12 @@ def render(
     stop: StopSignal | None = None,
     repair: RepairOrders | None = None,
     epoch: EpochId | None = None,
+    early: EarlyWorker | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
     Where `stop` is set, what is in work is finished and committed. epoch: this driver's epoch, by which each process
-    proves that it sees this very folder. Raises RenderError, resumable; never returns with planned shards unended,
+    proves that it sees this very folder. early: a worker that is loading its model already. Raises RenderError, resumable; never returns with planned shards unended,
     unless it was interrupted.
     """
     pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
@@ -106,7 +108,8 @@ def render(
         return _result(None, 0.0, False)
     _warn_of_slow_pools(config)
     ledger = _start_ledger(task)
-    every = [ActorPool(spec, plan, config, ledger, epoch) for spec in pools]
+    take_early = (early or EarlyWorker()).take
+    every = [ActorPool(spec, plan, config, ledger, epoch, take_early) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
             result = _RunWatcher(ledger, every, config, on_progress, stop).until_over(len(shards))

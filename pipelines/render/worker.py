@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,7 @@ class WorkerConfig:
     """All that a worker of one pool needs. schema: of all manifests.
 
     row_timeout_s: ends the process after so long without progress; None: never. epoch: of the driver. auto_dtype: what
-    `dtype: auto` means in a run that has not settled it yet.
+    `dtype: auto` means in a run that has not settled it yet. variables: of the environment, set before torch is loaded.
     """
 
     run: RunFolder
@@ -80,14 +81,16 @@ class WorkerConfig:
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class RenderWorker:
     """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
 
     def __init__(self, job: WorkerConfig, ledger: Any = None):
+        os.environ.update(job.variables)  # before torch; a runtime_env with them would cost a process's start
         self.job, self.ledger = job, ledger
-        self._lock = threading.Lock()
+        self._lock, self._serving_lock = threading.Lock(), threading.Lock()  # of what is loaded, and of `serve`
         self._sampler: DDIMSampler | None = None
         self._scorer: Any = None
         self._scoring = threading.Lock()
@@ -107,14 +110,19 @@ class RenderWorker:
         self._span = BusySpan()
         self._heed_sigterm()
 
-    def serve(self, ledger: Any) -> UnfitWorker | None:
+    def warm(self) -> None:
+        """Loads the model before there is a plan. What fails here fails in `serve` again, and is told there."""
+        if (error := raised_by(self._prepare)) is not None:
+            log.warning("the model could not be loaded ahead", exc_info=error)
+
+    def serve(self, ledger: Any, job: WorkerConfig | None = None) -> UnfitWorker | None:
         """Leases, renders and commits until nothing is left for this worker. An UnfitWorker says why it cannot.
 
         A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
-        constructor was given a handle may not be started again.
+        constructor was given a handle may not be started again. So does the job: there may have been no plan before.
         """
-        with self._lock:
-            self.ledger = ledger
+        with self._serving_lock:
+            self.ledger, self.job = ledger, job or self.job
             serving, mine = self._serving, self._serving is None
             if serving is None:
                 serving = self._serving = Future()
