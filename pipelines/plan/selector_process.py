@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 
+from actors.recipe import Recipe
 from pipelines.cluster.nodes import is_own_ray
 from pipelines.files.readers import InputError
 from pipelines.plan.budgets import SelectorSource, score, selector_of
@@ -30,7 +31,7 @@ class SelectorProcess:
             options |= {"max_restarts": LIVES, "max_task_retries": LIVES}
             self._actor = ray.remote(_SelectorActor).options(**options).remote(scoring)
 
-    def describe(self) -> tuple[tuple[int, ...], str | None]:
+    def describe(self) -> tuple[tuple[Recipe, ...], str | None]:
         """The menu and the policy's version. InputError where the selector cannot be used."""
         if self._actor:
             return _asked(lambda: ray.get(self._actor.describe.remote()))
@@ -51,17 +52,17 @@ class _SelectorActor:
     def __init__(self, scoring: SelectorSource) -> None:
         self.scoring = scoring
 
-    def describe(self) -> tuple[tuple[int, ...], str | None]:
+    def describe(self) -> tuple[tuple[Recipe, ...], str | None]:
         return _described(self.scoring)
 
     def score(self, table: pa.Table) -> pa.Table:
         return score(table, self.scoring)
 
 
-def _described(scoring: SelectorSource) -> tuple[tuple[int, ...], str | None]:
+def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None]:
     """The selector's menu and the policy's version."""
     selector = selector_of(scoring)
-    return tuple(int(count) for count in selector.choices), selector.policy_version
+    return selector.choices, selector.policy_version
 
 
 def _asked(ask: Callable[[], T]) -> T:

@@ -190,6 +190,6 @@ def _refuse_strangers(evidence: Evidence) -> None:
 
 def _refuse_learned(learned: RewardTable, table: RewardTable) -> None:
     if learned.choices != table.choices:
-        raise Unlearnable(f"the learned table's budgets are {learned.choices}, the held-out {table.choices}")
+        raise Unlearnable("the learned table has another menu than the held-out one")
     if shared := set(learned.prompts) & set(table.prompts):
         raise Unlearnable(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")

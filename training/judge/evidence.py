@@ -17,7 +17,7 @@ from actors.prompt_encoder import PromptEncoder
 from training.judge.compare import Evidence, quality_margin
 from training.learn.batches import TrainingRows
 from training.learn.learner import outputs
-from training.reward_table import RewardTable, TableError
+from training.reward_table import RewardTable
 
 SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M"}
 MOST_SHARED, NUM_BINS = 0.6, 4
@@ -41,8 +41,6 @@ class PolicyScores:
 def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> PolicyScores:
     """Load policy and text encoder, read all prompts. PolicyError, TableError where they do not fit."""
     policy, card = load_policy(policy_path)
-    if table.choices != card.choices:
-        raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
     encoder = PromptEncoder(model_path)
     check_policy(card, text_encoder=encoder.fingerprint)
     rows = TrainingRows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
@@ -64,6 +62,9 @@ def evidence(
     Costs are the policy's own, so that a price means here what it means in a job. variants: the same prompts under
     other solvers and guidance; each solver has its best guidance at every budget by the job's scorer.
     """
+    menu = reading.card.choices
+    table, learned = table.ordered(menu), learned and learned.ordered(menu)
+    variants = {setup: each.ordered(menu) for setup, each in (variants or {}).items()}
     table = replace(table, seconds=np.array(reading.card.costs) * table.seconds[-1])
     judged, known = (t if t is None or judge is None else t.judged_by(judge) for t in (table, learned))
     assert judged is not None
@@ -74,7 +75,7 @@ def evidence(
         scores=reading.scores,
         prices=sorted(prices or (point["price"] for point in reading.card.calibration)),
         margin=margin or quality_margin(judged if known is None else known),
-        variants=tuned(table, variants or {}, judge, reading.card),
+        variants=tuned(table, variants, judge, reading.card),
         labels=labels(table),
         allowed=partial(calibrated, reading.card),
     )

@@ -21,12 +21,16 @@ FEW_PROMPTS = 10  # of a group: less is left out
 
 @dataclass(frozen=True)
 class Point:
-    """One way to choose at one setting, such as a price: what each prompt gets. quality, cost, steps: (P,)."""
+    """One way to choose at one setting, such as a price: what each prompt gets. quality, cost, steps: (P,).
+
+    name: of a recipe for all, in words; elsewhere the setting says it.
+    """
 
     setting: float
     quality: np.ndarray
     cost: np.ndarray
     steps: np.ndarray
+    name: str = ""
 
     @property
     def mean_cost(self) -> float:

@@ -1,7 +1,7 @@
 """Defines the rules to compare, the policy among them: each gives every prompt its quality and cost.
 
 Pure numpy over reward tables. No rule chooses by the picture that it is judged by, except the second try, which looks
-at its own first picture. The oracle chooses by one seed and is judged by another. Shapes: P prompts, K budgets, S
+at its own first picture. The oracle chooses by one seed and is judged by another. Shapes: P prompts, K recipes, S
 seeds.
 """
 
@@ -20,11 +20,16 @@ BARS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of first pictures
 
 
 def fixed(table: RewardTable, name: str = "fixed", unit_s: float | None = None) -> Rule:
-    """Every budget of the menu for all; `unit_s`: seconds of a cost of 1, None: the table's own largest budget."""
+    """Every recipe of the menu for all; `unit_s`: seconds of a cost of 1, None: the table's own largest budget."""
     costs = table.seconds / (unit_s or table.seconds[-1])
     points = [
-        Point(float(steps), table.quality[:, k].mean(axis=1), *_same(len(table.prompts), costs[k], steps))
-        for k, steps in enumerate(table.choices)
+        Point(
+            float(recipe.num_steps),
+            table.quality[:, k].mean(axis=1),
+            *_same(len(table.prompts), costs[k], recipe.num_steps),
+            recipe.words,
+        )
+        for k, recipe in enumerate(table.choices)
     ]
     return Rule(name, tuple(points))
 
@@ -32,9 +37,7 @@ def fixed(table: RewardTable, name: str = "fixed", unit_s: float | None = None) 
 def chosen(table: RewardTable, index: np.ndarray, setting: float) -> Point:
     """What prompts get from budgets chosen for them, index (P,) into the menu."""
     rows = np.arange(len(index))
-    return Point(
-        setting, table.quality.mean(axis=2)[rows, index], table.costs[index], np.array(table.choices)[index] * 1.0
-    )
+    return Point(setting, table.quality.mean(axis=2)[rows, index], table.costs[index], table.steps[index])
 
 
 def sweep(
@@ -59,7 +62,7 @@ def rendered_as(rule: Rule, table: RewardTable, other: RewardTable, name: str) -
     """The budgets that a rule chose on a table, with the pictures of the same prompts in another setup."""
     points, rows = [], np.arange(len(table.prompts))
     for point in rule.points:
-        index = np.searchsorted(table.choices, point.steps)
+        index = np.abs(table.costs[:, None] - point.cost).argmin(axis=0)  # each chosen recipe by its own cost
         quality = other.quality.mean(axis=2)[rows, index]
         points.append(Point(point.setting, quality, other.seconds[index] / table.seconds[-1], point.steps))
     return Rule(f"{rule.name}, {name}", tuple(points))
@@ -69,8 +72,9 @@ def words(table: RewardTable) -> Rule:
     """The selector `words`: longer prompts, more steps."""
     selector = StepSelector(SelectorConfig("words", choices=table.choices))
     rows = np.array([f"{row}" for row in range(len(table.prompts))], object)
-    steps = selector({"prompt": np.array(table.prompts, object), "id": rows})["num_steps"]
-    index = np.searchsorted(table.choices, steps.astype(np.int64))
+    names = selector({"prompt": np.array(table.prompts, object), "id": rows})["recipe_name"]
+    known = {choice.name: at for at, choice in enumerate(table.choices)}
+    index = np.array([known[name] for name in names])
     return Rule("words", (chosen(table, index, 0.0),))
 
 
@@ -86,7 +90,7 @@ def oracle(table: RewardTable, prices: Sequence[float]) -> Rule:
             index, _ = choose_steps(known[:, :, choose], table.costs, price, 1.0)
             parts.append((table.quality[np.arange(len(index)), index, judge], table.costs[index], index))
         quality, cost, index = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
-        steps = np.mean([np.array(table.choices)[part[2]] for part in parts], axis=0)
+        steps = np.mean([table.steps[part[2]] for part in parts], axis=0)
         points.append(Point(price, quality, cost, steps))
     return Rule("cross-seed oracle", tuple(points))
 
@@ -97,7 +101,7 @@ def second_try(table: RewardTable, seen: np.ndarray) -> Rule:
     Bars are quantiles of `seen` (P, K, S). Of all budgets and bars only those are given that no cheaper one equals.
     """
     points = []
-    for k, steps in enumerate(table.choices):
+    for k, steps in enumerate(table.steps):
         for bar in np.quantile(seen[:, k], BARS):
             parts = []
             for a, b in permutations(range(table.num_seeds), 2):
