@@ -17,7 +17,9 @@ from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts, this_command
 from jobs.terminal.progress import duration, steps_text
+from pipelines.plan.earlier import EarlierRows
 from pipelines.plan.make import is_small, make_plan
+from pipelines.prompts.inspection import Inspection
 from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan, read_plan
@@ -58,19 +60,29 @@ def make(
     console.draw(f"reading {job.config.input.path}")
     inspection = opened.inspection or read_input(job, settings.source, opened.files)
     earlier = read_earlier(job, plan, inspection)
-    if early and is_small(inspection) and inspection.num_planned > len(earlier.known) and not job.config.steps.num_gpus:
+    if early and is_early(job, inspection, earlier):
         early.start(settings.render, settings.run, epoch)
     settings.run.write_job(placed(job.config).dump())
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above
-    summary = make_plan(
-        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, epoch
-    )
+
+    def on_progress(done: int, rows: int) -> None:
+        console.draw(f"planned {done:,}/{rows:,} rows")
+
+    summary = make_plan(plan, config, on_progress, inspection, earlier, epoch, early.call if early else None)
+    if early:
+        early.load()
     console.clear()
     for note in summary.notes:
         console.say(note)
     return summary.plan
+
+
+def is_early(job: Job, inspection: Inspection, earlier: EarlierRows) -> bool:
+    """Whether a render actor may start before the plan: rows are new, and it stands in nobody's way."""
+    has_new = inspection.num_planned > len(earlier.known)
+    return has_new and is_small(inspection) and not job.config.steps.num_gpus
 
 
 def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:

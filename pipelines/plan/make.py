@@ -27,7 +27,7 @@ from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.plan.earlier import EarlierRows, earlier_rows
 from pipelines.plan.recipes import JobSampling
 from pipelines.plan.rollout_plan import RolloutCutter, at_every_recipe, base_id
-from pipelines.plan.selector_process import SelectorProcess
+from pipelines.plan.selector_process import Call, SelectorProcess
 from pipelines.plan.shards import CutRules, Cutter, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.prompts.canonical_rows import id_key
@@ -105,14 +105,16 @@ def make_plan(
     inspection: Inspection | None = None,
     earlier: EarlierRows | None = None,
     epoch: EpochId | None = None,
+    call: Call | None = None,
 ) -> PlanSummary:
     """The plan with one new generation, or as it is where nothing is new. InputError, StorageError; needs a Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
     epoch: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
+    call: runs a function in a process that is there, for a policy's torch.
     """
     started = time.monotonic()
-    selector = SelectorProcess(_scoring(config), config.selector_num_gpus)
+    selector = SelectorProcess(_scoring(config), config.selector_num_gpus, call)
     menu, policy_version = _menu(config, selector)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)

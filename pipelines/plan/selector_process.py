@@ -5,72 +5,67 @@ It says what the menu is, and scores the rows of a small list. A long list is sc
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import ray
 
 from actors.recipe import Recipe
-from pipelines.cluster.nodes import is_own_ray
 from pipelines.files.readers import InputError
 from pipelines.plan.budgets import SelectorSource, score, selector_of
 
-T = TypeVar("T")
 LIVES = 3  # of the process: one that is killed starts again
+Call = Callable[..., Any]  # (function, *arguments) -> its result, from wherever it is run
 
 
 class SelectorProcess:
-    """Needs a Ray for a policy alone. num_gpus: of its process, once rows are scored there. `end` it."""
+    """Needs a Ray for a policy alone. call: runs a function in a process that is there already. `end` it."""
 
-    def __init__(self, scoring: SelectorSource, num_gpus: float = 0) -> None:
+    def __init__(self, scoring: SelectorSource, num_gpus: float = 0, call: Call | None = None) -> None:
         self.scoring = scoring
         self._actor: Any = None
-        if scoring.selector.selector == "policy":
-            cpus = 0 if is_own_ray() else 1  # here a render actor may hold the only one
-            options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": num_gpus}
-            options |= {"max_restarts": LIVES, "max_task_retries": LIVES}
-            self._actor = ray.remote(_SelectorActor).options(**options).remote(scoring)
+        self._call = call or self._called
+        if scoring.selector.selector != "policy":
+            self._call = _called_here
+        elif call is None:
+            options = {"num_cpus": 1, "num_gpus": num_gpus, "max_restarts": LIVES, "max_task_retries": LIVES}
+            self._actor = ray.remote(_Host).options(**options).remote()
 
     def describe(self) -> tuple[tuple[Recipe, ...], str | None]:
         """The menu and the policy's version. InputError where the selector cannot be used."""
-        if self._actor:
-            return _asked(lambda: ray.get(self._actor.describe.remote()))
-        return _asked(lambda: _described(self.scoring))
+        try:
+            return self._call(_described, self.scoring)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError | OSError):
+                raise InputError(f"steps.selector: {error.cause}") from error
+            raise
+        except (ValueError, OSError) as error:
+            raise InputError(f"steps.selector: {error}") from error
 
     def score(self, table: pa.Table) -> pa.Table:
         """See `pipelines.plan.budgets.score`."""
-        return ray.get(self._actor.score.remote(table)) if self._actor else score(table, self.scoring)
+        return self._call(score, table, self.scoring)
 
     def end(self) -> None:
-        """Ends the process."""
-        if self._actor:
+        """Frees its memory."""
+        if self._actor is None:
+            self._call(selector_of.cache_clear)
+        else:
             ray.kill(self._actor)
-            self._actor = None
+
+    def _called(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return ray.get(self._actor.call.remote(function, *arguments))
 
 
-class _SelectorActor:
-    def __init__(self, scoring: SelectorSource) -> None:
-        self.scoring = scoring
+class _Host:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
-    def describe(self) -> tuple[tuple[Recipe, ...], str | None]:
-        return _described(self.scoring)
 
-    def score(self, table: pa.Table) -> pa.Table:
-        return score(table, self.scoring)
+def _called_here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None]:
-    """The selector's menu and the policy's version."""
     selector = selector_of(scoring)
     return selector.choices, selector.policy_version
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    try:
-        return ask()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise InputError(f"steps.selector: {error.cause}") from error
-        raise
-    except (ValueError, OSError) as error:
-        raise InputError(f"steps.selector: {error}") from error

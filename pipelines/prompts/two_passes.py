@@ -1,7 +1,8 @@
-"""Turns prompt tables into canonical rows, by two passes over slices of files: with Ray Data, or here where they are small.
+"""Turns prompt tables into canonical rows, by two passes over slices of files.
 
-`inspect` finds every fault before any actor starts; `rows` gives the rows in input order. A task reads its slice with
-`pipelines.prompts.slices`; `pipelines.prompts.inspection` puts the tasks' reports together.
+Ray Data reads them; a small list of text is read in this process. `inspect` finds every fault before any actor starts;
+`rows` gives the rows in input order. A task reads its slice with `pipelines.prompts.slices`;
+`pipelines.prompts.inspection` puts the tasks' reports together.
 """
 
 import functools

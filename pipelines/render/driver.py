@@ -94,8 +94,8 @@ def render(
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
     Where `stop` is set, what is in work is finished and committed. epoch: this driver's epoch, by which each process
-    proves that it sees this very folder. early: a worker that is loading its model already. Raises RenderError, resumable; never returns with planned shards unended,
-    unless it was interrupted.
+    proves that it sees this very folder. early: a worker that is loading its model already.
+    Raises RenderError, resumable; never returns with planned shards unended, unless it was interrupted.
     """
     pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
     config = replace(config, pools=pools)

@@ -1,9 +1,12 @@
-"""Starts one render actor while the plan is still being made, so that its model is loaded when the first row is there.
+"""Starts one render actor before there is a plan, so that its model is loaded when the first row is there.
+
+A policy is asked in the same process, since most of its start is the import of torch.
 
 Only on a Ray of this process's own, for a job of one pool whose plan starts no dataset: one would wait in silence for
 the CPU that the actor holds.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,6 +32,16 @@ class EarlyWorker(AbstractContextManager["EarlyWorker"]):
         if is_own_ray() and len(config.pools) == 1:
             (self._spec,) = config.pools
             self._actor = start_worker(self._spec, worker_config(self._spec, config, run, epoch, pa.schema([])))
+
+    @property
+    def call(self) -> Callable[..., Any] | None:
+        """Runs a function in its process; None where there is none."""
+        actor = self._actor
+        return None if actor is None else lambda *given: ray.get(actor.call.remote(*given))
+
+    def load(self) -> None:
+        """Begins to load the model; after what is called, since imports of two threads stand in each other's way."""
+        if self._actor is not None:
             self._actor.warm.remote()
 
     def take(self, spec: PoolSpec) -> Any:

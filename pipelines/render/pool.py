@@ -154,7 +154,8 @@ class _PooledActor:
 class ActorPool:
     """Handles of render actors with one long call each; `tend` looks after them, twice a second.
 
-    lost: actors that are not made again; unfit: why. take_early: an actor that is there already, if any. Raises RenderError where Ray ends each actor that it makes.
+    lost: actors that are not made again; unfit: why. take_early: an actor that is there already, if any.
+    Raises RenderError where Ray ends each actor that it makes.
     """
 
     def __init__(

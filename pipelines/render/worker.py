@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.3
 SLOTS = 2  # shards in hand
 WRITERS = 8
+CALLED_AGAIN = 3  # times, where the process died
 LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under way; a pod has 30 s by default
 
 
@@ -115,6 +116,12 @@ class RenderWorker:
         self._writers = ThreadPoolExecutor(WRITERS, "writer")
         self._span = BusySpan()
         self._heed_sigterm()
+
+    @ray.method(max_task_retries=CALLED_AGAIN)  # type: ignore[untyped-decorator]
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function in this process, while it has nothing else to do: what is imported need not be again."""
+        with self._lock:
+            return function(*arguments)
 
     def warm(self) -> None:
         """Loads the model before there is a plan. What fails here fails in `serve` again, and is told there."""
