@@ -59,9 +59,9 @@ def test_pictures_of_unlike_size_and_no_steps_fit() -> None:
     assert Image.open(io.BytesIO(contact_sheet(rows, "t"))).width < 1000
 
 
-def test_more_steps_look_hotter() -> None:
+def test_more_steps_look_deeper() -> None:
     assert budget_colour(2, (2, 20)) == "#2a8d80"
-    assert budget_colour(20, (2, 20)) == "#c84a2e"
+    assert budget_colour(20, (2, 20)) == "#4b458c"
     assert budget_colour(5, (5, 5)) == "#2a8d80"
     assert len({budget_colour(steps, (2, 20)) for steps in range(2, 21)}) == 19
 
