@@ -109,14 +109,20 @@ def save_heads(heads: OfferHeads) -> bytes:
     return save(tensors, {"about": json.dumps({"format": FORMAT, **about}, sort_keys=True)})  # one key: in one order
 
 
+def policy_heads(policy_path: str, card: PolicyCard) -> OfferHeads | None:
+    """Those of a policy; None where it has none. PolicyError where they are another policy's."""
+    heads = load_heads(policy_folder(policy_path))
+    if heads is not None and (heads.policy, heads.choices) != (card.version, card.choices):
+        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
+    return heads
+
+
 def heads_of(policy_path: str, card: PolicyCard) -> OfferHeads:
     """Those of a policy, which are to set bars. PolicyError where it has none, or another policy's."""
-    heads = load_heads(policy_folder(policy_path))
+    heads = policy_heads(policy_path, card)
     if heads is None:
         remedy = "train it on a rollout of two seeds a prompt or more (images_per_prompt), or give tries.bar a number"
         raise PolicyError(f"{policy_path}: this policy knows no spread of scores and sets no bar: {remedy}")
-    if (heads.policy, heads.choices) != (card.version, card.choices):
-        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
     return heads
 
 

@@ -13,7 +13,7 @@ from actors.solver import lane_steps
 
 MAX_STEPS = 1000
 THROUGHOUT = (0.0, 1.0)  # guidance at every step
-_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_NUMBER = r"\d+(?:\.\d+)?(?:e[-+]\d+)?"
 _NAME = re.compile(rf"(\d+)(?:-({'|'.join(SOLVERS)}))?(?:-g({_NUMBER}))?(?:-({_NUMBER})to({_NUMBER}))?")
 
 Interval = tuple[float, float]

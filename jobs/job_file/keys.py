@@ -86,9 +86,14 @@ def _rising(values: list[int]) -> list[int]:
     return values
 
 
+def _plain(value: Any) -> Any:
+    """A recipe without other keys is its number of steps."""
+    return value.num_steps if isinstance(value, RecipeKeys) and value.is_plain else value
+
+
 def _each_once(values: list[Any]) -> list[Any]:
-    """A number of steps may stand alone or as a recipe without other keys: that is one recipe."""
-    menu = [value.num_steps if isinstance(value, RecipeKeys) and value.is_plain else value for value in values]
+    """The menu in one order, whatever the file's."""
+    menu = [_plain(value) for value in values]
     if twice := [str(value) for at, value in enumerate(menu) if value in menu[:at]]:
         raise ValueError(f"{twice[0]} stands there twice: each recipe once")
     return sorted(menu, key=lambda value: (value if isinstance(value, int) else value.num_steps, repr(value)))
@@ -212,7 +217,8 @@ class RecipeKeys(Section):
         return (self.solver, self.guidance_scale, self.guidance_interval) == (None, None, None)
 
     def __str__(self) -> str:
-        return str(self.model_dump(exclude_none=True))
+        said = self.model_dump(exclude_none=True)
+        return "{" + ", ".join(f"{name}: {value}" for name, value in said.items()) + "}"
 
 
 def step_count(recipe: "int | RecipeKeys") -> int:
@@ -234,7 +240,7 @@ class StepBudgets(Section):
     selector: Literal["fixed", "words", "policy"] = picture(
         "policy", "fixed: one recipe for all; words: by the number of words; policy: by the trained network"
     )
-    fixed: Steps | RecipeKeys | None = picture(
+    fixed: Annotated[Steps | RecipeKeys, AfterValidator(_plain)] | None = picture(
         None, "steps of every row under `selector: fixed`, 1 to 1000, or a recipe"
     )
     policy: Place | None = picture(None, "policy file or folder; null: the embedded one")
@@ -405,6 +411,10 @@ class Evaluate(Section):
     )
     prices: Annotated[list[Amount], Field(min_length=1)] | None = execution(
         None, "prices to judge at; null: those of the policy's calibration"
+    )
+    decode_lane_steps: Amount | None = execution(
+        None,
+        "judge as if decode and score of a picture cost so many lane-steps, as on another model; null: as measured",
     )
     variants: list[Variant] = execution(
         [],

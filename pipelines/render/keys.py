@@ -41,8 +41,8 @@ def tries_rules(image_format: str, most_tries: int, scorers: Sequence[ScorerSour
 
 def _parts(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> list[Any]:
     fingerprint, _, precision, *_ = render_class.split("/")
-    interval = row.guidance_interval or (None if row.negative_prompt else sampler.guidance_interval)
-    guided = None if interval is None or tuple(interval) == THROUGHOUT else tuple(interval)
+    interval = tuple(row.guidance_interval or ())
+    guided = None if interval == THROUGHOUT else interval or sampler.guidance_interval  # of earlier plans: the job's
     parts = [getattr(row, name) for name in _COLUMNS]
     return [*parts, fingerprint, precision, row.solver or sampler.solver, sampler.timestep_spacing, guided]
 

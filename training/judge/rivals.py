@@ -1,8 +1,8 @@
 """Defines the rules to compare, the policy among them: each gives every prompt its quality and cost.
 
-Pure numpy over reward tables. No rule chooses by the picture that it is judged by, except the second try, which looks
-at its own first picture. The oracle chooses by one seed and is judged by another. Shapes: P prompts, K recipes, S
-seeds.
+Pure numpy over reward tables. No rule chooses by the picture that it is judged by; the oracle chooses by one seed and
+is judged by another. Rules that look at pictures and try again are `training.judge.tries`'. Shapes: P prompts, K
+recipes, S seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,6 @@ from actors.selector import SelectorConfig, StepSelector
 from training.judge.frontier import Point, Rule
 from training.learn.reward import in_rises
 from training.reward_table import RewardTable
-
-BARS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of first pictures that fall short
 
 
 def fixed(table: RewardTable, name: str = "fixed", unit_s: float | None = None) -> Rule:
@@ -95,28 +93,6 @@ def oracle(table: RewardTable, prices: Sequence[float]) -> Rule:
     return Rule("cross-seed oracle", tuple(points))
 
 
-def second_try(table: RewardTable, seen: np.ndarray) -> Rule:
-    """A fixed budget, and again with another seed where the first picture scores below a bar; the better is kept.
-
-    Bars are quantiles of `seen` (P, K, S). Of all budgets and bars only those are given that no cheaper one equals.
-    """
-    points = []
-    for k, steps in enumerate(table.steps):
-        for bar in np.quantile(seen[:, k], BARS):
-            parts = []
-            for a, b in permutations(range(table.num_seeds), 2):
-                again = seen[:, k, a] < bar
-                better = _better(table.quality[:, k], seen[:, k], a, b)
-                parts.append((np.where(again, better, table.quality[:, k, a]), 1.0 + again))
-            quality, tries = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
-            points.append(Point(float(bar), quality, tries * table.costs[k], tries * steps))
-    rising: list[Point] = []
-    for point in sorted(points, key=lambda point: point.mean_cost):
-        if not rising or point.mean_quality > rising[-1].mean_quality:
-            rising.append(point)
-    return Rule("second try", tuple(rising))
-
-
 def agreement(table: RewardTable) -> np.ndarray:
     """(K,) correlation between seeds of what a budget gains over the largest: the share of it that is the prompt's.
 
@@ -129,11 +105,6 @@ def agreement(table: RewardTable) -> np.ndarray:
             for k in range(len(table.choices))
         ]
     return np.mean(pairs, axis=1)
-
-
-def _better(quality: np.ndarray, seen: np.ndarray, a: int, b: int) -> np.ndarray:
-    """The quality (P,) of the seed that looks better; quality and seen (P, S)."""
-    return np.where(seen[:, a] >= seen[:, b], quality[:, a], quality[:, b])
 
 
 def _same(count: int, cost: float, steps: float) -> tuple[np.ndarray, np.ndarray]:
