@@ -1,4 +1,4 @@
-"""Small lists of prompts: read and scored without a dataset, with the same outcome; a worker that starts before the plan."""
+"""Small lists of prompts are planned without a dataset, with the same outcome, while a worker starts."""
 
 import gzip
 from pathlib import Path
@@ -24,11 +24,8 @@ from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from tests.test_plan import DEFAULTS, FakeConfig, WordSelector, config
 
-ROWS = (
-    "id,prompt,num_inference_steps,shop\n"
-    + "".join(f"r{i},{'word ' * (i % 9 + 1)},,{i}\n" for i in range(40))
-    + "bad,,,x\n"
-)
+GOOD = "".join(f"r{i},{'word ' * (i % 9 + 1)},,{i}\n" for i in range(40))
+ROWS = f"id,prompt,num_inference_steps,shop\n{GOOD}bad,,,x\n"
 
 
 def prompts(folder: Path, name: str = "a.csv", text: str = ROWS) -> PromptSource:
@@ -147,9 +144,8 @@ def test_an_early_worker_is_taken_once_and_lives_on(started: list[Actor]) -> Non
 
 
 def test_an_early_worker_that_nobody_took_is_ended(started: list[Actor]) -> None:
-    with pytest.raises(ValueError, match="bad plan"), EarlyWorker() as early:
+    with EarlyWorker() as early:
         start(early, PoolSpec("p"))
-        raise ValueError("bad plan")
     assert started[0].asked == ["killed"]
 
 
