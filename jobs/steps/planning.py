@@ -66,6 +66,7 @@ def make(
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above
+    console.draw("choosing the steps of every row")
 
     def on_progress(done: int, rows: int) -> None:
         console.draw(f"planned {done:,}/{rows:,} rows")
