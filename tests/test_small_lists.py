@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
 from pipelines.plan import make
 from pipelines.plan.budgets import SelectorSource, selector_of
@@ -69,7 +70,9 @@ def test_a_list_of_many_images_is_not_small(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("changes", [{}, {"rollout": True}, {"selector_class": None, "selector": FakeConfig("words")}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"rollout": True}, {"selector_class": None, "selector": SelectorConfig("words")}]
+)
 def test_both_ways_plan_the_same(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
