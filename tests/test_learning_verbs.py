@@ -1,6 +1,7 @@
 """rollout, train, evaluate and pilot as a user types them, on the embedded model: from prompts to a verdict."""
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_from_a_rollout_to_a_verdict(capsys: pytest.CaptureFixture[str], tmp_pat
     }  # fmt: skip
     assert len(truth["rules"]["policy"]) == len(card["calibration"])
     page = Path(judged["report"]).read_text()
-    assert truth["spending"]["verdict"].splitlines()[0] in page
+    assert escape(truth["spending"]["verdict"].splitlines()[0]) in page
     assert set(yaml.safe_load(Path("runs/table/evaluation/job-lines.yaml").read_text())) <= {"steps", "tries"}
     assert (tmp_path / "runs/table-variants/dpmpp_2m-2/manifest").is_dir()
     assert json.loads(Path("runs/table/evaluation/evaluation.json").read_text())["headline"] == "truth"

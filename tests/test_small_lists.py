@@ -29,6 +29,9 @@ GOOD = "".join(f"r{i},{'word ' * (i % 9 + 1)},,{i}\n" for i in range(40))
 ROWS = f"id,prompt,num_inference_steps,shop\n{GOOD}bad,,,x\n"
 
 
+WORDS = {"selector_class": None, "selector": SelectorConfig("words")}
+
+
 def prompts(folder: Path, name: str = "a.csv", text: str = ROWS) -> PromptSource:
     path = folder / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())

@@ -71,7 +71,8 @@ class PlanConfig:
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
     bar: float | None = None  # below this quality another seed is tried; None: every picture is taken
-    expected_tries: float | None = None  # of a row with that bar, where it is known
+    expected_tries: float | None = None  # of a row with that bar, where it is known; so is tries_variance
+    tries_variance: float | None = None
     rollout: bool = False  # every row at every recipe of the menu, instead of the selector's choice
     keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
 
@@ -115,7 +116,7 @@ def make_plan(
     """
     started = time.monotonic()
     selector = SelectorProcess(_scoring(config), config.selector_num_gpus, call)
-    menu, policy_version = _menu(config, selector)
+    menu, policy_version, bank_prompts = _menu(config, selector)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
     run, generation = plan.run, plan.next_number
@@ -144,7 +145,8 @@ def make_plan(
         "selector": "rollout" if config.rollout else config.selector.selector,
         "choices": [recipe.plain() for recipe in menu],
         "lanes": config.lanes,
-        "bar": None if config.bar is None else {"quality": config.bar, "expected_tries": config.expected_tries},
+        "bar": None if config.bar is None else _bar(config),
+        "bank_prompts": bank_prompts,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,
@@ -169,15 +171,21 @@ def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarra
 
 
 def _scoring(config: PlanConfig) -> SelectorSource:
-    served, again = served_budgets(config.pools), (config.bar, config.expected_tries)
+    again = (config.bar, config.expected_tries, config.tries_variance)
+    served = served_budgets(config.pools)
     return SelectorSource(config.selector, served, config.selector_class, config.model, *again, config.sampling)
 
 
-def _menu(config: PlanConfig, selector: SelectorProcess) -> tuple[tuple[Recipe, ...], str | None]:
-    """The recipes that may be chosen, and the policy's version."""
-    choices, version = selector.describe()
+def _bar(config: PlanConfig) -> dict[str, float | None]:
+    known = {"expected_tries": config.expected_tries, "tries_variance": config.tries_variance}
+    return {"quality": config.bar, **known}
+
+
+def _menu(config: PlanConfig, selector: SelectorProcess) -> tuple[tuple[Recipe, ...], str | None, int | None]:
+    """The recipes that may be chosen, the policy's version, and the prompts that its bars were learned from."""
+    choices, version, prompts = selector.describe()
     low, high = config.selector.min or 0, config.selector.max or MAX_STEPS
-    return tuple(each for each in choices if low <= each.num_steps <= high) or choices, version
+    return tuple(each for each in choices if low <= each.num_steps <= high) or choices, version, prompts
 
 
 def _shards(

@@ -31,8 +31,11 @@ class SelectorProcess:
             options = {"num_cpus": 1, "num_gpus": num_gpus, "max_restarts": LIVES, "max_task_retries": LIVES}
             self._actor = ray.remote(_Host).options(**options).remote()
 
-    def describe(self) -> tuple[tuple[Recipe, ...], str | None]:
-        """The menu and the policy's version. InputError where the selector cannot be used."""
+    def describe(self) -> tuple[tuple[Recipe, ...], str | None, int | None]:
+        """The menu, the policy's version, and the prompts that its bars were learned from.
+
+        InputError where the selector cannot be used.
+        """
         try:
             return self._call(_described, self.scoring)
         except ray.exceptions.RayTaskError as error:
@@ -66,6 +69,6 @@ def _called_here(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None]:
+def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None, int | None]:
     selector = selector_of(scoring)
-    return selector.choices, selector.policy_version
+    return selector.choices, selector.policy_version, getattr(selector, "bank_prompts", None)

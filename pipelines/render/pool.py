@@ -21,6 +21,7 @@ from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import EpochId
@@ -57,6 +58,7 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
@@ -118,6 +120,7 @@ def worker_config(
         image_format=config.image_format,
         schema=schema,
         scorers=config.scorers,
+        safety=config.safety,
         tries=config.tries,
         row_timeout_s=config.row_timeout_s,
         epoch=epoch,
