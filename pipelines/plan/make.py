@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
 from actors.recipe import MAX_STEPS, Recipe, lane_steps_of, step_counts
 from pipelines.cluster.pools import PoolSpec, menu_faults, served_budgets, serving
@@ -258,6 +257,8 @@ def _scored_by_tasks(
     config: PlanConfig, inspection: Inspection, menu: tuple[Recipe, ...], known: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[pa.Table]:
     """Only a network needs actors; other selectors run where rows are read."""
+    from ray.data import ActorPoolStrategy  # half a second of imports, and pandas, that a small list does without
+
     scoring = _scoring(config)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:

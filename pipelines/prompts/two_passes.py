@@ -8,13 +8,12 @@ Ray Data reads them; a small list of text is read in this process. `inspect` fin
 import functools
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 
 from pipelines.files.readers import InputError
 from pipelines.files.tables import FoundFiles
@@ -33,6 +32,9 @@ from pipelines.prompts.slices import (
 )
 from pipelines.run.schema import CANONICAL_FIELDS
 from pipelines.storage.folder import StorageError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 ABORT = "abort:"  # error_type of the row that stands for a failed read, before the error's name
 BLOCK_BYTES = 2 << 20
@@ -70,7 +72,7 @@ def rows(
     block_bytes: int = BLOCK_BYTES,
     retry: np.ndarray | None = None,
     carried: tuple[CarriedColumn, ...] | None = None,
-) -> ray.data.Dataset:
+) -> "Dataset":
     """Canonical rows in input order, without those whose id's key (`id_key`) is in `skip` ((S,) S16, sorted).
 
     Rows in `retry` ((T,) S16, sorted) are there all the same where they are good. carried: of the user's own columns
@@ -104,9 +106,11 @@ def raise_aborted(table: pa.Table) -> pa.Table:
     return table
 
 
-def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Dataset:
+def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> "Dataset":
     """A dataset with one ticket a block, ordered results, and no progress bars."""
-    dataset = ray.data.from_items(tickets, override_num_blocks=len(tickets))
+    from ray.data import from_items  # half a second of imports, and pandas, that a small list does without
+
+    dataset = from_items(tickets, override_num_blocks=len(tickets))
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = block_bytes
     dataset.context.enable_progress_bars = False
