@@ -26,10 +26,15 @@ from training.learn.step_loss import StepLoss, Units, new_policy, start_of, vali
 
 
 class Stage(Protocol):
-    """What the loop of a worker asks for. place: of its journal in the training's folder."""
+    """What the loop of a worker asks for."""
 
-    place: str
-    learning: Hyperparameters
+    @property
+    def place(self) -> str:
+        """Of its journal in the training's folder."""
+
+    @property
+    def learning(self) -> Hyperparameters:
+        """How it learns; batch size and seed are the same in every stage."""
 
     def network(self) -> nn.Module:
         """The untrained network, the same on every worker."""
@@ -92,7 +97,7 @@ class OfferStage:
         return OfferLoss(self.learned, self.learning, over_workers)
 
     def measure(self, network: nn.Module, held_out: Sequence[Batch]) -> dict[str, float]:
-        """As `validate_correction`, in full."""
+        """As `validate_correction`."""
         return validate_correction(self.finished(network), self.held_out, held_out, self.learning.prices)
 
     def finished(self, network: nn.Module) -> Correction:
