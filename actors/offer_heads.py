@@ -36,13 +36,17 @@ TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
 
 
 class Chosen(NamedTuple):
-    """Of N prompts: index of the recipe, bar (-inf: one picture), expected tries, probability; scores (N, K)."""
+    """Of N prompts: index of the recipe, bar (-inf: one picture), expected tries, probability; scores (N, K).
+
+    variance: of each prompt's tries.
+    """
 
     recipe: np.ndarray
     bar: np.ndarray
     tries: np.ndarray
     probability: np.ndarray
     scores: np.ndarray  # float32: by the heads expected ones, in the scorer's units
+    variance: np.ndarray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class OfferHeads:
 
     costs (K,): of one picture, in those of the `reference` recipe; unit: of prices, in the scorer's units. scorers: the
     (name, weight) that scores were made of; policy, text_encoder: the version and fingerprint that it belongs to.
+    num_prompts: of the table that it was learned from; 0 in files of earlier versions.
     """
 
     weight: np.ndarray
@@ -66,6 +71,7 @@ class OfferHeads:
     text_encoder: str
     policy: str = ""
     correction: Correction | None = None  # of the offers' worths, where one was learned
+    num_prompts: int = 0
 
     def mu(self, features: np.ndarray) -> np.ndarray:
         """Expected score (N, K) of features (N, D)."""
@@ -107,7 +113,8 @@ class OfferHeads:
         costs, open_ = offer_costs(menu, self.costs), allowed_offers(menu, allowed, pinned)
         chosen, probability = choose_steps(worths, costs, price, TEMPERATURE, decision, open_, uniforms)
         bars = offer_bars(menu, chosen, mu, self.sigma)
-        return Chosen(menu.recipe[chosen], bars, menu.tries[chosen], probability, mu.astype(np.float32))
+        tries, variance = menu.tries[chosen], menu.variance[chosen]
+        return Chosen(menu.recipe[chosen], bars, tries, probability, mu.astype(np.float32), variance)
 
 
 def save_heads(heads: OfferHeads) -> bytes:
@@ -116,9 +123,11 @@ def save_heads(heads: OfferHeads) -> bytes:
     numbers = {name: getattr(heads, name) for name in ("weight", "bias", "sigma", "share", "costs")}
     tensors = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
     tensors |= {"banks": banks, "level_sd": np.array([bank.level_sd for bank in heads.banks])}
+    if all(bank.misses for bank in heads.banks):
+        tensors["misses"] = np.array([bank.misses for bank in heads.banks], np.float64)  # (K, offsets, seeds)
     about = {"unit": heads.unit, "reference": heads.reference, "scorers": heads.scorers}
     about["choices"] = [choice.plain() for choice in heads.choices]
-    about |= {"text_encoder": heads.text_encoder, "policy": heads.policy}
+    about |= {"text_encoder": heads.text_encoder, "policy": heads.policy, "num_prompts": heads.num_prompts}
     if heads.correction:
         tensors |= {_PREFIX + name: getattr(heads.correction, name) for name in _LAYERS}
         about["correction"] = {"scale": heads.correction.scale, "gain": heads.correction.gain}
@@ -156,9 +165,13 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
             raise PolicyError(f"{file}: another version of the format; train the policy again")
         layers = {name: named.pop(_PREFIX + name) for name in _LAYERS if "correction" in about}
         banks = zip(named.pop("banks").tolist(), named.pop("level_sd").tolist(), strict=True)
+        misses = named.pop("misses", np.empty((len(named["bias"]), 0))).tolist()
         return OfferHeads(
             **named,
-            banks=tuple(Bank(tuple(residuals), level_sd) for residuals, level_sd in banks),
+            banks=tuple(
+                Bank(tuple(residuals), level_sd, tuple(map(tuple, counted)))
+                for (residuals, level_sd), counted in zip(banks, misses, strict=True)
+            ),
             unit=float(about["unit"]),
             reference=int(about["reference"]),
             choices=menu_of(about["choices"]),
@@ -166,6 +179,7 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
             text_encoder=str(about["text_encoder"]),
             policy=str(about["policy"]),
             correction=Correction(**layers, **about["correction"]) if layers else None,
+            num_prompts=int(about.get("num_prompts", 0)),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, PolicyError):

@@ -20,7 +20,7 @@ from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.recipes import interval_of, menu_of_job, recipe
-from jobs.job_file.scorers import scorer_sources
+from jobs.job_file.scorers import safety_rule, scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import Bar
 from pipelines.cluster.pools import PoolSpec
@@ -32,6 +32,7 @@ from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -58,6 +59,7 @@ class Settings:
     sampler: SamplerConfig
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
+    safety: SafetyRule | None
     calibrations: Mapping[str, Any]
     bar: Bar = field(default_factory=Bar)  # of a plan to come
 
@@ -77,6 +79,7 @@ class Settings:
             rollout=self.job.rollout,
             bar=self.bar.quality,
             expected_tries=self.bar.expected_tries,
+            tries_variance=self.bar.tries_variance,
             num_workers=sum(pool.actors for pool in self.pools),
             lanes=max((pool.lanes for pool in self.pools if pool.lanes), default=None),
         )
@@ -84,7 +87,7 @@ class Settings:
     @property
     def render(self) -> RenderConfig:
         """The settings of `pipelines.render.driver.render`."""
-        output, failures = self.job.config.output, self.job.config.failures
+        output, failures, tries = self.job.config.output, self.job.config.failures, self.job.config.tries
         return RenderConfig(
             model=self.model,
             sampler=self.sampler,
@@ -92,7 +95,8 @@ class Settings:
             layout=output.layout,
             image_format=output.format,
             scorers=self.scorers,
-            tries=TryRules(self.job.config.tries.max, self.job.config.tries.keep),
+            safety=self.safety,
+            tries=TryRules(1 if self.job.rollout else tries.max, tries.keep),
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
@@ -113,6 +117,7 @@ def resolve(job: Job) -> Settings:
         sampler=_sampler(job, info, measured),
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
+        safety=safety_rule(job),
         calibrations=measured,
     )
 
@@ -126,8 +131,11 @@ def read_checkpoint(job: Job) -> CheckpointInfo:
         folder, variant = model_source(job).local(metadata_only=True), job.config.model.variant
         info = check_checkpoint(folder, variant)
         check_solver(info, job.config.sampling.solver, job.config.sampling.timestep_spacing)
-    if info.has_safety_checker:
-        log.warning("%s: its safety checker is not run, pictures are stored unchecked", job.config.model.path)
+    if info.has_safety_checker and job.config.safety is None:
+        log.warning(
+            "%s: its safety checker is not run, pictures are stored unchecked; name a scorer in `safety`",
+            job.config.model.path,
+        )
     return info
 
 
@@ -175,7 +183,7 @@ def _selector(job: Job, info: CheckpointInfo) -> SelectorConfig:
         price=steps.price,
         min=steps.min,
         max=steps.max,
-        max_tries=job.config.tries.max if job.config.tries.bar == "auto" else 1,
+        max_tries=job.config.tries.max if job.config.tries.bar == "auto" and job.config.counts_quality else 1,
         decision=steps.decision,
         text_encoder_path=info.path,
         num_threads=None,

@@ -20,6 +20,7 @@ from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import EpochId
@@ -55,6 +56,7 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
@@ -139,6 +141,7 @@ class ActorPool:
             image_format=config.image_format,
             schema=plan.manifest_schema,
             scorers=config.scorers,
+            safety=config.safety,
             tries=config.tries,
             row_timeout_s=config.row_timeout_s,
             epoch=epoch,

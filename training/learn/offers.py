@@ -50,6 +50,7 @@ def _offers(heads: ScoreHeads, table: RewardTable, scorers: dict[str, float], te
         choices=table.choices,
         scorers=tuple(sorted(scorers.items())),
         text_encoder=text_encoder,
+        num_prompts=len(table.prompts),
     )
 
 

@@ -30,11 +30,11 @@ class Stage(Protocol):
 
     @property
     def place(self) -> str:
-        """Of its journal in the training's folder."""
+        """Of its journal, in the training's folder."""
 
     @property
     def learning(self) -> Hyperparameters:
-        """How it learns; batch size and seed are the same in every stage."""
+        """Its own: prices and temperature in its units."""
 
     def network(self) -> nn.Module:
         """The untrained network, the same on every worker."""
