@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_offer_learning import LEARNING, ROOMY, world
 
-from benchmarks.offer_ablation import HEADS, Read, at_cost, compare, mean_over_costs, result_table
+from benchmarks.offer_ablation import HEADS, Read, Setup, at_cost, compare, mean_over_costs, result_table
 from training.judge.frontier import Point, Rule
 
 
@@ -31,7 +31,7 @@ def test_ways_are_compared_at_one_cost_and_seeds_are_averaged() -> None:
 def test_reinforce_beats_heads_that_cannot_know() -> None:
     pairs = [world(500), world(300, 1)]
     learned, held_out = (Read(table, list(tokens)) for table, tokens in pairs)
-    found = compare(learned, held_out, "clip", replace(LEARNING, epochs=30), ROOMY, 0.25, 1)
+    found = compare(Setup(learned, held_out, "clip", replace(LEARNING, epochs=30), ROOMY, 0.25), 1)
     assert [*found][:3] == ["one bar for all", "bars by prompt, one recipe", HEADS]
     gained = {name: mean_over_costs(rules, (0.7, 1.0)).mean_quality for name, rules in found.items()}
     assert gained["heads and REINFORCE"] > gained[HEADS] + 0.003
