@@ -170,7 +170,9 @@ def _embedded(table: RewardTable, config: TrainConfig) -> ray.data.Dataset:
             "quality": [values.astype(np.float32).tobytes() for values in table.quality],
         }
     )
-    dataset = ray.data.from_arrow(arrow).map_batches(
+    prompts = ray.data.from_arrow(arrow)
+    prompts.context.enable_progress_bars = prompts.context.print_on_execution_start = False
+    dataset = prompts.map_batches(
         EmbedPrompts,
         fn_constructor_args=(config.model,),
         batch_size=EMBED_ROWS,
