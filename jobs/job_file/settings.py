@@ -18,6 +18,7 @@ from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_pictur
 from jobs.job_file.places import place, placed_fingerprint
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.provenance import provenance_config
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
@@ -29,6 +30,7 @@ from pipelines.plan.make import PlanConfig
 from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
+from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
@@ -57,6 +59,7 @@ class Settings:
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
     calibrations: Mapping[str, Any]
+    provenance: ProvenanceConfig
     bar: Bar = field(default_factory=Bar)  # of a plan to come
 
     @property
@@ -91,6 +94,7 @@ class Settings:
             image_format=output.format,
             scorers=self.scorers,
             tries=TryRules(self.job.config.tries.max, self.job.config.tries.keep),
+            provenance=self.provenance,
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
@@ -115,6 +119,7 @@ def resolve(job: Job) -> Settings:
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
         calibrations=measured,
+        provenance=provenance_config(job, info, model.path),
     )
 
 

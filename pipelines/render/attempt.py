@@ -17,6 +17,7 @@ from pipelines.boundary import raised_by
 from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
+from pipelines.render.stamp import StampFailed
 from pipelines.render.tries import NO_IMAGE, RowFailed, RowTries, Try, TryRules
 from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
@@ -215,8 +216,11 @@ class ShardAttempt:
             kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
             return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)
         final = replace(tries.row, seed=chosen.seed)
-        stored = sink.put(final, chosen.picture.image)
-        key = render_key(final, chosen.picture.render_class, self.sampler)
+        try:
+            stored = sink.put(final, chosen.picture.image)
+        except StampFailed as error:
+            return failed_row(tries.row, sink.shard, sink.attempt, StampFailed.__name__, str(error), tries)
+        key = render_key(final, chosen.picture.render_class, self.sampler, sink.provenance.stamp_name)
         return ok_row(tries, stored, key, sink)
 
     def _let_go(self, tries: RowTries) -> None:
@@ -224,9 +228,16 @@ class ShardAttempt:
         chosen = tries.chosen
         for number, each in enumerate(tries.done):
             if each is not chosen and each.picture is not None and each.picture.image.size:
-                image = each.picture.image
-                uri = self.sink.put(tries.row, image, number).uri if self.tries.keep else None
+                uri = self._stored_try(tries.row, each, number) if self.tries.keep else None
                 tries.done[number] = replace(each, picture=replace(each.picture, image=NO_IMAGE), uri=uri)
+
+    def _stored_try(self, row: PlannedRow, tried: Try, number: int) -> str | None:
+        """Where a picture that was not chosen is stored; None where it cannot be stamped."""
+        assert tried.picture is not None
+        try:
+            return self.sink.put(replace(row, seed=tried.seed), tried.picture.image, number).uri
+        except StampFailed:
+            return None
 
 
 def engine_row(row: PlannedRow) -> Row:

@@ -42,11 +42,13 @@ def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, A
             "offset": stored.offset,
             "bytes": stored.num_bytes,
             "sha256": stored.sha256,
+            "signed_bytes": stored.signed_bytes,
+            "signed_sha256": stored.signed_sha256,
             "media_type": FORMATS[image_format],
             "format": image_format,
             "lane_steps": picture.lane_steps * len(tries.done),  # of junk, too: each try has as many
             "seconds": sum(each.seconds for each in tries.pictures),
-            "render_class": _with_encoder(picture.render_class, stored, image_format),
+            "render_class": _with_encoder(picture.render_class, stored, sink),
             "render_key": key,
             "truncated": picture.truncated,
             "negative_truncated": picture.negative_truncated,
@@ -56,9 +58,10 @@ def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, A
     )
 
 
-def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
-    """Pixels are equal within the picture's class; bytes and sha256 where the encoder is the same, too."""
-    return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
+def _with_encoder(render_class: str, stored: Stored, sink: Sink) -> str:
+    """Pixels are equal within the picture's class; bytes and sha256 where encoder and marks are the same, too."""
+    end = f"/{encoder_name(sink.image_format)}{sink.provenance.byte_class}"
+    return f"{render_class}{end}" if stored.sha256 else render_class
 
 
 def failed_row(
@@ -148,11 +151,15 @@ def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> str:
-    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
+def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, stamp: str | None = None) -> str:
+    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch).
+
+    stamp: name of the function that changed its pixels.
+    """
     fingerprint, _, precision, *_ = render_class.split("/")
     parts = [getattr(row, name) for name in _KEY_COLUMNS]
     parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
+    parts += [stamp] if stamp else []  # keys of pictures without one stay what they were
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
