@@ -60,10 +60,9 @@ class Marks:
 
     def of(self, row: PlannedRow, most_bytes: int | None = None) -> FileMarks:
         """The marks of one picture. most_bytes: of each of the two; then long prompts are cut, and it says so."""
-        characters = max(len(row.prompt), len(row.negative_prompt or ""))
-        found = self._cut_to(row, None)
-        while most_bytes is not None and characters and _largest(found) > most_bytes:
-            characters //= 2
+        found, characters = self._cut_to(row, None), None
+        while most_bytes is not None and characters != 0 and _largest(found) > most_bytes:
+            characters = (characters or _longest(row)) // 2
             found = self._cut_to(row, characters)
         return found
 
@@ -73,7 +72,6 @@ class Marks:
 
     def _made_from(self, row: PlannedRow, characters: int | None) -> dict[str, Any]:
         """What the picture was made from, whole; or its prompts cut, and how long they are."""
-        whole = max(len(row.prompt), len(row.negative_prompt or ""))
         negative = row.negative_prompt if row.negative_prompt is None else row.negative_prompt[:characters]
         found: dict[str, Any] = {"prompt": row.prompt[:characters], "negative_prompt": negative}
         found |= {"steps": row.num_steps, "sampler": SAMPLERS[self.solver], "guidance_scale": row.guidance_scale}
@@ -81,7 +79,7 @@ class Marks:
             found["guidance_interval"] = list(self.guidance_interval)
         found |= {"seed": row.seed, "width": row.width, "height": row.height}
         found |= {"model": self.model, "model_hash": self.model_hash}
-        return found if characters is None else found | {"cut": f"{characters} of {whole} characters"}
+        return found if characters is None else found | {"cut": f"{characters} of {_longest(row)} characters"}
 
     def _xmp(self, made_from: Mapping[str, Any]) -> bytes:
         properties = {}
@@ -98,6 +96,10 @@ class Marks:
         names = " ".join(f'xmlns:{prefix}="{NAMESPACES[prefix]}"' for prefix in used)
         inside = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in properties.items())
         return _PACKET.format(names=names, properties=inside).encode()
+
+
+def _longest(row: PlannedRow) -> int:
+    return max(len(row.prompt), len(row.negative_prompt or ""))
 
 
 def _largest(found: FileMarks) -> int:
