@@ -1,4 +1,4 @@
-"""Whole commands: marks by default, runs planned before there were any, signed runs, and what is refused at the start."""
+"""Whole commands: marks by default, runs planned before there were any, signed runs, what is refused at the start."""
 
 import json
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_what_cannot_sign_is_one_line_before_the_start(
     assert main([verb, "job.yaml"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "provenance" in line]
     (line,) = errors
-    assert line.startswith(f"error: job.yaml:6:15: provenance.c2pa: {start}")
+    assert line.startswith(f"error: job.yaml:6:20: provenance.c2pa: {start}")
     assert line.endswith(end)
     assert run.generations() == []
 
@@ -193,7 +193,7 @@ def test_the_fingerprint_has_what_is_done_and_not_who_signs() -> None:
     assert changed_picture_keys(plain, one) == {"provenance.c2pa": (None, {})}
     assert changed_picture_keys(plain, job("{stamp: 'm:f'}")) == {"provenance.stamp": (None, "m:f")}
     old = {key: each for key, each in plain.items() if not key.startswith("provenance.")}
-    assert changed_picture_keys(old, plain) == {key: (False, True) for key in UNMARKED}
+    assert changed_picture_keys(old, plain) == dict.fromkeys(UNMARKED, (False, True))
 
 
 def test_the_settings_name_the_model_by_its_last_name(model: str, tmp_path: Path) -> None:

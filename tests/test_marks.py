@@ -79,7 +79,7 @@ def test_exiftool_reads_both_marks(tmp_path: Path, layout: str, image_format: st
 def test_another_projects_parser_gets_the_fields_back(tmp_path: Path, image_format: str, kind: str) -> None:
     """sd-parsers, which reads what the Stable Diffusion web UI writes."""
     run = marked_run(tmp_path / "run", MARKED, "files", image_format, ("a hen", PROMPTS[kind]))
-    row = manifest(run)[0]
+    row = manifest(run)[1]  # the one with a negative prompt
     found = ParserManager().parse(str(tmp_path / "run" / row["uri"]))
     assert found is not None
     (sampler,) = found.samplers

@@ -170,7 +170,7 @@ def test_a_wrong_stamp_is_refused_before_the_start(name: str, said: str) -> None
     with pytest.raises(ConfigError) as error:
         check_provenance(job)
     (fault,) = error.value.faults
-    assert fault.where == "job.yaml:2:22"
+    assert fault.where == "job.yaml:2:21"
     assert said in fault.message
 
 
