@@ -3,7 +3,7 @@
 One safetensors file in the policy's folder, read without torch. How it is learned is `training.learn.offers`', what
 offers are is `actors.offers`'.
 
-Shapes: N prompts, K budgets of the menu, D features of a prompt, R residuals of a bank, A offers.
+Shapes: N prompts, K recipes of the menu, D features of a prompt, R residuals of a bank, A offers.
 """
 
 import json
@@ -26,6 +26,7 @@ from actors.offers import (
     offer_worths,
 )
 from actors.policy import PolicyCard, PolicyError, choose_steps, policy_folder
+from actors.recipe import Recipe, menu_of
 
 OFFERS = "offers.safetensors"
 FORMAT = 1
@@ -33,9 +34,9 @@ TEMPERATURE = 0.1  # of `decision: sample`, in the units of prices
 
 
 class Chosen(NamedTuple):
-    """Of N prompts: index of the budget, bar (-inf: one picture), expected tries, probability; scores (N, K)."""
+    """Of N prompts: index of the recipe, bar (-inf: one picture), expected tries, probability; scores (N, K)."""
 
-    budget: np.ndarray
+    recipe: np.ndarray
     bar: np.ndarray
     tries: np.ndarray
     probability: np.ndarray
@@ -46,7 +47,7 @@ class Chosen(NamedTuple):
 class OfferHeads:
     """mu = bias + features @ weight, in the scorer's units; weight (D, K), bias, sigma, share (K,); banks (K).
 
-    costs (K,): of one picture, in those of the `reference` budget; unit: of prices, in the scorer's units. scorers: the
+    costs (K,): of one picture, in those of the `reference` recipe; unit: of prices, in the scorer's units. scorers: the
     (name, weight) that scores were made of; policy, text_encoder: the version and fingerprint that it belongs to.
     """
 
@@ -58,7 +59,7 @@ class OfferHeads:
     costs: np.ndarray
     unit: float
     reference: int
-    choices: tuple[int, ...]
+    choices: tuple[Recipe, ...]
     scorers: tuple[tuple[str, float], ...]
     text_encoder: str
     policy: str = ""
@@ -87,7 +88,7 @@ class OfferHeads:
         decision: str = "argmax",
         uniforms: np.ndarray | None = None,
     ) -> Chosen:
-        """What each prompt gets at a price: features (N, D), allowed budgets (K,) or (N, K), pinned seeds (N,) bool."""
+        """What each prompt gets at a price: features (N, D), allowed recipes (K,) or (N, K), pinned seeds (N,) bool."""
         menu, mu = self.menu(max_tries), self.mu(features)
         worths = offer_worths(menu, mu, self.sigma, self.share, self.unit)
         costs, open_ = offer_costs(menu, self.costs), allowed_offers(menu, allowed, pinned)
@@ -102,19 +103,26 @@ def save_heads(heads: OfferHeads) -> bytes:
     numbers = {name: getattr(heads, name) for name in ("weight", "bias", "sigma", "share", "costs")}
     tensors = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
     tensors |= {"banks": banks, "level_sd": np.array([bank.level_sd for bank in heads.banks])}
-    about = {"unit": heads.unit, "reference": heads.reference, "choices": heads.choices, "scorers": heads.scorers}
+    about = {"unit": heads.unit, "reference": heads.reference, "scorers": heads.scorers}
+    about["choices"] = [choice.plain() for choice in heads.choices]
     about |= {"text_encoder": heads.text_encoder, "policy": heads.policy}
     return save(tensors, {"about": json.dumps({"format": FORMAT, **about}, sort_keys=True)})  # one key: in one order
 
 
+def policy_heads(policy_path: str, card: PolicyCard) -> OfferHeads | None:
+    """Those of a policy; None where it has none. PolicyError where they are another policy's."""
+    heads = load_heads(policy_folder(policy_path))
+    if heads is not None and (heads.policy, heads.choices) != (card.version, card.choices):
+        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
+    return heads
+
+
 def heads_of(policy_path: str, card: PolicyCard) -> OfferHeads:
     """Those of a policy, which are to set bars. PolicyError where it has none, or another policy's."""
-    heads = load_heads(policy_folder(policy_path))
+    heads = policy_heads(policy_path, card)
     if heads is None:
         remedy = "train it on a rollout of two seeds a prompt or more (images_per_prompt), or give tries.bar a number"
         raise PolicyError(f"{policy_path}: this policy knows no spread of scores and sets no bar: {remedy}")
-    if (heads.policy, heads.choices) != (card.version, card.choices):
-        raise PolicyError(f"{policy_path}: {OFFERS} is another policy's; train it again")
     return heads
 
 
@@ -136,7 +144,7 @@ def load_heads(folder: str | Path) -> OfferHeads | None:
             banks=tuple(Bank(tuple(residuals), level_sd) for residuals, level_sd in banks),
             unit=float(about["unit"]),
             reference=int(about["reference"]),
-            choices=tuple(int(choice) for choice in about["choices"]),
+            choices=menu_of(about["choices"]),
             scorers=tuple((str(name), float(weight)) for name, weight in about["scorers"]),
             text_encoder=str(about["text_encoder"]),
             policy=str(about["policy"]),

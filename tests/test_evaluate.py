@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tables import CHOICES, world
 
+from actors.recipe import menu_of
 from training.judge.chart import frontier_svg
 from training.judge.compare import Evaluation, Evidence, evaluate, quality_margin
 from training.judge.verdict import evaluation_document, frontier_table, groups, pays, too_small, verdict
@@ -135,7 +136,7 @@ def test_tables_that_do_not_belong_together() -> None:
         ({"learned": made.held_out}, "both learned from and held out"),
         ({"scores": made.scores[:3]}, "scores has 3 rows for 40"),
         ({"labels": {"category": ["a"]}}, "label category has 1"),
-        ({"learned": replace(made.learned, choices=(1, 2, 3, 4))}, "budgets are"),
+        ({"learned": replace(made.learned, choices=menu_of((1, 2, 3, 4)))}, "another menu"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(replace(made, **values), resamples=10)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from tables import CHOICES, COSTS, world
+from tables import COSTS, STEPS, world
 
 from training.judge import rivals
 from training.judge.frontier import Bootstrap, FixedCurve, Point, Rule, difference, saving, smallest_not_worse
@@ -90,7 +90,7 @@ def test_fixed_points_are_the_tables_means() -> None:
     points = rivals.fixed(table).points
     np.testing.assert_allclose([p.mean_quality for p in points], table.quality.mean(axis=(0, 2)))
     np.testing.assert_allclose([p.mean_cost for p in points], COSTS)
-    assert [p.setting for p in points] == list(CHOICES)
+    assert [p.setting for p in points] == list(STEPS)
     half = rivals.fixed(table, "half", unit_s=2.0)
     np.testing.assert_allclose([p.mean_cost for p in half.points], COSTS / 2)
 
@@ -127,7 +127,7 @@ def test_the_oracle_never_looks_at_its_judge() -> None:
 def test_words() -> None:
     table = world(60)
     point = rivals.words(table).points[0]
-    assert set(point.steps) <= set(CHOICES)
+    assert set(point.steps) <= set(STEPS)
     counts = np.array([len(prompt.split()) for prompt in table.prompts])
     assert point.steps[counts.argmax()] >= point.steps[counts.argmin()]
 

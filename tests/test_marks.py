@@ -2,6 +2,7 @@
 
 import io
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,19 @@ import pytest
 from PIL import Image
 from sd_parsers import ParserManager
 
+from actors.rows import SamplerConfig
+from actors.schedulers import SOLVERS
+from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
 from jobs.pages.html import thumbnail
 from jobs.pages.totals import totals, with_images
 from pipelines.integrity.verification import verify
 from pipelines.render import sink as sinks
+from pipelines.render.attempt import BusySpan, InlineExecutor, ShardAttempt, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.marks import MADE_BY_AI, SAMPLERS, VERSION, Marks, public_name
 from pipelines.render.provenance import Provenance
 from pipelines.render.quality import ShardScores
-from pipelines.render.sink import FORMATS, LAYOUTS, encode_image
+from pipelines.render.sink import FORMATS, LAYOUTS, Sink, encode_image
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
@@ -40,7 +45,7 @@ from tests.marked import (
     xmp,
 )
 from tests.plans import CARRIED, typed_row
-from tests.test_row_tries import BAR, QualityScorer, ScorerConfig, ScorerSpec, brightness, painted
+from tests.test_row_tries import BAR, brightness, painted
 
 PROMPTS = {
     "quotes": "a \"fox\" in 'quotes' and `ticks`, \\back\\slashes\\",
@@ -229,8 +234,6 @@ def test_a_models_name_with_what_separates_values_is_quoted() -> None:
 
 
 def test_every_solver_of_the_job_file_has_a_name() -> None:
-    from actors.schedulers import SOLVERS
-
     assert set(SAMPLERS) == set(SOLVERS)
 
 
@@ -240,13 +243,16 @@ def test_a_row_with_a_negative_prompt_is_guided_throughout_and_says_no_interval(
     assert [b'"guidance_interval": [0.2, 0.8]' in text for text in said] == [True, False]
 
 
+def test_a_rows_own_recipe_wins() -> None:
+    row = replace(typed_row(1), solver="dpmpp_2m", guidance_interval=[0.0, 0.5], negative_prompt="grey")
+    found = replace(MARKS, guidance_interval=(0.2, 0.8)).of(row)
+    assert "Sampler: DPM++ 2M, " in found.parameters
+    assert b'"guidance_interval": [0.0, 0.5]' in found.xmp
+    throughout = replace(MARKS, guidance_interval=(0.2, 0.8)).of(replace(typed_row(1), guidance_interval=[0.0, 1.0]))
+    assert b"guidance_interval" not in throughout.xmp
+
+
 def test_pictures_that_were_not_chosen_are_marked_with_their_own_seed(tmp_path: Path) -> None:
-    import threading
-
-    from actors.rows import SamplerConfig
-    from pipelines.render.attempt import BusySpan, InlineExecutor, ShardAttempt, settled
-    from pipelines.render.sink import Sink
-
     run, shard = RunFolder(str(tmp_path)), "0001-000000"
     rows = [typed_row(i, bar=BAR) for i in range(20)]
     scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=brightness),)))
@@ -272,8 +278,6 @@ def test_a_marked_run_is_clean_and_its_page_shows_it(tmp_path: Path, layout: str
 
 
 def test_the_render_class_says_which_version_marked() -> None:
-    run = RunFolder("memory")
-    del run
     assert MARKED.byte_class == f"/marks-stepthrift-{VERSION}"
     assert Provenance().byte_class == ""
 

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.rows import SamplerConfig
 from actors.scorer import QualityScorer, ScorerConfig, ScorerSpec
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.provenance import check_provenance
 from jobs.job_file.read import read_job
 from pipelines.integrity.verification import verify
+from pipelines.render.keys import plan_key, tries_rules
+from pipelines.render.marks import Marks
 from pipelines.render.provenance import Provenance, ProvenanceConfig, load_provenance
 from pipelines.render.quality import ShardScores
+from pipelines.render.signing import SigningConfig
 from pipelines.render.stamp import Stamp, StampConfig, StampError, StampFailed, StampFunction
 from pipelines.run.layout import RunFolder
-from tests.finished import picture
+from tests.finished import RENDER_CLASS, picture
 from tests.marked import MARKED, MARKS, made_from, manifest, marked_run, rendered, stored
 from tests.plans import typed_row
 
@@ -80,6 +84,24 @@ def test_keys_differ_by_the_functions_name_and_stay_without_one(tmp_path: Path) 
     ]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
+
+
+def test_the_plans_key_follows_all_that_is_done() -> None:
+    stamp = StampConfig("m:f", logo)
+    configs = [
+        ProvenanceConfig(),
+        ProvenanceConfig(Marks(iptc=True)),
+        ProvenanceConfig(Marks(parameters=True)),
+        ProvenanceConfig(signing=SigningConfig()),
+        ProvenanceConfig(stamp=stamp),
+        ProvenanceConfig(stamp=StampConfig("m:g", logo)),
+    ]
+    rules = [tries_rules("png", 1, (), config.key_parts) for config in configs]
+    keys = [plan_key(typed_row(1), RENDER_CLASS, SamplerConfig(""), each) for each in rules]
+    assert len(set(keys)) == len(configs)
+    assert rules[0] == tries_rules("png", 1, ())
+    renewed = ProvenanceConfig(signing=SigningConfig("renewed.pem"))
+    assert renewed.key_parts == configs[3].key_parts
 
 
 def test_what_a_function_keeps_changes_no_stored_byte(tmp_path: Path) -> None:

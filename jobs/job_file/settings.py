@@ -12,7 +12,7 @@ from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_checkpoint, check_solver
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
-from actors.solver import allowed_steps, lane_steps, noise_schedule
+from actors.solver import allowed_steps, noise_schedule
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_picture_keys
 from jobs.job_file.places import place, placed_fingerprint
@@ -20,6 +20,7 @@ from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.provenance import provenance_config
 from jobs.job_file.read import Job
+from jobs.job_file.recipes import interval_of, menu_of_job, recipe
 from jobs.job_file.scorers import scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import Bar
@@ -27,6 +28,7 @@ from pipelines.cluster.pools import PoolSpec
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import TextRules
 from pipelines.plan.make import PlanConfig
+from pipelines.plan.recipes import JobSampling
 from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
@@ -71,7 +73,7 @@ class Settings:
             selector=self.selector,
             pools=self.pools,
             model=self.model,
-            lane_steps=self._lane_steps,
+            sampling=JobSampling(self.sampler.solver, self.sampler.guidance_interval),
             selector_actors=steps.actors,
             selector_num_gpus=steps.num_gpus,
             fingerprint=fingerprint(self.job, self.checkpoint),
@@ -99,9 +101,6 @@ class Settings:
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
         )
-
-    def _lane_steps(self, num_steps: int, guidance_scale: float, has_negative: bool) -> int:
-        return lane_steps(num_steps, guidance_scale, None if has_negative else self.sampler.guidance_interval)
 
 
 def resolve(job: Job) -> Settings:
@@ -166,7 +165,7 @@ def prompt_source(job: Job, info: CheckpointInfo | None) -> PromptSource:
             height=sampling.height or height,
             allowed_steps=_allowed_steps(job, info) if info else frozenset(range(1, MAX_STEPS + 1)),
             size_multiple=max(SIZE_MULTIPLE_PX, info.vae_scale_factor) if info else SIZE_MULTIPLE_PX,
-            guidance_interval=_interval(job),
+            guidance_interval=interval_of(job),
         ),
     )
 
@@ -175,8 +174,8 @@ def _selector(job: Job, info: CheckpointInfo) -> SelectorConfig:
     steps = job.config.steps
     return SelectorConfig(
         selector=steps.selector,
-        choices=tuple(steps.choices) if steps.choices else None,
-        fixed=steps.fixed,
+        choices=menu_of_job(job),
+        fixed=recipe(steps.fixed) if steps.fixed else None,
         policy_path=place(steps.policy) or EMBEDDED_POLICY,
         price=steps.price,
         min=steps.min,
@@ -199,7 +198,7 @@ def _sampler(job: Job, info: CheckpointInfo, measured: Mapping[str, Any]) -> Sam
         device=model.device,
         solver=sampling.solver,
         timestep_spacing=sampling.timestep_spacing,
-        guidance_interval=_interval(job),
+        guidance_interval=interval_of(job),
         compile=sampling.compile,
         channels_last=sampling.channels_last,
         calibrated=tuple((place, found["lanes"]) for place, found in measured.items()),
@@ -251,18 +250,20 @@ def refuse_changed(job: Job, plan: Plan, now: Mapping[str, Any]) -> None:
         raise ConfigError(faults)
 
 
-def _interval(job: Job) -> tuple[float, float] | None:
-    interval = job.config.sampling.guidance_interval
-    return (interval[0], interval[1]) if interval else None
-
-
 def _allowed_steps(job: Job, info: CheckpointInfo) -> frozenset[int]:
-    """Budgets with a time grid. Raises ConfigError where the job file names another."""
+    """Numbers of steps with a time grid. Raises ConfigError where the job file names another."""
     steps, sampling = job.config.steps, job.config.sampling
-    allowed = allowed_steps(noise_schedule(info.scheduler_config, sampling.timestep_spacing), sampling.solver)
-    wrong = [("steps.fixed", steps.fixed)] if steps.fixed and steps.fixed not in allowed else []
-    wrong += [("steps.choices", count) for count in steps.choices or [] if count not in allowed]
-    if wrong:
-        how = f"{sampling.solver} with {sampling.timestep_spacing or 'the spacing of this checkpoint'}"
-        raise ConfigError([Fault(job.at(key), f"{key}: {how} has no grid of {count} steps") for key, count in wrong])
-    return allowed
+    schedule = noise_schedule(info.scheduler_config, sampling.timestep_spacing)
+    named = [("steps.fixed", recipe(steps.fixed))] if steps.fixed else []
+    named += [("steps.choices", each) for each in menu_of_job(job) or ()]
+    faults = []
+    for key, each in named:
+        solver = each.solver or sampling.solver
+        with blaming(job, key):
+            has_grid = each.num_steps in allowed_steps(schedule, solver)
+        if not has_grid:
+            how = f"{solver} with {sampling.timestep_spacing or 'the spacing of this checkpoint'}"
+            faults.append(Fault(job.at(key), f"{key}: {how} has no grid of {each.num_steps} steps"))
+    if faults:
+        raise ConfigError(faults)
+    return allowed_steps(schedule, sampling.solver)

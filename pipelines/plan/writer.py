@@ -40,6 +40,7 @@ class PlanWriter:
         self._index: list[pa.Table] = []  # of the parts that are put
         self._totals: Counter[str] = Counter()
         self._budgets: Counter[int] = Counter()
+        self._recipes: Counter[str] = Counter()
         self._tries = 0.0
 
     def add(self, shard: PlannedShard) -> None:
@@ -61,6 +62,7 @@ class PlanWriter:
         self._entries.append(entry)
         self._totals.update({"shards": 1, **{name: entry[name] for name in ("rows", "good_rows", "lane_steps")}})
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
+        self._recipes.update(shard.rows["recipe_name"].drop_null().to_pylist())
         self._tries += sum(shard.rows["expected_tries"].fill_null(1.0).to_pylist()[: shard.good_rows])
         self._hold(shard.rows, name)
 
@@ -98,6 +100,7 @@ class PlanWriter:
             "replaced_rows": self._totals["replaced_rows"],  # of earlier generations, bad there and planned again here
             "shards": self._totals["shards"],
             "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
+            "recipe_histogram": dict(sorted(self._recipes.items())),
             "mean_steps": steps / good if good else None,
             "lane_steps": self._totals["lane_steps"],
             "expected_tries": self._tries / good if good else None,  # a row; one where it is not known

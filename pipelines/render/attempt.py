@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from actors.rows import EngineBroken, Picture, Row, SamplerConfig
+from actors.rows import ROW_COLUMNS, EngineBroken, Picture, Row, SamplerConfig
 from pipelines.boundary import raised_by
-from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
+from pipelines.render.keys import plan_key, render_key
+from pipelines.render.manifest_rows import failed_row, ok_row, with_place, with_scores
 from pipelines.render.quality import ShardScores
 from pipelines.render.sink import Sink
 from pipelines.render.stamp import StampFailed
@@ -23,7 +24,6 @@ from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
 from pipelines.storage.folder import StorageError
 
-ROW_COLUMNS = tuple(field.name for field in fields(Row))
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 
 
@@ -75,6 +75,7 @@ class ShardAttempt:
     span: BusySpan
     scores: ShardScores | None = None
     tries: TryRules = field(default_factory=TryRules)
+    rules: str = ""  # what else of the job decides a picture, for `plan_key`
     images: int = 0
     error: BaseException | None = None
     _rendering: set[Future] = field(default_factory=set)
@@ -220,8 +221,12 @@ class ShardAttempt:
             stored = sink.put(final, chosen.picture.image)
         except StampFailed as error:
             return failed_row(tries.row, sink.shard, sink.attempt, StampFailed.__name__, str(error), tries)
-        key = render_key(final, chosen.picture.render_class, self.sampler, sink.provenance.stamp_name)
-        return ok_row(tries, stored, key, sink)
+        where = chosen.picture.render_class
+        keys = {
+            "render_key": render_key(final, where, self.sampler, sink.provenance.stamp_name),
+            "plan_key": plan_key(tries.row, where, self.sampler, self.rules),
+        }
+        return ok_row(tries, stored, keys, sink)
 
     def _let_go(self, tries: RowTries) -> None:
         """Of a row's pictures only the best is held; the others are stored where they are kept, and freed."""
@@ -242,7 +247,9 @@ class ShardAttempt:
 
 def engine_row(row: PlannedRow) -> Row:
     """What the engine needs of a planned row."""
-    return Row(*[getattr(row, name) for name in ROW_COLUMNS])
+    interval = row.guidance_interval
+    columns = {name: getattr(row, name) for name in ROW_COLUMNS}
+    return Row(**columns | {"guidance_interval": (interval[0], interval[1]) if interval else None})
 
 
 def settled(result: Any) -> "Future[Any]":

@@ -4,7 +4,6 @@ Pure: dictionaries in, dictionaries or a table out. Which columns there are, and
 `pipelines.run.layout`'s.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actors.rows import SamplerConfig
 from pipelines.prompts.canonical_rows import EXACT
 from pipelines.render.quality import Scored
 from pipelines.render.sink import FORMATS, Sink, Stored, encoder_name
@@ -25,11 +23,13 @@ if TYPE_CHECKING:
     from pipelines.render.repaired_shard import RepairOrder
 
 REASON_CHARS = 160
-_KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
 
 
-def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, Any]:
-    """A row with its picture, and what all of its tries took. Its place is still open in packed layouts."""
+def ok_row(tries: RowTries, stored: Stored, keys: Mapping[str, str], sink: Sink) -> dict[str, Any]:
+    """A row with its picture, and what all of its tries took. Its place is still open in packed layouts.
+
+    keys: render_key and plan_key.
+    """
     chosen, image_format = tries.chosen, sink.image_format
     picture = chosen.picture
     assert picture is not None
@@ -49,11 +49,11 @@ def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, A
             "lane_steps": picture.lane_steps * len(tries.done),  # of junk, too: each try has as many
             "seconds": sum(each.seconds for each in tries.pictures),
             "render_class": _with_encoder(picture.render_class, stored, sink),
-            "render_key": key,
             "truncated": picture.truncated,
             "negative_truncated": picture.negative_truncated,
             "tries": [each.record(tries.row.num_steps) for each in tries.done],
         }
+        | dict(keys)
         | _scores(chosen.scored)
     )
 
@@ -149,18 +149,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool | int | float | list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, stamp: str | None = None) -> str:
-    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch).
-
-    stamp: name of the function that changed its pixels.
-    """
-    fingerprint, _, precision, *_ = render_class.split("/")
-    parts = [getattr(row, name) for name in _KEY_COLUMNS]
-    parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
-    parts += [stamp] if stamp else []  # keys of pictures without one stay what they were
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
 def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:

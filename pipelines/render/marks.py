@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
+from actors.recipe import THROUGHOUT
 from pipelines.run.schema import PlannedRow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +49,8 @@ class FileMarks:
 class Marks:
     """What all pictures of a job are marked with. iptc: as made by an AI; parameters: with what they were made from.
 
-    model: its name as anyone may see it; model_hash: the fingerprint of its weights.
+    model: its name as anyone may see it; model_hash: the fingerprint of its weights; solver, guidance_interval: of rows
+    whose plan names none.
     """
 
     iptc: bool = False
@@ -74,9 +76,11 @@ class Marks:
         """What the picture was made from, whole; or its prompts cut, and how long they are."""
         negative = row.negative_prompt if row.negative_prompt is None else row.negative_prompt[:characters]
         found: dict[str, Any] = {"prompt": row.prompt[:characters], "negative_prompt": negative}
-        found |= {"steps": row.num_steps, "sampler": SAMPLERS[self.solver], "guidance_scale": row.guidance_scale}
-        if self.guidance_interval and not row.negative_prompt:
-            found["guidance_interval"] = list(self.guidance_interval)
+        found |= {"steps": row.num_steps, "sampler": SAMPLERS[row.solver or self.solver]}
+        found["guidance_scale"] = row.guidance_scale
+        own = None if row.negative_prompt else self.guidance_interval
+        interval = tuple(row.guidance_interval or own or THROUGHOUT)
+        found |= {"guidance_interval": list(interval)} if interval != THROUGHOUT else {}
         found |= {"seed": row.seed, "width": row.width, "height": row.height}
         found |= {"model": self.model, "model_hash": self.model_hash}
         return found if characters is None else found | {"cut": f"{characters} of {_longest(row)} characters"}

@@ -18,6 +18,13 @@ class ProvenanceConfig:
     signing: SigningConfig | None = None
     stamp: StampConfig | None = None
 
+    @property
+    def key_parts(self) -> tuple[str, ...]:
+        """What is done to a picture, in words for a key; () where nothing is: such keys stay what they were."""
+        named = {"iptc": self.marks.iptc, "parameters": self.marks.parameters, "c2pa": self.signing is not None}
+        stamp = (f"stamp {self.stamp.name}",) if self.stamp else ()
+        return (*(name for name, done in named.items() if done), *stamp)
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -16,6 +16,8 @@ from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_by
 from pipelines.run.schema import PlannedRow, planned_rows
 
 TRIED = ("tries", "lane_steps", "seconds")  # columns that say what all tries of a row took
+WANTED = ("bar", "plan_key")  # columns that say what was to come, where no other try is made now
+RECIPE = ("num_steps", "solver", "guidance_scale", "guidance_interval")
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,11 @@ class RepairOrder:
 
 
 def _tried(written: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest row says of several tries; nothing where there was one."""
-    return {name: written[name] for name in TRIED} if len(written.get("tries") or ()) > 1 else {}
+    """What a manifest row with a picture says of its tries."""
+    if written["status"] != "ok":
+        return {}
+    kept = TRIED if len(written.get("tries") or ()) > 1 else ()
+    return {name: written[name] for name in (*kept, *WANTED) if written.get(name) is not None}
 
 
 def written_rows(run: RunFolder, shard: str) -> list[dict[str, Any]]:
@@ -116,10 +121,11 @@ def replace_manifest(run: RunFolder, epoch: EpochId, shard: str, table: pa.Table
 
 
 def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
-    """The planned row with the seed and the steps that its manifest ended with, and no other try.
+    """The planned row with the seed and the recipe that its manifest ended with, and no other try.
 
     A row that failed is rendered as it was planned, with all of its tries.
     """
     if written is None or written["status"] != "ok" or written["seed"] is None or written["num_steps"] is None:
         return planned
-    return replace(planned, seed=written["seed"], num_steps=written["num_steps"], bar=None)
+    recipe = {name: written[name] for name in RECIPE if written.get(name) is not None}
+    return replace(planned, seed=written["seed"], bar=None, **recipe)

@@ -25,6 +25,7 @@ from actors.rows import EngineBroken, SamplerConfig
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import ActorState, actor_states
 from pipelines.render.attempt import IN_WORK, BusySpan, Dropped, InlineExecutor, ShardAttempt, engine_row, settled
+from pipelines.render.keys import tries_rules
 from pipelines.render.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
 from pipelines.render.manifest_rows import manifest_table, outcome_counts
 from pipelines.render.messages import (
@@ -82,6 +83,11 @@ class WorkerConfig:
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
+
+    @property
+    def rules(self) -> str:
+        """What of the job decides a row's picture beside its columns and the engine."""
+        return tries_rules(self.image_format, self.tries.most, self.scorers, self.provenance.key_parts)
 
 
 class RenderWorker:
@@ -314,7 +320,9 @@ class RenderWorker:
         epoch, worker = self.job.epoch, self._worker
         attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format, self._provenance)
-        work = ShardAttempt(rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries)
+        work = ShardAttempt(
+            rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries, self.job.rules
+        )
         with self._handing:
             self._works[shard.id] = work
             if self._leaving or shard.id in self._unwanted:

@@ -30,6 +30,7 @@ class PromptRow:
     height: Annotated[int, pa.int32()]
     guidance_scale: Annotated[float, pa.float64()]
     num_inference_steps: Annotated[int | None, pa.int32()]
+    guidance_pinned: Annotated[bool, pa.bool_()]  # the row gives its guidance_scale itself
     content_hash: Annotated[int | None, pa.uint64()]  # of what was given: the next plan sees by it what changed
     error_type: Annotated[str, pa.string()]
     error_message: Annotated[str, pa.string()]
@@ -37,10 +38,16 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PlannedRow(PromptRow):
-    """One picture to make, as a plan holds it. num_steps: None for a bad row. carried: the user's own columns."""
+    """One picture to make, as a plan holds it. num_steps: None for a bad row. carried: the user's own columns.
 
-    budget_scores: Annotated[list[float] | None, pa.list_(pa.float32())]  # one a budget of the menu
+    Plans of earlier versions have no solver and guidance_interval (None: the job's), and no recipe.
+    """
+
+    budget_scores: Annotated[list[float] | None, pa.list_(pa.float32())]  # one a recipe of the menu
+    recipe_name: Annotated[str | None, pa.string()]  # in the menu; None: the row pins steps that are not in it
     num_steps: Annotated[int | None, pa.int32()]
+    solver: Annotated[str | None, pa.string()]
+    guidance_interval: Annotated[list[float] | None, pa.list_(pa.float64())]  # start and end, of the schedule
     action_probability: Annotated[float | None, pa.float32()]
     policy_version: Annotated[str | None, pa.string()]
     price: Annotated[float | None, pa.float64()]
@@ -125,7 +132,8 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
     pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
-    *_planned("bar"),
+    *_planned("bar", "recipe_name", "solver", "guidance_interval"),
+    pa.field("plan_key", pa.string()),
     pa.field("signed_bytes", pa.int64()),  # of what is stored, where it is signed: bytes and sha256 are of the unsigned
     pa.field("signed_sha256", pa.string()),
 )

@@ -88,12 +88,6 @@ def _sentences(found: Evaluation) -> Iterator[str]:
     for name in found.variants:
         if found.savings[name].low > 0:
             yield f"There fixed budgets with {name}, save {_share(found.savings[name])}."
-    again = found.strict_savings.get("second try")
-    if again is not None and again.low > 0:
-        yield (
-            "Another try with a new seed, where the job's scorer finds the first picture wanting, pays: "
-            f"{_share(again)} less than fixed budgets within the margin."
-        )
     worse = [point for point, gain in zip(found.policy.points, found.gains["policy"], strict=True) if gain.high < 0]
     if worse:
         listed = ", ".join(f"{point.setting:.3g}" for point in worse)

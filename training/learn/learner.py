@@ -1,7 +1,7 @@
 """Does one step of learning a policy, the same on one process and on many; no Ray, no files.
 
 The loop around it is `training.learn.trainer`, the losses `training.learn.reinforce`, the rewards
-`training.learn.reward`. Shapes: N rows, K budgets, M draws a row, S seeds.
+`training.learn.reward`. Shapes: N rows, K recipes, M draws a row, S seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from actors.policy import Network, choose_steps
 from actors.policy_network import PolicyOutput, StepPolicy
+from actors.recipe import Recipe
 from training.learn.batches import Batch, uniforms
 from training.learn.hyperparameters import Hyperparameters
 from training.learn.reinforce import (
@@ -107,7 +108,7 @@ class Learner:
         policy: StepPolicy,
         learning: Hyperparameters,
         units: Units,
-        choices: Sequence[int],
+        choices: Sequence[Recipe],
         costs: np.ndarray,
         num_steps: int,
         forward: Callable[..., Any] | None = None,
@@ -165,7 +166,7 @@ class Learner:
     def _rewards(self, quality: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Prices (N,) and rewards (N, K, S)."""
         if self.learning.reward == "paper":
-            return np.zeros(len(quality)), paper_reward(quality, self.choices)
+            return np.zeros(len(quality)), paper_reward(quality, [choice.num_steps for choice in self.choices])
         prices = sample_prices(numbers, *self.learning.prices)
         return prices, priced_reward(quality / self.units.rise, self.costs, prices)
 

@@ -2,7 +2,7 @@
 
 The heads are `training.learn.heads`'; here they become the file that a selector reads. It loads the text encoder alone.
 
-Shapes: P prompts, K budgets, S seeds, D features of a prompt.
+Shapes: P prompts, K recipes, S seeds, D features of a prompt.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from actors.offer_heads import OfferHeads
 from training.learn.heads import ScoreHeads, fit_heads
 from training.reward_table import RewardTable
 
-LEAST_ERRORS = 2.0  # standard errors by which the dearest budget is better than one that does as well
+LEAST_ERRORS = 2.0  # standard errors by which the dearest recipe is better than one that does as well
 
 
 def fit_offers(
@@ -23,7 +23,7 @@ def fit_offers(
     """
     judged = table.judged_by(judge).quality if judge else None
     heads = fit_heads(features, table.quality, judged, groups=table.prompts, pooled_sigma=True)
-    reference = reference_budget(table.quality)
+    reference = reference_recipe(table.quality)
     return OfferHeads(
         *_linear(heads),
         sigma=heads.sigma,
@@ -38,8 +38,8 @@ def fit_offers(
     )
 
 
-def reference_budget(quality: np.ndarray) -> int:
-    """The smallest budget that is not worse than the dearest: what a user would take; quality (P, K, S)."""
+def reference_recipe(quality: np.ndarray) -> int:
+    """The cheapest recipe that is not worse than the dearest: what a user would take; quality (P, K, S)."""
     means = quality.mean(axis=2)  # (P, K)
     lost = means[:, -1:] - means
     errors = lost.std(axis=0, ddof=1) / np.sqrt(len(lost)) if len(lost) > 1 else np.zeros(lost.shape[1])

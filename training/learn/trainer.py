@@ -220,7 +220,7 @@ def held_out_calibration(
     """What held-out prompts get at some prices, decided by argmax: for forecasts, and as bounds for others."""
     scores, _ = outputs(policy, held_out)
     quality = np.concatenate([batch.quality for batch in held_out]).mean(axis=2)  # (P, K)
-    costs, steps = np.array(card.costs), np.array(card.choices)
+    costs, steps = np.array(card.costs), np.array([choice.num_steps for choice in card.choices])
     points = []
     for price in (0.0, *np.geomspace(prices[0] / BELOW, prices[1], CALIBRATION_PRICES).tolist()):
         index, _ = choose_steps(scores, costs, price, card.temperature)
@@ -230,8 +230,8 @@ def held_out_calibration(
                 "mean_cost": float(costs[index].mean()),
                 "mean_steps": float(steps[index].mean()),
                 "quality": float(np.take_along_axis(quality, index[:, None], axis=1).mean()),
-                "least_steps": float(steps[index].min()),
-                "most_steps": float(steps[index].max()),
+                "least_cost": float(costs[index].min()),
+                "most_cost": float(costs[index].max()),
             }
         )
     return tuple(points)

@@ -16,6 +16,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor
 
 from actors.policy import Network
+from actors.recipe import Recipe
 from pipelines.storage.folder import Folder
 from training.learn.batches import TrainingRows, num_slots, own_slots, rows_at
 from training.learn.hyperparameters import Hyperparameters
@@ -31,7 +32,7 @@ class LoopConfig:
     network: Network
     learning: Hyperparameters
     units: Units
-    choices: tuple[int, ...]
+    choices: tuple[Recipe, ...]
     costs: np.ndarray  # (K,)
     num_rows: int
     reports: int
