@@ -63,6 +63,11 @@ class StepSelector:
         if config.selector == "policy" and self.heads is None:
             self.allowed = self._within_calibration()
 
+    @property
+    def bank_prompts(self) -> int | None:
+        """Prompts that the policy's bars were learned from; None where none are set or it does not say."""
+        return (self.heads.num_prompts or None) if self.heads else None
+
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """One batch of N rows; the columns added are of Python objects, None where there is no value."""
         num_rows = len(batch["prompt"])
@@ -96,6 +101,7 @@ class StepSelector:
             if np.isfinite(found.bar[at]):
                 columns["bar"][row] = float(found.bar[at])
                 columns["expected_tries"][row] = float(np.float32(found.tries[at]))
+                columns["tries_variance"][row] = float(np.float32(np.broadcast_to(found.variance, len(rows))[at]))
 
     def _pinned(self, num_steps: int) -> Recipe:
         alike = [choice for choice in self.choices if choice.num_steps == num_steps]
@@ -205,6 +211,7 @@ ADDED = (
     "price",
     "bar",
     "expected_tries",
+    "tries_variance",
 )
 
 

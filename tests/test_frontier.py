@@ -132,22 +132,6 @@ def test_words() -> None:
     assert point.steps[counts.argmax()] >= point.steps[counts.argmin()]
 
 
-def test_a_second_try_by_hand() -> None:
-    table = world(1)
-    quality, seen = np.zeros((1, 4, 2)), np.zeros((1, 4, 2))
-    quality[0, 1], seen[0, 1] = [0.3, 0.9], [0.8, 0.2]
-    table = table.__class__(**{**vars(table), "quality": quality})
-    tries = [p for p in rivals.second_try(table, seen).points if p.quality[0] > 0]
-    assert {(round(p.mean_quality, 6), round(p.mean_cost / COSTS[1], 6)) for p in tries} == {(0.3, 1.5)}
-
-
-def test_a_second_try_helps_where_the_seed_decides() -> None:
-    table = world(400, noise=0.2, alike=True)
-    curve = FixedCurve(rivals.fixed(table).points, Bootstrap(400, 300))
-    gains = [curve.gain(point) for point in rivals.second_try(table, table.quality).points if point.mean_cost < 1]
-    assert max(gain.low for gain in gains) > 0.01
-
-
 def test_agreement_of_seeds() -> None:
     assert (rivals.agreement(world(500, noise=0.01))[:2] > 0.8).all()
     apart = rivals.agreement(world(500, noise=0.2, alike=True))

@@ -192,7 +192,7 @@ def table(prompts: int = 120, seeds: int = 4) -> tuple[RewardTable, np.ndarray]:
     ), features
 
 
-def test_heads_are_learned_from_a_table() -> None:
+def test_heads_are_learned_from_a_table(tmp_path: Path) -> None:
     learned, features = table()
     found = fit_offers(learned, features, "truth", {"clip": 1.0, "truth": 0.0}, "abcd")
     assert found.reference in (1, 2)
@@ -201,6 +201,14 @@ def test_heads_are_learned_from_a_table() -> None:
     assert 0.4 < found.share.mean() < 1.2
     predicted, observed = found.mu(features), learned.quality.mean(axis=2)
     assert np.corrcoef(predicted[:, 1], observed[:, 1])[0, 1] > 0.6
+    (tmp_path / OFFERS).write_bytes(save_heads(found))
+    again = load_heads(tmp_path)
+    assert again is not None
+    menus = [each.menu(4) for each in (found, again)]
+    np.testing.assert_array_equal(menus[0].tries, menus[1].tries)
+    assert again.banks == found.banks
+    assert len(found.banks[0].misses[0]) == learned.num_seeds
+    assert again.num_prompts == len(learned.prompts)
     assert json.dumps(found.scorers) == '[["clip", 1.0], ["truth", 0.0]]'
 
 

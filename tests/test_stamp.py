@@ -96,7 +96,7 @@ def test_the_plans_key_follows_all_that_is_done() -> None:
         ProvenanceConfig(stamp=stamp),
         ProvenanceConfig(stamp=StampConfig("m:g", logo)),
     ]
-    rules = [tries_rules("png", 1, (), config.key_parts) for config in configs]
+    rules = [tries_rules("png", 1, (), None, config.key_parts) for config in configs]
     keys = [plan_key(typed_row(1), RENDER_CLASS, SamplerConfig(""), each) for each in rules]
     assert len(set(keys)) == len(configs)
     assert rules[0] == tries_rules("png", 1, ())

@@ -75,15 +75,15 @@ def _bounds(config: JobConfig) -> Iterator[Contradiction]:
 
 def _tries(config: JobConfig) -> Iterator[Contradiction]:
     tries = config.tries
-    if tries.max == 1:
-        return
+    if tries.max == 1 or (config.safety and not config.quality and tries.bar == "auto"):
+        return  # in the second case only pictures that are not safe are tried again
     if tries.bar == "auto" and config.steps.selector != "policy":
         remedy = "give tries.bar a number, or {quantile: 0.4} and tries.scores"
         yield [("tries", "bar"), ("tries", "max")], f"tries.bar: auto needs steps.selector: policy; else {remedy}"
     if not isinstance(tries.bar, str | float) and tries.scores is None:
         remedy = "name a run folder whose pictures were scored, for example a pilot's"
         yield [("tries", "scores"), ("tries", "bar")], f"tries.bar: a quantile needs tries.scores: {remedy}"
-    if not any(scorer.weight for scorer in config.quality):
+    if not config.counts_quality:
         yield [("tries", "max"), ("quality",)], "tries.max needs a scorer that counts: set quality"
     if any(scorer.weight and scorer.scorer == "fidelity" for scorer in config.quality):
         yield (

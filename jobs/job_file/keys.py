@@ -120,6 +120,14 @@ def _stamp(name: str) -> str:
     return name
 
 
+def _safety_kind(kind: str) -> str:
+    if kind != "aesthetic" and ":" not in kind:
+        raise ValueError(
+            "must be the import path of a function, module:function, or aesthetic: a linear head on a CLIP"
+        )
+    return _scorer_kind(kind)
+
+
 def _interval(values: list[float]) -> list[float]:
     if len(values) == 2 and values[0] >= values[1]:
         raise ValueError("the start must lie before the end")
@@ -358,6 +366,16 @@ class Scorer(Section):
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+class Safety(Section):
+    """What a picture must not be, and how much of it is too much. Not a leaf: `safety` is one."""
+
+    scorer: Annotated[str, AfterValidator(_safety_kind)]
+    name: str = "safety"
+    path: Place | None = None
+    head: Place | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class ScoreQuantile(Section):
     """A bar by the share of known scores that lie below it. Not a leaf: `tries.bar` is one."""
 
@@ -501,6 +519,12 @@ class JobConfig(Section):
         "folder, hub id or URL), aesthetic (head: a linear head in safetensors, too), fidelity (in a rollout: to the "
         "same seed at the largest budget), or module:function of images and prompts; weight 0: scored, not counted",
     )
+    safety: Safety | None = picture(
+        None,
+        "{scorer, name, path, head, max}: a picture that scores above max is not delivered. It is tried again where "
+        "`tries` allows; then its row is `filtered`. scorer: module:function, or aesthetic (path, head): a linear head "
+        "on a CLIPModel; null: pictures are not looked at",
+    )
     tries: Tries = Tries()
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
@@ -517,6 +541,11 @@ class JobConfig(Section):
         """
         data = self.model_dump(mode="json", exclude={"provenance": {"c2pa": set(Signing.model_fields)}})
         return {name: _value_at(data, name) for name, kind in leaf_kinds().items() if kind == "picture"}
+
+    @property
+    def counts_quality(self) -> bool:
+        """Whether a picture's quality is known, so that it may lie below a bar."""
+        return any(scorer.weight for scorer in self.quality)
 
     def dump(self) -> str:
         """The resolved job file: reading it gives this very config."""

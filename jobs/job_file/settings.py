@@ -21,7 +21,7 @@ from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.provenance import provenance_config
 from jobs.job_file.read import Job
 from jobs.job_file.recipes import interval_of, menu_of_job, recipe
-from jobs.job_file.scorers import scorer_sources
+from jobs.job_file.scorers import safety_rule, scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import Bar
 from pipelines.cluster.pools import PoolSpec
@@ -34,6 +34,7 @@ from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
 from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -60,6 +61,7 @@ class Settings:
     sampler: SamplerConfig
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
+    safety: SafetyRule | None
     calibrations: Mapping[str, Any]
     provenance: ProvenanceConfig
     bar: Bar = field(default_factory=Bar)  # of a plan to come
@@ -80,6 +82,7 @@ class Settings:
             rollout=self.job.rollout,
             bar=self.bar.quality,
             expected_tries=self.bar.expected_tries,
+            tries_variance=self.bar.tries_variance,
             num_workers=sum(pool.actors for pool in self.pools),
             lanes=max((pool.lanes for pool in self.pools if pool.lanes), default=None),
         )
@@ -87,7 +90,7 @@ class Settings:
     @property
     def render(self) -> RenderConfig:
         """The settings of `pipelines.render.driver.render`."""
-        output, failures = self.job.config.output, self.job.config.failures
+        output, failures, tries = self.job.config.output, self.job.config.failures, self.job.config.tries
         return RenderConfig(
             model=self.model,
             sampler=self.sampler,
@@ -95,7 +98,8 @@ class Settings:
             layout=output.layout,
             image_format=output.format,
             scorers=self.scorers,
-            tries=TryRules(self.job.config.tries.max, self.job.config.tries.keep),
+            safety=self.safety,
+            tries=TryRules(1 if self.job.rollout else tries.max, tries.keep),
             provenance=self.provenance,
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
@@ -117,6 +121,7 @@ def resolve(job: Job) -> Settings:
         sampler=_sampler(job, info, measured),
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
+        safety=safety_rule(job),
         calibrations=measured,
         provenance=provenance_config(job, info, model.path),
     )
@@ -131,8 +136,11 @@ def read_checkpoint(job: Job) -> CheckpointInfo:
         folder, variant = model_source(job).local(metadata_only=True), job.config.model.variant
         info = check_checkpoint(folder, variant)
         check_solver(info, job.config.sampling.solver, job.config.sampling.timestep_spacing)
-    if info.has_safety_checker:
-        log.warning("%s: its safety checker is not run, pictures are stored unchecked", job.config.model.path)
+    if info.has_safety_checker and job.config.safety is None:
+        log.warning(
+            "%s: its safety checker is not run, pictures are stored unchecked; name a scorer in `safety`",
+            job.config.model.path,
+        )
     return info
 
 
@@ -180,7 +188,7 @@ def _selector(job: Job, info: CheckpointInfo) -> SelectorConfig:
         price=steps.price,
         min=steps.min,
         max=steps.max,
-        max_tries=job.config.tries.max if job.config.tries.bar == "auto" else 1,
+        max_tries=job.config.tries.max if job.config.tries.bar == "auto" and job.config.counts_quality else 1,
         decision=steps.decision,
         text_encoder_path=info.path,
         num_threads=None,

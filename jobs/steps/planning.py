@@ -104,12 +104,21 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
         lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
     if found.get("max_tries", 1) > 1:
         bar = "its own bar" if found["bar"] is None else f"a quality of {found['bar']:.4g}"
-        expected = f", {found['expected_tries']:.2f} expected" if (found["expected_tries"] or 1) > 1 else ""
-        lines.append(f"a picture below {bar} is tried again: at most {found['max_tries']} tries a row{expected}")
+        lines.append(f"a picture below {bar} is tried again: at most {found['max_tries']} tries a row{_tries(found)}")
     for estimate in found["estimates"]:
         whole, thousand = duration(estimate["actor_seconds"]), duration(estimate["actor_seconds_per_1000"])
         lines.append(f"about {whole} of one actor, {thousand} for 1,000 images, on {estimate['place']}")
     return "\n".join(lines)
+
+
+def _tries(found: Mapping[str, Any]) -> str:
+    """What is expected, and of all rows the band."""
+    if (found["expected_tries"] or 1) <= 1:
+        return ""
+    words, tries = f", {found['expected_tries']:.2f} expected", found.get("tries")
+    if tries is None:
+        return words
+    return f"{words}; {tries['expected']:,.0f} pictures in all, 95 %: {tries['low']:,.0f} to {tries['high']:,.0f}"
 
 
 def plan_job(console: Console, job: Job, address: str | None, take_over: bool = False) -> int:

@@ -91,6 +91,8 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
             name: getattr(found, name)
             for name in ("truncated", "negative_truncated", "unscored", "mean_steps", "mean_tries")
         },
+        "tries": found.made,
+        "expected_tries": plan.get("tries"),
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,

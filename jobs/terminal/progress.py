@@ -19,6 +19,7 @@ def progress_line(progress: Progress, largest: int | None) -> str:
     if progress.mean_steps:
         parts.append(steps_text(progress.mean_steps, largest))
     parts.append(f"{progress.failed:,} failed")
+    parts += [f"{progress.filtered:,} filtered"] if progress.filtered else []
     if progress.waiting:
         parts.append(progress.waiting)
     elif progress.eta_s is not None and progress.done < progress.total:

@@ -32,6 +32,7 @@ class SelectorSource:
     model: ModelSource | None = field(default=None, compare=False)
     bar: float | None = None  # below this quality a row without a pinned seed is tried again
     expected_tries: float | None = None
+    tries_variance: float | None = None
     sampling: JobSampling = field(default_factory=JobSampling)  # what recipes leave open
 
 
@@ -75,7 +76,8 @@ def score(table: pa.Table, scoring: SelectorSource) -> pa.Table:
         **{name: _nullable(chosen[name]) for name in ("action_probability", "policy_version", "price")},
     }
     free = [fine and not pinned for fine, pinned in zip(good, table["seed_pinned"].to_pylist(), strict=True)]
-    for name, value in (("bar", scoring.bar), ("expected_tries", scoring.expected_tries)):
+    for name in ("bar", "expected_tries", "tries_variance"):
+        value = getattr(scoring, name)
         own = _nullable(chosen.get(name, [None] * len(free)))
         columns[name] = [value if each and mine is None else mine for each, mine in zip(free, own, strict=True)]
     return with_score_fields(table, columns)

@@ -68,7 +68,8 @@ class PlanConfig:
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
     bar: float | None = None  # below this quality another seed is tried; None: every picture is taken
-    expected_tries: float | None = None  # of a row with that bar, where it is known
+    expected_tries: float | None = None  # of a row with that bar, where it is known; so is tries_variance
+    tries_variance: float | None = None
     rollout: bool = False  # every row at every recipe of the menu, instead of the selector's choice
     keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
 
@@ -109,7 +110,7 @@ def make_plan(
     epoch: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
     """
     started = time.monotonic()
-    menu, policy_version = _menu(config)
+    menu, policy_version, bank_prompts = _menu(config)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
     run, generation = plan.run, plan.next_number
@@ -138,7 +139,8 @@ def make_plan(
         "selector": "rollout" if config.rollout else config.selector.selector,
         "choices": [recipe.plain() for recipe in menu],
         "lanes": config.lanes,
-        "bar": None if config.bar is None else {"quality": config.bar, "expected_tries": config.expected_tries},
+        "bar": None if config.bar is None else _bar(config),
+        "bank_prompts": bank_prompts,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,
@@ -162,23 +164,33 @@ def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarra
     return are_in(np.array([id_key(row_id) for row_id in ids], bad_keys.dtype), bad_keys)
 
 
-def _menu(config: PlanConfig) -> tuple[tuple[Recipe, ...], str | None]:
-    """The recipes that may be chosen, and the policy's version; a task asks the selector, since it brings torch."""
+def _bar(config: PlanConfig) -> dict[str, float | None]:
+    known = {"expected_tries": config.expected_tries, "tries_variance": config.tries_variance}
+    return {"quality": config.bar, **known}
+
+
+def _menu(config: PlanConfig) -> tuple[tuple[Recipe, ...], str | None, int | None]:
+    """The recipes that may be chosen, the policy's version, and the prompts that its bars were learned from.
+
+    A task asks the selector, since it brings torch.
+    """
     selector = config.selector
     describe = ray.remote(_described).options(num_cpus=1)
     try:
-        choices, version = ray.get(describe.remote(SelectorSource(selector, None, config.selector_class, config.model)))
+        choices, version, prompts = ray.get(
+            describe.remote(SelectorSource(selector, None, config.selector_class, config.model))
+        )
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError | OSError):
             raise InputError(f"steps.selector: {error.cause}") from error
         raise
     low, high = selector.min or 0, selector.max or MAX_STEPS
-    return tuple(each for each in choices if low <= each.num_steps <= high) or choices, version
+    return tuple(each for each in choices if low <= each.num_steps <= high) or choices, version, prompts
 
 
-def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None]:
+def _described(scoring: SelectorSource) -> tuple[tuple[Recipe, ...], str | None, int | None]:
     selector = selector_of(scoring)
-    return selector.choices, selector.policy_version
+    return selector.choices, selector.policy_version, getattr(selector, "bank_prompts", None)
 
 
 def _shards(
@@ -214,7 +226,7 @@ def _scored(
 ) -> Iterator[pa.Table]:
     """Rows with their recipes, in input order. Only a network needs actors; other selectors run where rows are read."""
     served = served_budgets(config.pools)
-    again = (config.bar, config.expected_tries)
+    again = (config.bar, config.expected_tries, config.tries_variance)
     scoring = SelectorSource(config.selector, served, config.selector_class, config.model, *again, config.sampling)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:

@@ -15,8 +15,9 @@ from typing import Any
 from actors.rows import ROW_COLUMNS, EngineBroken, Picture, Row, SamplerConfig
 from pipelines.boundary import raised_by
 from pipelines.render.keys import plan_key, render_key
-from pipelines.render.manifest_rows import failed_row, ok_row, with_place, with_scores
+from pipelines.render.manifest_rows import failed_row, filtered_row, ok_row, with_place, with_scores
 from pipelines.render.quality import ShardScores
+from pipelines.render.safety import SafetyCheck, Unsafe
 from pipelines.render.sink import Sink
 from pipelines.render.stamp import StampFailed
 from pipelines.render.tries import NO_IMAGE, RowFailed, RowTries, Try, TryRules
@@ -76,6 +77,7 @@ class ShardAttempt:
     scores: ShardScores | None = None
     tries: TryRules = field(default_factory=TryRules)
     rules: str = ""  # what else of the job decides a picture, for `plan_key`
+    safety: SafetyCheck | None = None
     images: int = 0
     error: BaseException | None = None
     _rendering: set[Future] = field(default_factory=set)
@@ -200,19 +202,25 @@ class ShardAttempt:
         return self._settled(tries)
 
     def _judged(self, tries: RowTries, rendered: "Future[Picture]") -> Try:
-        seed, error = tries.next_row.seed, rendered.exception()
-        picture = None if error is not None else rendered.result()
-        scored = None
-        if tries.are_judged and self.scores and picture:
-            scored = self.scores.judge(tries.row, picture.image)
-        elif self.scores and not tries.are_judged:
-            self.scores.add(tries.row, picture.image if picture else None)
-        return Try(seed, picture, scored, error)
+        """The picture with what is said of it. One that must not be delivered is let go of here."""
+        seed, error, scored = tries.next_row.seed, rendered.exception(), None
+        picture, safety = None if error is not None else rendered.result(), dict[str, float]()
+        image = picture.image if picture else None
+        if self.safety and picture:
+            safety, error = self.safety.judge(tries.row, picture.image)
+            picture, image = (replace(picture, image=NO_IMAGE), None) if error else (picture, picture.image)
+        if self.scores and not tries.are_judged:
+            self.scores.add(tries.row, image)
+        elif self.scores and image is not None:
+            scored = self.scores.judge(tries.row, image)
+        return Try(seed, picture, scored, error, safety=safety)
 
     def _settled(self, tries: RowTries) -> dict[str, Any]:
         """The manifest columns of a row that is tried no more; its picture is stored."""
         sink, chosen = self.sink, tries.chosen
-        if chosen.picture is None:
+        if isinstance(chosen.error, Unsafe):
+            return filtered_row(tries, str(chosen.error), sink.shard, sink.attempt)
+        if chosen.picture is None or chosen.error is not None:
             error = chosen.error
             kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
             return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)

@@ -59,7 +59,8 @@ class RenderResult:
     """Of this call alone; what was committed before is in the manifests.
 
     lane_fill: lanes used, of those offered. unet_share, busy_share: the time in the UNet, and in UNet and VAE, of the
-    actors' time between their first and their last row, which is actor_seconds of all actors together.
+    actors' time between their first and their last row, which is actor_seconds of all actors together. score_share: the
+    time in scorers of that time, while the UNet goes on; seconds_per_score: of one of their calls.
     """
 
     rows: int
@@ -67,6 +68,8 @@ class RenderResult:
     lane_fill: float | None
     unet_share: float | None
     busy_share: float | None
+    score_share: float | None
+    seconds_per_score: float | None
     actor_seconds: float | None
     seconds: float
     images_per_second: float | None
@@ -317,6 +320,8 @@ def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool) -> Ren
         lane_fill=_ratio(stats.get("lanes_filled", 0), stats.get("lanes_offered", 0)),
         unet_share=_ratio(unet, span),
         busy_share=_ratio(unet + stats.get("vae_seconds", 0), span),
+        score_share=_ratio(stats.get("score_seconds", 0), span),
+        seconds_per_score=_ratio(stats.get("score_seconds", 0), stats.get("score_calls", 0)),
         actor_seconds=span or None,
         seconds=seconds,
         images_per_second=_ratio(rows, seconds),

@@ -11,6 +11,7 @@ from typing import Any
 from actors.recipe import THROUGHOUT
 from actors.rows import SamplerConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.run.schema import PlannedRow
 
 _COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
@@ -33,18 +34,24 @@ def plan_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, rules: 
 
 
 def tries_rules(
-    image_format: str, most_tries: int, scorers: Sequence[ScorerSource], provenance: Sequence[Any] = ()
+    image_format: str,
+    most_tries: int,
+    scorers: Sequence[ScorerSource],
+    safety: SafetyRule | None = None,
+    provenance: Sequence[str] = (),
 ) -> str:
     """What of a job decides a row's picture beside its columns and the engine, as one text.
 
     provenance: what is done to its pixels and its file.
     """
-    judges = [
-        [each.name, each.kind, each.weight, each.model and [each.model.path, each.model.revision], each.head]
-        + ([each.function.__module__, each.function.__qualname__] if each.function else [])
-        for each in scorers
-    ]
-    return json.dumps([image_format, most_tries, judges, *provenance])
+    rules: list[Any] = [image_format, most_tries, [_judge(each) for each in scorers]]
+    return json.dumps(rules + ([[_judge(safety.source), safety.most]] if safety else []) + list(provenance))
+
+
+def _judge(scorer: ScorerSource) -> list[Any]:
+    model, function = scorer.model, scorer.function
+    judge = [scorer.name, scorer.kind, scorer.weight, model and [model.path, model.revision], scorer.head]
+    return judge + ([function.__module__, function.__qualname__] if function else [])
 
 
 def _parts(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> list[Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.prompts.canonical_rows import EXACT
 from pipelines.render.quality import Scored
+from pipelines.render.safety import Unsafe
 from pipelines.render.sink import FORMATS, Sink, Stored, encoder_name
 from pipelines.render.tries import RowTries
 from pipelines.run.layout import Attempt
@@ -54,7 +55,8 @@ def ok_row(tries: RowTries, stored: Stored, keys: Mapping[str, str], sink: Sink)
             "tries": [each.record(tries.row.num_steps) for each in tries.done],
         }
         | dict(keys)
-        | _scores(chosen.scored)
+        | {"scores": chosen.scores}
+        | _judged(chosen.scored)
     )
 
 
@@ -71,6 +73,23 @@ def failed_row(
     tried = [each.record(row.num_steps) for each in tries.done] if tries and len(tries.done) > 1 else []
     failed = {"status": "failed", "error_type": error_type, "error_message": message, "tries": tried}
     return _row(row, shard, attempt) | failed
+
+
+def filtered_row(tries: RowTries, reason: str, shard: str, attempt: Attempt) -> dict[str, Any]:
+    """A row whose pictures must not be delivered: why, every try, and what they took. It names no object."""
+    first = tries.pictures[0]
+    return _row(tries.row, shard, attempt) | {
+        "status": "filtered",
+        "error_type": Unsafe.__name__,
+        "error_message": reason
+        if len(tries.done) == 1
+        else f"{reason}; none of {len(tries.done)} tries may be delivered",
+        "scores": tries.chosen.scores,
+        "tries": [each.record(tries.row.num_steps) for each in tries.done],
+        "lane_steps": first.lane_steps * len(tries.done),
+        "seconds": sum(each.seconds for each in tries.pictures),
+        "render_class": first.render_class,
+    }
 
 
 def _row(row: PlannedRow, shard: str, attempt: Attempt) -> dict[str, Any]:
@@ -101,15 +120,13 @@ def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
     """The row with what its scorers said, where there are scorers and a picture."""
     if scored is None:
         return row
-    found = _scores(scored)
-    return row | found | {"tries": [each | {"scores": found["scores"]} for each in row["tries"]]}
+    found = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
+    tries = [each | {"scores": each["scores"] + found} for each in row["tries"]]
+    return row | _judged(scored) | {"scores": row["scores"] + found, "tries": tries}
 
 
-def _scores(scored: Scored | None) -> dict[str, Any]:
-    if scored is None:
-        return {}
-    scores = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
-    return {"scores": scores, "quality": scored.quality, "score_error": scored.error}
+def _judged(scored: Scored | None) -> dict[str, Any]:
+    return {} if scored is None else {"quality": scored.quality, "score_error": scored.error}
 
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -21,6 +21,7 @@ from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import EpochId
@@ -56,6 +57,7 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     no_progress_s: float = 3600.0
@@ -141,6 +143,7 @@ class ActorPool:
             image_format=config.image_format,
             schema=plan.manifest_schema,
             scorers=config.scorers,
+            safety=config.safety,
             tries=config.tries,
             provenance=config.provenance,
             row_timeout_s=config.row_timeout_s,

@@ -24,8 +24,8 @@ RECIPE = ("num_steps", "solver", "guidance_scale", "guidance_interval")
 class RepairedShard:
     """One shard's repair. again: planned rows with the final seed and num_steps of their manifest; none may be needed.
 
-    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`;
-    tries: those of them that had several.
+    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`,
+    and pinned: those of them that gave it; tries: of those that had several.
     """
 
     shard: str
@@ -35,6 +35,7 @@ class RepairedShard:
     kept: dict[str, dict[str, Any]]
     again: tuple[PlannedRow, ...]
     seeds: dict[str, int | None]
+    pinned: frozenset[str] = frozenset()
     tries: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self, rendered: Iterable[dict[str, Any]]) -> pa.Table:
@@ -49,7 +50,8 @@ class RepairedShard:
     def _as_before(self, row: dict[str, Any]) -> dict[str, Any]:
         """With what its repair does not do again: the seed it was planned with, and the tries that led to its seed."""
         before = self.tries.get(row["id"], {}) if row["status"] == "ok" else {}
-        return row | {"seed_planned": self.seeds[row["id"]]} | before
+        planned = {"seed_planned": self.seeds[row["id"]], "seed_pinned": row["id"] in self.pinned}
+        return row | planned | before
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class RepairOrder:
             kept={id: row for id, row in found.items() if id not in ill},
             again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
             seeds={id: planned[id].seed for id in self.ids},
+            pinned=frozenset(id for id in self.ids if planned[id].seed_pinned),
             tries={id: _tried(trusted[id]) for id in self.ids if id in trusted},
         )
 
@@ -128,4 +131,4 @@ def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
     if written is None or written["status"] != "ok" or written["seed"] is None or written["num_steps"] is None:
         return planned
     recipe = {name: written[name] for name in RECIPE if written.get(name) is not None}
-    return replace(planned, seed=written["seed"], bar=None, **recipe)
+    return replace(planned, seed=written["seed"], seed_pinned=True, bar=None, **recipe)

@@ -40,8 +40,9 @@ from pipelines.render.messages import (
     Worker,
 )
 from pipelines.render.provenance import Provenance, ProvenanceConfig, load_provenance
-from pipelines.render.quality import ScorerSource, ShardScores, load_scorer
+from pipelines.render.quality import ScorerSource, ScoringTurns, ShardScores, load_scorer
 from pipelines.render.repaired_shard import replace_manifest
+from pipelines.render.safety import SafetyCheck, SafetyRule
 from pipelines.render.sink import Sink
 from pipelines.render.tries import TryRules
 from pipelines.render.watchdog import Submit, Watchdog
@@ -78,6 +79,7 @@ class WorkerConfig:
     image_format: str
     schema: pa.Schema
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     row_timeout_s: float | None = None
@@ -87,7 +89,7 @@ class WorkerConfig:
     @property
     def rules(self) -> str:
         """What of the job decides a row's picture beside its columns and the engine."""
-        return tries_rules(self.image_format, self.tries.most, self.scorers, self.provenance.key_parts)
+        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety, self.provenance.key_parts)
 
 
 class RenderWorker:
@@ -98,7 +100,8 @@ class RenderWorker:
         self._lock = threading.Lock()
         self._sampler: DDIMSampler | None = None
         self._scorer: Any = None
-        self._scoring = threading.Lock()
+        self._safety: SafetyCheck | None = None
+        self._scoring = ScoringTurns()
         self._worker: Worker | None = None
         self._serving: Future[UnfitWorker | None] | None = None
         self._stage = "starting"
@@ -272,7 +275,9 @@ class RenderWorker:
         return dict(past + Counter(sampler.stats())) if sampler else dict(past)
 
     def _stats(self) -> dict[str, float]:
-        return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
+        scoring = {"score_calls": self._scoring.calls, "score_seconds": self._scoring.seconds}
+        spent = {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
+        return self._engine_stats() | scoring | spent
 
     def _serve_shard(self, slot: Slot, lease: Lease) -> None:
         counts: dict[str, Any] = {}
@@ -321,7 +326,14 @@ class RenderWorker:
         attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format, self._provenance)
         work = ShardAttempt(
-            rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries, self.job.rules
+            rows,
+            sink,
+            self.job.sampler,
+            self._span,
+            scores=self._scores(rows),
+            tries=self.job.tries,
+            rules=self.job.rules,
+            safety=self._safety_check(),
         )
         with self._handing:
             self._works[shard.id] = work
@@ -374,6 +386,15 @@ class RenderWorker:
             if self._scorer is None:
                 self._scorer = load_scorer(self.job.scorers, self.job.sampler.device)
         return ShardScores(self._scorer, rows, self._scoring)
+
+    def _safety_check(self) -> SafetyCheck | None:
+        """The job's safety scorer, if it has one; the first shard loads it."""
+        rule = self.job.safety
+        with self._lock:
+            if self._safety is None and rule is not None:
+                scorer = load_scorer([rule.source], self.job.sampler.device)
+                self._safety = SafetyCheck(scorer, rule, self._scoring)
+            return self._safety
 
     def _settings(self) -> SamplerConfig:
         """The sampler's settings with the checkpoint's folder on this node and the run's precision."""

@@ -53,6 +53,7 @@ class PlannedRow(PromptRow):
     price: Annotated[float | None, pa.float64()]
     bar: Annotated[float | None, pa.float64()]  # below this quality another seed is tried; null: never
     expected_tries: Annotated[float | None, pa.float32()]  # null: one, or not known
+    tries_variance: Annotated[float | None, pa.float32()]  # of this row's tries; null: 0, or not known
     carried: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from training.judge.compare import Evidence, quality_margin
 from training.judge.spending import Spending, compare_spending
 from training.judge.tries import Pictures
 from training.learn.batches import TrainingRows
-from training.learn.learner import outputs
 from training.learn.offers import reference_recipe
+from training.learn.step_loss import outputs
 from training.reward_table import RewardTable, TableError
 
 SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M"}
