@@ -93,7 +93,7 @@ def _scorer_source(job: Job, key: str, scorer: Scorer | Safety) -> ScorerSource:
         raise job.fault(key, f"{key}: {kind} needs path, a CLIPModel's folder, hub id or URL")
     if kind == "aesthetic" and scorer.head is None:
         raise job.fault(key, f"{key}: aesthetic needs head, the safetensors file of its linear head")
-    function = importedimported_function(job, key, kind) if ":" in kind else None
+    function = imported_function(job, key, kind) if ":" in kind else None
     path = place(scorer.path, may_be_hub=True)
     model = ModelSource(path, storage=storage_options(job)) if path else None
     name = scorer_name(scorer.name, kind)
