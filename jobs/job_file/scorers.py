@@ -10,6 +10,7 @@ from jobs.job_file.places import place
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.storage import storage_options
+from jobs.job_file.user_code import imported_function
 from pipelines.render.quality import ScorerSource, check_source
 from pipelines.render.safety import SafetyRule
 from pipelines.storage.checkpoints import ModelSource
