@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from actors.recipe import named
 from jobs.job_file.places import placed
 from jobs.job_file.policy import check_policy
 from jobs.job_file.provenance import as_planned, check_provenance
@@ -12,13 +13,16 @@ from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes
-from jobs.steps.checking import check_output, read_earlier, read_input
+from jobs.steps.checking import OpenInput, check_output, open_input, read_earlier, read_input
 from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts, this_command
-from jobs.terminal.progress import duration, steps_text
-from pipelines.plan.make import make_plan
+from jobs.terminal.progress import duration, saved_text
+from pipelines.plan.earlier import EarlierRows
+from pipelines.plan.make import is_small, make_plan
+from pipelines.prompts.inspection import Inspection
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan, read_plan
 
@@ -40,28 +44,49 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     return replace(settings, bar=bar_of(job, plan)), warnings
 
 
-def make(console: Console, settings: Settings, warnings: list[str], epoch: EpochId) -> Plan:
+def make(
+    console: Console,
+    settings: Settings,
+    warnings: list[str],
+    epoch: EpochId,
+    opened: OpenInput,
+    early: EarlyWorker | None = None,
+) -> Plan:
     """Write the resolved job file and one new generation of the plan, where there is something new; -> all of it.
 
+    early: started once nothing can be refused any more, where there are rows for it and no dataset is in its way.
     Raises SupersededError, and commits nothing, where another driver took over meanwhile.
     """
     job, plan = settings.job, read_plan(settings.run)
     refuse_changed(job, plan, settings.plan.fingerprint)  # again: another driver may have planned before this epoch
     settings = replace(settings, bar=bar_of(job, plan)) if plan else settings
     console.draw(f"reading {job.config.input.path}")
-    inspection = read_input(job, settings.source)
+    inspection = opened.inspection or read_input(job, settings.source, opened.files)
     earlier = read_earlier(job, plan, inspection)
+    if early and is_early(job, inspection, earlier):
+        early.start(settings.render, settings.run, epoch)
     settings.run.write_job(placed(job.config).dump())
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above
-    summary = make_plan(
-        plan, config, lambda done, rows: console.draw(f"planned {done:,}/{rows:,} rows"), inspection, earlier, epoch
-    )
+    console.draw("choosing the steps of every row")
+
+    def on_progress(done: int, rows: int) -> None:
+        console.draw(f"planned {done:,}/{rows:,} rows")
+
+    summary = make_plan(plan, config, on_progress, inspection, earlier, epoch, early.call if early else None)
+    if early:
+        early.load()
     console.clear()
     for note in summary.notes:
         console.say(note)
     return summary.plan
+
+
+def is_early(job: Job, inspection: Inspection, earlier: EarlierRows) -> bool:
+    """Whether a render actor may start before the plan: rows are new, and it stands in nobody's way."""
+    has_new = inspection.num_planned > len(earlier.known)
+    return has_new and is_small(inspection) and not job.config.steps.num_gpus
 
 
 def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
@@ -69,7 +94,13 @@ def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
     found = plan.totals()
     rows = sum(found["budget_histogram"].values())
     expected = estimates(settings.calibrations, rows, found["lane_steps"], found["expected_tries"])
+    found["lane_steps_a_row"] = _a_row(found, rows)
     return found | {"max_tries": settings.job.config.tries.max, "bar": _bar(plan), "estimates": expected}
+
+
+def _a_row(found: Mapping[str, Any], rows: int) -> float | None:
+    """Lane-steps of a good row, its expected tries included."""
+    return found["lane_steps"] * (found["expected_tries"] or 1.0) / rows if rows else None
 
 
 def _bar(plan: Plan) -> float | None:
@@ -97,11 +128,12 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     bad = f", {found['failed_rows']:,} of them bad: failed rows of the manifest" if found["failed_rows"] else ""
     lines = [f"{run}: {found['rows']:,} rows{bad}, in {found['shards']:,} shards"]
     if found["mean_steps"] is not None:
-        largest = found["largest"]
-        lines.append(f"{steps_text(found['mean_steps'], largest)} against {largest} steps for every row")
-    most = max(found["budget_histogram"].values(), default=1)
-    for steps, rows in found["budget_histogram"].items():
-        lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
+        lines.append(saved_text(found | {"largest_budget": found["largest"]}))
+    most = max(found["recipe_histogram"].values(), default=1)
+    words = {name: named(name).words for name in found["recipe_histogram"]}
+    width = max(map(len, words.values()), default=0)
+    for name, rows in found["recipe_histogram"].items():
+        lines.append(f"{words[name]:>{max(12, width)}} {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
     if found.get("max_tries", 1) > 1:
         bar = "its own bar" if found["bar"] is None else f"a quality of {found['bar']:.4g}"
         lines.append(f"a picture below {bar} is tried again: at most {found['max_tries']} tries a row{_tries(found)}")
@@ -125,10 +157,11 @@ def plan_job(console: Console, job: Job, address: str | None, take_over: bool = 
     """Plan what is new in the input, and say what is planned; the exit code."""
     settings, warnings = prepare(job)
     with sole_driver(console, job, settings.run, take_over) as epoch:
+        opened = open_input(job, settings.source)
         start_ray(address, console.debug)
         with Interrupts(console, this_command()):
             check_nodes(console, job, settings.run, epoch.id.proof)
-            found = estimated(settings, make(console, settings, warnings, epoch.id))
+            found = estimated(settings, make(console, settings, warnings, epoch.id, opened))
     document = {"run": job.config.output.path, "status": "done", **found}
     console.result(document, plan_text(str(job.config.output.path), found))
     return 0

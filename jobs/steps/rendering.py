@@ -13,9 +13,10 @@ from jobs.steps.planning import prepare
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
-from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
+from jobs.terminal.progress import ProgressLine, duration, rate, saved_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import Progress, RenderResult, RepairOrders, render
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -28,6 +29,7 @@ def render_job(
     plan: Plan,
     stop: Stop,
     repair: RepairOrders | None = None,
+    early: EarlyWorker | None = None,
 ) -> int:
     """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
@@ -40,7 +42,7 @@ def render_job(
         line(progress)
         stop.epoch.tell(asdict(progress))
 
-    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch)
+    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch, early=early)
     console.clear()
     found = totals(plan)
     summary = summarize(job, totalled, result, found)
@@ -94,6 +96,8 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "tries": found.made,
         "expected_tries": plan.get("tries"),
         "largest_budget": plan["largest"],
+        "reference": plan.get("reference"),
+        "lane_steps_a_row": found.lane_steps / found.status["ok"] if found.lane_steps else None,
         "rendered_now": result.rows,
         **this_run,
         "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
@@ -119,15 +123,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
     lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
     if summary["mean_steps"]:
-        lines.append(
-            f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
-        )
-    if (summary.get("mean_tries") or 1) > 1:
-        lines.append(f"{summary['mean_tries']:.2f} tries a picture")
+        lines.append(saved_text(summary))
     if summary["rendered_now"]:
-        speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
-        fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
-        lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
+        lines.append(this_run(summary))
     for name, what in (("truncated", "prompts"), ("negative_truncated", "negative prompts")):
         lines += [f"{summary[name]:,} {what} were longer than the text encoder reads"] if summary[name] else []
     if summary["unscored"]:
@@ -135,6 +133,17 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
     lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
     return "\n".join([*lines, f"{summary['run']}/report.html"])
+
+
+def this_run(summary: dict[str, Any]) -> str:
+    """What this call rendered, and how long it took to start and to render."""
+    starting, rendering = summary["starting_seconds"], summary["seconds"] - summary["starting_seconds"]
+    parts = [
+        f"this run: {summary['rendered_now']:,} rows, {duration(starting)} to start and {duration(rendering)} to render"
+    ]
+    parts += [f"{rate(summary['images_per_second'])} images/s"] if summary["images_per_second"] else []
+    parts += [f"lanes {100 * summary['lane_fill']:.1f} % full"] if summary["lane_fill"] else []
+    return ", ".join(parts)
 
 
 def render_planned(console: Console, job: Job, job_path: str, address: str | None, take_over: bool) -> int:

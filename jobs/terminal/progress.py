@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jobs.terminal.console import Console
 from pipelines.render.driver import Progress
@@ -12,7 +13,13 @@ REDRAW_S = 0.2
 
 
 def progress_line(progress: Progress, largest: int | None) -> str:
-    """`12/40 images · 3.1 images/s · 14.2 steps, 72 % saved · 1 failed · ETA 0:09`; largest: budget, in steps."""
+    """`12/40 images · 3.1 images/s · 14.2 steps, 72 % saved · 1 failed · ETA 0:09`; largest: budget, in steps.
+
+    Until the first shard is in work it says for how long the run has been starting, and what it waits for.
+    """
+    if progress.starting_s is not None and not progress.done:
+        what = progress.waiting or "the workers start and load the model"
+        return f"{progress.total:,} images to make · starting, {duration(progress.starting_s)} so far: {what}"
     parts = [f"{progress.done:,}/{progress.total:,} images"]
     if progress.images_per_second:
         parts.append(f"{rate(progress.images_per_second)} images/s")
@@ -31,6 +38,24 @@ def steps_text(mean_steps: float, largest: int | None) -> str:
     """Mean steps, and the share of steps saved against the largest budget."""
     saved = f", {100 * (1 - mean_steps / largest):.0f} % saved" if largest and largest > mean_steps else ""
     return f"{mean_steps:.1f} steps{saved}"
+
+
+def saved_text(found: Mapping[str, Any]) -> str:
+    """`5.9 steps, 1.31 pictures a row: 42 % saved against 10 steps for every row`.
+
+    found: mean_steps, mean_tries or expected_tries, and in lane-steps a row `a_row` and the `reference`'s, if known.
+    """
+    steps, tries = f"{found['mean_steps']:.1f} steps", found.get("mean_tries") or found.get("expected_tries") or 1
+    reference, a_row = found.get("reference"), found.get("lane_steps_a_row")
+    if not reference or not a_row:
+        largest = found.get("largest_budget")
+        return f"{steps_text(found['mean_steps'], largest)} against {largest} steps for every row"
+    head = f"{steps}, {tries:.2f} pictures a row" if tries > 1 else steps
+    times = a_row / reference["lane_steps"]
+    if math.isclose(times, 1, abs_tol=0.005):
+        return head
+    spent = f"{100 * (1 - times):.0f} % saved" if times < 1 else f"{times:.2f} times the lane-steps"
+    return f"{head}{':' if tries > 1 else ','} {spent} against {reference['words']} for every row"
 
 
 def rate(per_second: float) -> str:

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.3
 SLOTS = 2  # shards in hand
 WRITERS = 8
+CALLED_AGAIN = 3  # times, where the process died
 LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under way; a pod has 30 s by default
 
 
@@ -68,7 +70,7 @@ class WorkerConfig:
     """All that a worker of one pool needs. schema: of all manifests.
 
     row_timeout_s: ends the process after so long without progress; None: never. epoch: of the driver. auto_dtype: what
-    `dtype: auto` means in a run that has not settled it yet.
+    `dtype: auto` means in a run that has not settled it yet. variables: of the environment, set before torch is loaded.
     """
 
     run: RunFolder
@@ -85,6 +87,7 @@ class WorkerConfig:
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rules(self) -> str:
@@ -96,8 +99,9 @@ class RenderWorker:
     """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
 
     def __init__(self, job: WorkerConfig, ledger: Any = None):
+        os.environ.update(job.variables)  # before torch; a runtime_env with them would cost a process's start
         self.job, self.ledger = job, ledger
-        self._lock = threading.Lock()
+        self._lock, self._serving_lock = threading.Lock(), threading.Lock()  # of what is loaded, and of `serve`
         self._sampler: DDIMSampler | None = None
         self._scorer: Any = None
         self._safety: SafetyCheck | None = None
@@ -119,14 +123,25 @@ class RenderWorker:
         self._provenance = Provenance()
         self._heed_sigterm()
 
-    def serve(self, ledger: Any) -> UnfitWorker | None:
+    @ray.method(max_task_retries=CALLED_AGAIN)  # type: ignore[untyped-decorator]
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function in this process, while it has nothing else to do: what is imported need not be again."""
+        with self._lock:
+            return function(*arguments)
+
+    def warm(self) -> None:
+        """Loads the model before there is a plan. What fails here fails in `serve` again, and is told there."""
+        if (error := raised_by(self._prepare)) is not None:
+            log.warning("the model could not be loaded ahead", exc_info=error)
+
+    def serve(self, ledger: Any, job: WorkerConfig | None = None) -> UnfitWorker | None:
         """Leases, renders and commits until nothing is left for this worker. An UnfitWorker says why it cannot.
 
         A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
-        constructor was given a handle may not be started again.
+        constructor was given a handle may not be started again. So does the job: there may have been no plan before.
         """
-        with self._lock:
-            self.ledger = ledger
+        with self._serving_lock:
+            self.ledger, self.job = ledger, job or self.job
             serving, mine = self._serving, self._serving is None
             if serving is None:
                 serving = self._serving = Future()
