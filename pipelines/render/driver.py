@@ -19,8 +19,8 @@ from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
+from pipelines.render.open_shard import ShardOrder
 from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
-from pipelines.render.repaired_shard import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -74,10 +74,10 @@ class RenderResult:
 
 
 @dataclass(frozen=True)
-class RepairOrders:
-    """The repair orders by shard. alone: nothing else is rendered."""
+class RenderOrders:
+    """By shard which of its rows are rendered. alone: nothing else is."""
 
-    orders: Mapping[str, RepairOrder]
+    orders: Mapping[str, ShardOrder]
     alone: bool = True
 
 
@@ -86,20 +86,20 @@ def render(
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
-    repair: RepairOrders | None = None,
+    only: RenderOrders | None = None,
     epoch: EpochId | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
-    Where `stop` is set, what is in work is finished and committed. epoch: this driver's epoch, by which each process
-    proves that it sees this very folder. Raises RenderError, resumable; never returns with planned shards unended,
-    unless it was interrupted.
+    only: which rows, where not all. Where `stop` is set, what is in work is finished and committed. epoch: this
+    driver's, by which each process proves that it sees this very folder. Raises RenderError, resumable; never returns
+    with planned shards unended, unless it was interrupted.
     """
     pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
     config = replace(config, pools=pools)
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
-    orders, only = (repair.orders, repair.alone) if repair else ({}, False)
-    run, task = plan.run, RenderTask(plan, pools, orders, only, epoch, limit)
+    orders, alone = (only.orders, only.alone) if only else ({}, False)
+    run, task = plan.run, RenderTask(plan, pools, orders, alone, epoch, limit)
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
@@ -114,12 +114,17 @@ def render(
         for pool in every:
             pool.end()
         ray.kill(ledger)
-    if not result.interrupted and (left := shards - orders.keys() - run.done_shards()):
+    if not result.interrupted and (left := _unended(shards, orders, run)):
         raise RenderError(
             f"{len(left):,} of {len(shards):,} planned shards have no manifest in {run.url}, though the ledger says "
             "that all are done: do the workers see another folder? The same command goes on where it stopped"
         )
     return result
+
+
+def _unended(shards: Collection[str], orders: Mapping[str, ShardOrder], run: RunFolder) -> list[str]:
+    open_shards = sorted({*shards} - run.done_shards())
+    return [shard for shard in open_shards if shard not in orders or not orders[shard].is_done(run)]
 
 
 def _warn_of_slow_pools(config: RenderConfig) -> None:

@@ -22,7 +22,7 @@ from pipelines.run.layout import Attempt
 from pipelines.run.schema import PlannedRow
 
 if TYPE_CHECKING:
-    from pipelines.render.repaired_shard import RepairOrder
+    from pipelines.render.open_shard import ShardOrder
 
 REASON_CHARS = 160
 _KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
@@ -156,8 +156,8 @@ def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> st
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
-def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
-    """Counts the outcomes of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes them.
+def outcome_counts(manifest: pa.Table, order: "ShardOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
+    """Counts the outcomes of a shard's rows (under an order: of those that it names), as `Ledger.finish` takes them.
 
     bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
     """
