@@ -5,7 +5,9 @@ Both libraries fill what is missing with random numbers and go on.
 
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from actors.weights import CheckpointError
@@ -13,6 +15,8 @@ from actors.weights import CheckpointError
 
 def load_whole(model_class: Any, folder: str, **options: Any) -> Any:
     """`from_pretrained` on local safetensors. Raises CheckpointError where a weight would be initialised at random."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # a bar of each component would bury what a command says
     try:
         model, info = model_class.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options

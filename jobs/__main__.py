@@ -25,7 +25,7 @@ VERBS = {
     "train": "Train the policy that chooses steps, from that table.",
     "evaluate": "Judge a policy on held-out prompts against all that could be done instead.",
     "pilot": "Say whether adaptive steps pay on a sample of your own prompts.",
-    "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
+    "schema": "Explain every key of the job file, or every column of the manifest.",
 }
 
 EXIT_CODES = """\b

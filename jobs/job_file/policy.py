@@ -4,7 +4,7 @@ from actors.checkpoint import CheckpointInfo
 from actors.offer_heads import heads_of
 from actors.policy import PolicyCard, Setting, read_card, uncalibrated
 from actors.policy import check_policy as check_card
-from jobs.job_file.contradictions import PAPER_CHOICES
+from jobs.job_file.contradictions import PAPER_CHOICES, known_choices
 from jobs.job_file.errors import blaming
 from jobs.job_file.places import ROOT
 from jobs.job_file.read import Job
@@ -44,6 +44,14 @@ def _check_bars(job: Job, policy: str, card: PolicyCard) -> None:
     if theirs != counted(weights(job.config.quality)):
         known = ", ".join(f"{name} x {weight:g}" for name, weight in theirs.items())
         raise job.fault("quality", f"quality: the policy's bars are for the scores of {known}; set quality to these")
+
+
+def menu_of(job: Job) -> tuple[int, ...]:
+    """The budgets that may be chosen, of a policy's file where the job file names none. Raises PolicyError."""
+    if known := known_choices(job.config):
+        return known
+    steps = job.config.steps
+    return tuple(n for n in read_card(local_policy(job)).choices if (steps.min or 1) <= n <= (steps.max or n))
 
 
 def largest_budget(job: Job) -> int:

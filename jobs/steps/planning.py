@@ -12,6 +12,7 @@ from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import check_output, read_earlier, read_input
+from jobs.steps.input_lines import input_figures, input_lines
 from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
@@ -50,6 +51,7 @@ def make(console: Console, settings: Settings, warnings: list[str], epoch: Epoch
     inspection = read_input(job, settings.source)
     earlier = read_earlier(job, plan, inspection)
     settings.run.write_job(placed(job.config).dump())
+    console.say("\n".join(input_lines(job.config.input.path, input_figures(inspection, earlier, plan))))
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above

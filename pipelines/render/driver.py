@@ -20,7 +20,7 @@ from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
 from pipelines.render.open_shard import ShardOrder
-from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
+from pipelines.render.pool import ActorPool, RenderConfig, RenderError, precision_note
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -95,8 +95,8 @@ def render(
     driver's, by which each process proves that it sees this very folder. Raises RenderError, resumable; never returns
     with planned shards unended, unless it was interrupted.
     """
-    pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
-    config = replace(config, pools=pools)
+    config = with_gpus_of_this_ray(config)
+    pools = config.pools
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
     orders, alone = (only.orders, only.alone) if only else ({}, False)
     run, task = plan.run, RenderTask(plan, pools, orders, alone, epoch, limit)
@@ -104,7 +104,8 @@ def render(
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False)
-    _warn_of_slow_pools(config)
+    if note := precision_note(config):
+        log.warning("%s", note)
     ledger = _start_ledger(task)
     every = [ActorPool(spec, plan, config, ledger, epoch) for spec in pools]
     try:
@@ -127,15 +128,11 @@ def _unended(shards: Collection[str], orders: Mapping[str, ShardOrder], run: Run
     return [shard for shard in open_shards if shard not in orders or not orders[shard].is_done(run)]
 
 
-def _warn_of_slow_pools(config: RenderConfig) -> None:
-    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
-    if slow and config.sampler.dtype == "auto" and auto_dtype(config) != "float32":
-        log.warning("pool %s renders on CPUs in the float16 of the GPU pools, many times slower", ", ".join(slow))
-
-
-def _num_gpus(asked: float | None) -> float:
-    """The number of GPUs; what is still open is settled by what this Ray has now."""
-    return resolve_gpus({}, local=True) if asked is None else asked
+def with_gpus_of_this_ray(config: RenderConfig) -> RenderConfig:
+    """The settings with each pool's number of GPUs; what is still open is settled by what this Ray has now."""
+    here = resolve_gpus({}, local=True)
+    pools = tuple(replace(pool, num_gpus=here if pool.num_gpus is None else pool.num_gpus) for pool in config.pools)
+    return replace(config, pools=pools)
 
 
 def _start_ledger(task: RenderTask) -> Any:
