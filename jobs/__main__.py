@@ -13,6 +13,7 @@ from jobs.terminal.interrupts import Interrupted, leave_on_signals
 VERBS = {
     "demo": "Render the shipped prompts with the embedded model; look at the pictures.",
     "init": "Write a job file to begin with.",
+    "convert": "Write the diffusers folder of a checkpoint that is one file.",
     "validate": "Check a job file, its model, its input and its output; render nothing.",
     "calibrate": "Measure how many lanes this machine's device wants, and what a step and a picture cost.",
     "plan": "Choose the steps of every prompt; show the budgets and the cost.",

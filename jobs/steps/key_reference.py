@@ -10,6 +10,19 @@ from pydantic.fields import FieldInfo
 from jobs.job_file.keys import JobConfig, section_of
 
 EXAMPLES = {
+    "version": "1",
+    "model.device": "cuda:1",
+    "input.csv.delimiter": "';'",
+    "input.csv.skip_spaces": "true",
+    "input.limit": "10",
+    "steps.fixed": "20",
+    "steps.min": "10",
+    "steps.max": "30",
+    "sampling.width": "768",
+    "sampling.height": "512",
+    "sampling.channels_last": "true",
+    "train.temperature": "0.05",
+    "evaluate.margin": "0.005",
     "input.path": "s3://bucket/prompts/*.parquet",
     "input.columns": "{prompt: headline, brand: null}",
     "input.drop": "[image]",
@@ -24,6 +37,8 @@ EXAMPLES = {
     "quality": "[{scorer: clip, path: openai/clip-vit-large-patch14}]",
     "tries.bar": "{quantile: 0.4}",
     "tries.scores": "s3://bucket/runs/look",
+    "pools.num_gpus": "1",
+    "pools.lanes": "32",
     "pools.budgets": "[10, 15]",
     "pools.name": "spot",
     "pools.resources": "{spot: 1}",
@@ -109,12 +124,7 @@ def _other_value(info: FieldInfo) -> str:
         return _yaml(not info.default)
     if isinstance(info.default, float):
         return f"{info.default / 2:g}" if info.default else "0.5"
-    return str(info.default + 1) if isinstance(info.default, int) else _number(info)
-
-
-def _number(info: FieldInfo) -> str:
-    """For keys without a default: steps, sizes and amounts."""
-    return "512" if "px" in (info.description or "") else "20" if "steps" in (info.description or "") else "0.5"
+    return str(info.default + 1)
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:
