@@ -55,8 +55,7 @@ def hashes(run: RunFolder) -> dict[str, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("layout", ["files", "webdataset"])
-@pytest.mark.parametrize("verb", ["run", "render"])
+@pytest.mark.parametrize(("verb", "layout"), [("run", "files"), ("render", "webdataset")])
 def test_no_more_is_rendered_after_a_whole_plan(job, verb: str, layout: str, capsys) -> None:
     run = job(layout)
     assert typed(capsys, "plan", "job.yaml")[1]["rows"] == ROWS
