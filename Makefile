@@ -42,9 +42,13 @@ check: $(STAMP)
 # Again whenever a requirement changes; the stamp is written only after pip has succeeded.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo 'Installing into $(VENV). On Linux pip downloads about 3.1 GB, 2.7 GB of it PyTorch for NVIDIA GPUs.'
+	@echo 'Without a GPU 0.6 GB are enough: the README says how, under "Try it".'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python .ci/elsewhere.py
 	touch $@
+	@echo "installed; to type commands yourself: . $(BIN)/activate"
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info

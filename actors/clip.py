@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from actors.actor_error import ActorError
 from actors.loading import load_whole
@@ -27,7 +26,6 @@ class Clip:
     """Model, tokenizer and image processor of a local folder, in fp32, never from the network."""
 
     def __init__(self, folder: str, device: str = "auto") -> None:
-        transformers_logging.disable_progress_bar()
         try:
             model = load_whole(CLIPModel, folder, dtype=torch.float32)
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -36,11 +36,14 @@ class Bank:
     """How the scores of one recipe scatter between seeds: residuals (R,), rising, in sigmas; a draw takes any of them.
 
     level_sd: the standard deviation, in sigmas, of what mu does not know of a prompt. The tries of a row share it, so
-    that failures come in runs: they are averaged over a normal level. ValueError: no residual, not finite, not sorted.
+    that failures come in runs: they are averaged over a normal level. misses: where they were counted, the chances that
+    the first 1, 2, ... pictures of a row all lie below each of OFFSETS; they say then how many tries there are, since
+    no level is normal. ValueError: no residual, not finite, not sorted.
     """
 
     residuals: tuple[float, ...]
     level_sd: float = 0.0
+    misses: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         values = np.array(self.residuals, np.float64)
@@ -59,8 +62,17 @@ class Bank:
         return 1 - (self._below(offset) / len(self.values)).mean(axis=-1)
 
     def expected_tries(self, offset: float | np.ndarray, max_tries: int) -> np.ndarray:
-        """Pictures rendered on average, 1 to max_tries: sum of q^j for j < max_tries, q the share below the bar."""
-        return self._tries(self._below(offset), max_tries).mean(axis=-1)
+        """Pictures rendered on average, 1 to max_tries: the sum of the chances of more than j, for j < max_tries."""
+        return self._more_than(offset, max_tries).sum(axis=-1)
+
+    def tries_variance(self, offset: float | np.ndarray, max_tries: int) -> np.ndarray:
+        """Of the pictures of one row, whose level is not known: the mean square less the mean's.
+
+        Given the bank, the tries of rows are independent, so that those of a job add up.
+        """
+        more = self._more_than(offset, max_tries)
+        square = ((2 * np.arange(max_tries) + 1) * more).sum(axis=-1)
+        return np.maximum(0.0, square - more.sum(axis=-1) ** 2)
 
     def gain(self, offset: float | np.ndarray, max_tries: int) -> np.ndarray:
         """The kept picture's expected residual, in sigmas; the shape of offset.
@@ -79,8 +91,31 @@ class Bank:
         levels = self.level_sd * LEVELS if self.level_sd else np.zeros(1)
         return np.searchsorted(self.values, np.asarray(offset, np.float64)[..., None] - levels, side="left")
 
+    def _more_than(self, offset: float | np.ndarray, max_tries: int) -> np.ndarray:
+        """The chances (..., max_tries) that a row has more than j pictures, j from 0: E[q^j], q the share below."""
+        powers = np.arange(_checked(max_tries))
+        if not self.misses:
+            return ((self._below(offset) / len(self.values))[..., None] ** powers).mean(axis=-2)
+        at = np.asarray(offset, np.float64)[..., None]
+        counted = _prolonged(np.array(self.misses), max_tries)
+        columns = [np.interp(at[..., 0], OFFSETS, counted[:, number]) for number in range(max_tries)]
+        return np.where(np.isneginf(at), powers == 0, np.stack(columns, axis=-1))
+
     def _tries(self, below: np.ndarray, max_tries: int) -> np.ndarray:
         return ((below / len(self.values))[..., None] ** np.arange(_checked(max_tries))).sum(axis=-1)
+
+
+def _prolonged(misses: np.ndarray, max_tries: int) -> np.ndarray:
+    """(O, max_tries) chances of more than 0, 1, ... pictures, of misses (O, S), S at least 2.
+
+    Past the seeds that were counted they fall as the moments of the beta distribution with the same first two do.
+    """
+    first, second = np.clip(misses[:, 0], 1e-9, 1 - 1e-9), misses[:, 1]
+    alike = np.clip((second / first - first) / (1 - first), 0.0, 1 - 1e-9)  # correlation of two tries of a row
+    found = [np.ones(len(misses)), *misses.T]
+    for number in range(len(found) - 1, max_tries - 1):
+        found.append(found[-1] * (first * (1 - alike) + number * alike) / (1 - alike + number * alike))
+    return np.stack(found[:max_tries], axis=1)
 
 
 def bank_of(residuals: np.ndarray, level_sd: float = 0.0, size: int = BANK_SIZE) -> Bank:
@@ -109,13 +144,14 @@ def _checked(max_tries: int) -> int:
 class OfferMenu:
     """A offers, by recipe and rising offset: recipe (A,) int64, offset (A,) in sigmas, SINGLE first.
 
-    tries, gain (A,): what the bank of the recipe expects of each.
+    tries, gain (A,): what the bank of the recipe expects of each; variance (A,): of one row's tries.
     """
 
     recipe: np.ndarray
     offset: np.ndarray
     tries: np.ndarray
     gain: np.ndarray
+    variance: np.ndarray
 
     @property
     def single(self) -> np.ndarray:
@@ -131,6 +167,7 @@ def offer_menu(banks: Sequence[Bank], max_tries: int, offsets: Sequence[float] =
         offset=np.tile(of_each, len(banks)),
         tries=np.concatenate([bank.expected_tries(of_each, max_tries) for bank in banks]),
         gain=np.concatenate([bank.gain(of_each, max_tries) for bank in banks]),
+        variance=np.concatenate([bank.tries_variance(of_each, max_tries) for bank in banks]),
     )
 
 

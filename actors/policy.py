@@ -1,7 +1,7 @@
-"""Turns scores and a price into a budget, and reads and writes the card of a policy's file. No weights.
+"""Turns scores and a price into a recipe, and reads and writes the card of a policy's file. No weights.
 
 Pure numpy and JSON, no torch, so that a driver can read a card and refuse it at once. The network is
-`actors.policy_network`. Shapes: N rows, K budgets of the menu.
+`actors.policy_network`. Shapes: N rows, K recipes of the menu.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from actors.actor_error import ActorError
+from actors.recipe import MAX_STEPS, Recipe, menu_of
 
 CARD, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 1
-MAX_STEPS = 1000
 DECISIONS = ("argmax", "sample")
 
 
@@ -36,7 +36,7 @@ def choose_steps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Index into the menu (N,) int64 and its behaviour probability (N,) float64.
 
-    pi(b | prompt, price) = softmax((scores - price * costs) / temperature) over the budgets `allowed` leaves (K,) or
+    pi(b | prompt, price) = softmax((scores - price * costs) / temperature) over the recipes `allowed` leaves (K,) or
     (N, K). `sample` takes the budget at `uniforms` (N,) in [0, 1); `argmax` the likeliest, the cheapest of equals, with
     probability 1. Since d E[cost] / d price = -Var[cost] / temperature, mean cost never rises with the price. A row
     whose scores are not finite is decided by the price alone. ValueError: temperature not positive, nothing allowed.
@@ -71,7 +71,7 @@ def _priced(
     scores = np.asarray(scores, np.float64)
     open_ = np.broadcast_to(np.ones(scores.shape[1], bool) if allowed is None else allowed, scores.shape)
     if not open_.any(axis=1).all():
-        raise ValueError("no budget of the menu is allowed")
+        raise ValueError("no recipe of the menu is allowed")
     sound = np.isfinite(scores).all(axis=1, keepdims=True)
     value = np.where(sound, scores, 0.0) - price * np.asarray(costs, np.float64)
     return np.where(open_, value, -np.inf)
@@ -107,9 +107,9 @@ class Network:
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """policy.json. Costs are in units of the largest budget's, decode and score included; K choices, K costs."""
+    """policy.json. Costs are in units of the dearest recipe's, decode and score included; K choices, K costs."""
 
-    choices: tuple[int, ...]
+    choices: tuple[Recipe, ...]  # by rising cost
     costs: tuple[float, ...]
     temperature: float
     text_encoder: str  # fingerprint of its weights
@@ -120,9 +120,9 @@ class PolicyCard:
     version: str = ""  # hash of weights and card, set when saved
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.choices, self.choices[1:], strict=False))
-        if not self.choices or not rising or self.choices[0] < 1 or self.choices[-1] > MAX_STEPS:
-            raise PolicyError(f"choices {self.choices} must rise and lie in 1 to {MAX_STEPS}")
+        names = [choice.name for choice in self.choices]
+        if not names or len({*names}) < len(names) or not all(1 <= c.num_steps <= MAX_STEPS for c in self.choices):
+            raise PolicyError(f"choices {', '.join(names)} must be different and of 1 to {MAX_STEPS} steps")
         costs_rise = all(a <= b for a, b in zip(self.costs, self.costs[1:], strict=False))
         if len(self.costs) != len(self.choices) or not costs_rise or not all(0 < c < math.inf for c in self.costs):
             raise PolicyError(f"costs {self.costs} must be positive, rise, and be one a choice")
@@ -133,26 +133,39 @@ class PolicyCard:
 
 
 def calibrated(card: PolicyCard, price: float) -> np.ndarray:
-    """Budgets (K,) that held-out prompts got at this price: bool. No other prompt gets more, or less.
+    """Recipes (K,) that held-out prompts got at this price: bool. No other prompt gets a dearer one, or a cheaper.
 
-    A point of the calibration has price, mean_cost, mean_steps, quality, least_steps, most_steps. Between two points
-    the bounds are those of both, so that they never rise with the price; beyond the last there is no lower one.
+    A point of the calibration has price, mean_cost, mean_steps, quality, least_cost, most_cost. Between two points the
+    bounds are those of both, so that they never rise with the price; beyond the last there is no lower one.
     """
     points = sorted(card.calibration, key=lambda point: point["price"])
-    below = [point["most_steps"] for point in points if point["price"] <= price and "most_steps" in point]
-    above = [point["least_steps"] for point in points if point["price"] >= price and "least_steps" in point]
-    high, low = min(below, default=MAX_STEPS), max(above, default=1)
-    return np.array([low <= choice <= high for choice in card.choices])
+    below = [_bound(card, point, "most") for point in points if point["price"] <= price]
+    above = [_bound(card, point, "least") for point in points if point["price"] >= price]
+    high = min((cost for cost in below if cost is not None), default=math.inf)
+    low = max((cost for cost in above if cost is not None), default=0.0)
+    return np.array([low <= cost <= high for cost in card.costs])
+
+
+def _bound(card: PolicyCard, point: dict[str, float], which: str) -> float | None:
+    """The cost bound of a point; earlier versions had it in steps, and menus of steps alone."""
+    if f"{which}_cost" in point:
+        return point[f"{which}_cost"]
+    costs = {choice.num_steps: cost for choice, cost in zip(card.choices, card.costs, strict=True)}
+    return costs.get(int(point.get(f"{which}_steps", 0)))
 
 
 def card_text(card: PolicyCard) -> str:
     """policy.json's text, the same for equal cards."""
-    return json.dumps({"format": FORMAT, **asdict(card)}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({"format": FORMAT, **_document(card)}, indent=2, sort_keys=True) + "\n"
+
+
+def _document(card: PolicyCard) -> dict[str, Any]:
+    return asdict(card) | {"choices": [choice.plain() for choice in card.choices]}
 
 
 def content_version(card: PolicyCard, weights: bytes) -> str:
     """16 hex digits over the card without its version, and the bytes of the weights."""
-    bare = {**asdict(card), "version": ""}
+    bare = {**_document(card), "version": ""}
     return hashlib.blake2b(json.dumps(bare, sort_keys=True).encode() + weights, digest_size=8).hexdigest()
 
 
@@ -186,7 +199,7 @@ def read_card(path: str) -> PolicyCard:
 
 def _parsed(raw: dict[str, Any]) -> dict[str, Any]:
     return {
-        "choices": tuple(int(choice) for choice in raw["choices"]),
+        "choices": menu_of(raw["choices"]),
         "costs": tuple(float(cost) for cost in raw["costs"]),
         "temperature": float(raw["temperature"]),
         "network": Network(**{name: int(value) for name, value in raw["network"].items()}),
@@ -205,15 +218,16 @@ def uncalibrated(card: PolicyCard, here: Setting) -> list[str]:
     ]
 
 
-def check_policy(card: PolicyCard, text_encoder: str | None = None, choices: tuple[int, ...] | None = None) -> None:
+def check_policy(card: PolicyCard, text_encoder: str | None = None, choices: tuple[Recipe, ...] | None = None) -> None:
     """PolicyError where the text encoder or the menu in use is not the policy's; None is not compared."""
     if text_encoder is not None and text_encoder != card.text_encoder:
         raise PolicyError(
             f"the policy reads text encoder {card.text_encoder}, the checkpoint has {text_encoder}: "
             "use its own checkpoint, or a policy trained for this one"
         )
-    if choices is not None and tuple(sorted(choices)) != card.choices:
+    if choices is not None and {*choices} != {*card.choices}:
+        given, known = ("; ".join(recipe.words for recipe in menu) for menu in (choices, card.choices))
         raise PolicyError(
-            f"steps.choices {sorted(choices)} is not the policy's menu {list(card.choices)}: leave steps.choices out, "
+            f"steps.choices ({given}) is not the policy's menu ({known}): leave steps.choices out, "
             "and narrow it with steps.min and steps.max"
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from actors.loading import load_whole
 from actors.policy import PolicyError
@@ -40,7 +39,6 @@ class PromptEncoder:
         tokenizer = folder.parent / folder.name.replace("text_encoder", "tokenizer")
         kind = CLIPTextModelWithProjection if folder.name.endswith("_2") else CLIPTextModel
         variant = _variant(folder)
-        transformers_logging.disable_progress_bar()  # it draws on a worker's stderr
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
             model = load_whole(kind, str(folder), dtype=torch.float32, variant=variant)

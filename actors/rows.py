@@ -1,6 +1,6 @@
 """Defines the records that go into the engine and come out, without torch, so that a driver can hold them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Row:
     width: int
     height: int
     num_steps: int
+    solver: str | None = None  # None: the engine's, as guidance_interval
+    guidance_interval: tuple[float, float] | None = None
+
+
+ROW_COLUMNS = tuple(each.name for each in fields(Row))
 
 
 @dataclass(frozen=True)

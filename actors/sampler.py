@@ -23,7 +23,7 @@ from actors.denoise import Denoiser, EndOfRows
 from actors.diffusion import ENCODE_BATCH, Diffusion, TextEmbeds, resolve_device
 from actors.fault import each_alone, is_out_of_memory
 from actors.lanes import Flight
-from actors.rows import FLAT_LEVELS, EngineBroken, FlatPicture, NotFinite, Picture, Row, SamplerConfig
+from actors.rows import FLAT_LEVELS, ROW_COLUMNS, EngineBroken, FlatPicture, NotFinite, Picture, Row, SamplerConfig
 from actors.solver import guided_steps, noise_schedule, step_table
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class _Request:
 
 class DDIMSampler:
     """prompt, negative_prompt, seed, guidance_scale, width, height, num_steps -> image, error.
+
+    Columns solver and guidance_interval are read where they are there; else the config's hold.
 
     The model is loaded by the resident thread at the first row (or by `load`), never in `__init__`.
     """
@@ -129,8 +131,9 @@ class DDIMSampler:
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Columns, as Ray Data gives them: adds image (object array of (H, W, 3) uint8 or None) and error ("")."""
-        columns = ("id", "prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
-        rows = [Row(*values) for values in zip(*(list(batch[name]) for name in columns), strict=True)]
+        columns = [name for name in ROW_COLUMNS if name in batch]
+        given = zip(*(list(batch[name]) for name in columns), strict=True)
+        rows = [Row(**dict(zip(columns, values, strict=True))) for values in given]
         images, errors = np.empty(len(rows), object), np.full(len(rows), "", object)
         for i, future in enumerate([self.submit(row) for row in rows]):
             error = future.exception()
@@ -138,11 +141,11 @@ class DDIMSampler:
             errors[i] = f"{type(error).__name__}: {error}" if error else ""
         return dict(batch) | {"image": images, "error": errors}
 
-    def render_class(self, width: int, height: int, lanes: int | None = None) -> str:
+    def render_class(self, width: int, height: int, lanes: int | None = None, solver: str | None = None) -> str:
         """All that decides a picture beside its row: within a class the bytes are equal, whatever the neighbours."""
         lanes = lanes or self.denoiser.num_lanes(self.model.latent_shape(width, height))
         shape = f"{width}x{height}-{lanes}lanes-{self.decode_batch(width, height)}decode"
-        return "/".join((*self._where(), shape, self.config.solver, f"torch-{torch.__version__}"))
+        return "/".join((*self._where(), shape, solver or self.config.solver, f"torch-{torch.__version__}"))
 
     def place(self, width: int, height: int) -> str:
         """What a number of lanes is right for: model, device, precision and size."""
@@ -249,8 +252,8 @@ class DDIMSampler:
 
     def _flight(self, request: _Request, text: TextEmbeds, i: int) -> Flight:
         row, model = request.row, self.model
-        interval = None if row.negative_prompt else self.config.guidance_interval
-        guided = guided_steps(row.num_steps, row.guidance_scale, interval)
+        own = None if row.negative_prompt else self.config.guidance_interval
+        guided = guided_steps(row.num_steps, row.guidance_scale, row.guidance_interval or own)
         without = model.unconditional(row.negative_prompt)
         added = {}
         if text.pooled is not None and without.pooled is not None:
@@ -261,7 +264,7 @@ class DDIMSampler:
             }
         return Flight(
             row=request,
-            table=step_table(self.schedule, row.num_steps, self.config.solver, guided),
+            table=step_table(self.schedule, row.num_steps, row.solver or self.config.solver, guided),
             guidance_scale=row.guidance_scale,
             shape=model.latent_shape(row.width, row.height),
             noise=model.noise(row.seed, row.width, row.height),
@@ -335,7 +338,7 @@ class DDIMSampler:
             self._drop(flight, FlatPicture("all pixels of the picture are alike; more steps or another seed may help"))
             return
         row = flight.row.row
-        render_class = self.render_class(row.width, row.height, flight.call_lanes)
+        render_class = self.render_class(row.width, row.height, flight.call_lanes, row.solver)
         self._ended = [e for e in self._ended if e[0] is not flight]
         cut = (flight.truncated, flight.negative_truncated)
         flight.row.future.set_result(Picture(image, flight.table.lane_steps, flight.seconds, render_class, *cut))

@@ -1,4 +1,4 @@
-"""StepSelector: prompt -> scores, num_steps, action_probability. One plain class for a batch job, a server and a test.
+"""StepSelector: prompt -> scores, recipe, action_probability. One plain class for a batch job, a server and a test.
 
 torch and transformers are imported by the selector `policy` alone.
 """
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from actors.offer_heads import Chosen, OfferHeads, heads_of
-from actors.policy import DECISIONS, MAX_STEPS, calibrated, check_policy, choose_steps
+from actors.policy import DECISIONS, calibrated, check_policy, choose_steps
+from actors.recipe import MAX_STEPS, Recipe, menu_of
 
-PAPER_CHOICES = tuple(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
+PAPER_CHOICES = menu_of(range(5, 51, 5))  # AdaDiff, section 4: 5, 10, ..., 50
 MOST_WORDS = 30  # the selector `words` gives prompts of so many words or more the largest budget
 SELECTORS = ("fixed", "words", "policy")
 
@@ -25,11 +26,11 @@ class SelectorConfig:
     """selector: fixed, words or policy. `choices` None: the policy's own menu, without a policy the paper's."""
 
     selector: str
-    choices: tuple[int, ...] | None = None
-    fixed: int | None = None  # steps
+    choices: tuple[Recipe, ...] | None = None  # by rising cost
+    fixed: Recipe | None = None
     policy_path: str | None = None  # a folder, its policy.json or its policy.safetensors
-    price: float = 0.3  # of the rise of mean quality over the menu, given up to save one image at the largest budget
-    min: int | None = None  # steps; budgets outside min and max are never chosen
+    price: float = 0.3  # of the rise of mean quality over the menu, given up to save one image of the dearest recipe
+    min: int | None = None  # steps; recipes outside min and max are never chosen
     max: int | None = None
     decision: str = "argmax"  # or sample: by the policy, with randomness from the row's id
     text_encoder_path: str | None = None  # a local checkpoint folder
@@ -39,11 +40,12 @@ class SelectorConfig:
 
 
 class StepSelector:
-    """prompt, id, num_inference_steps, seed_pinned, error_type -> num_steps and the other columns of `ADDED`.
+    """prompt, id, num_inference_steps, seed_pinned, error_type -> recipe_name and the other columns of `ADDED`.
 
-    bar: below this score another seed is tried, None: never; expected_tries with it. A row that pins its steps keeps
-    them, with no probability and no bar; a bad row (an error_type) gets no steps. No prompt makes it raise; a config or
-    a policy that cannot be used does, as ValueError. `choices` is the whole menu, K budgets.
+    bar: below this score another seed is tried, None: never; expected_tries with it. A row that pins its steps gets the
+    menu's recipe of so many (the plain one or, without it, the cheapest), else those steps alone; it has no probability
+    and no bar. A bad row (an error_type) gets no recipe. No prompt makes it raise; a config or a policy that cannot be
+    used does, as ValueError. `choices` is the whole menu, K recipes.
     """
 
     def __init__(self, config: SelectorConfig) -> None:
@@ -55,11 +57,16 @@ class StepSelector:
         if config.selector == "policy":
             self._load_policy()
         low, high = config.min or 1, config.max or MAX_STEPS
-        self.allowed = np.array([low <= choice <= high for choice in self.choices])  # (K,)
+        self.allowed = np.array([low <= choice.num_steps <= high for choice in self.choices])  # (K,)
         if not self.allowed.any():
-            raise ValueError(f"steps.min {config.min} and steps.max {config.max} leave no budget of {self.choices}")
+            raise ValueError(f"steps.min {config.min} and steps.max {config.max} leave no recipe of the menu")
         if config.selector == "policy" and self.heads is None:
             self.allowed = self._within_calibration()
+
+    @property
+    def bank_prompts(self) -> int | None:
+        """Prompts that the policy's bars were learned from; None where none are set or it does not say."""
+        return (self.heads.num_prompts or None) if self.heads else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """One batch of N rows; the columns added are of Python objects, None where there is no value."""
@@ -70,7 +77,8 @@ class StepSelector:
         free = [row for row in range(num_rows) if not errors[row] and pins[row] is None]
         columns: dict[str, list[Any]] = {name: [None] * num_rows for name in ADDED}
         for row in range(num_rows):
-            columns["num_steps"][row] = None if errors[row] else pins[row]
+            if not errors[row] and (steps := pins[row]) is not None:
+                self._fill(columns, row, self._pinned(steps))
         if free:
             prompts = [batch["prompt"][row] for row in free]
             pinned = np.array([bool(seeds[row]) for row in free])
@@ -84,7 +92,7 @@ class StepSelector:
         uniforms = np.array([uniform(row_id) for row_id in ids]) if self.config.decision == "sample" else None
         found = self._chosen(prompts, pinned, uniforms)
         for at, row in enumerate(rows):
-            columns["num_steps"][row] = self.choices[found.budget[at]]
+            self._fill(columns, row, self.choices[found.recipe[at]])
             columns["action_probability"][row] = float(np.float32(found.probability[at]))
             if self.config.selector == "policy":
                 columns["budget_scores"][row] = found.scores[at]
@@ -93,9 +101,18 @@ class StepSelector:
             if np.isfinite(found.bar[at]):
                 columns["bar"][row] = float(found.bar[at])
                 columns["expected_tries"][row] = float(np.float32(found.tries[at]))
+                columns["tries_variance"][row] = float(np.float32(np.broadcast_to(found.variance, len(rows))[at]))
+
+    def _pinned(self, num_steps: int) -> Recipe:
+        alike = [choice for choice in self.choices if choice.num_steps == num_steps]
+        plain = Recipe(num_steps)
+        return plain if plain in alike or not alike else alike[0]
+
+    def _fill(self, columns: dict[str, list[Any]], row: int, recipe: Recipe) -> None:
+        columns["recipe_name"][row], columns["num_steps"][row] = recipe.name, recipe.num_steps
 
     def _chosen(self, prompts: list[Any], pinned: np.ndarray, uniforms: np.ndarray | None) -> Chosen:
-        """What each of N prompts gets: a budget, and where the policy sets bars, its bar."""
+        """What each of N prompts gets: a recipe, and where the policy sets bars, its bar."""
         config, one = self.config, np.ones(len(prompts))
         if self.heads is not None:
             from actors.prompt_encoder import prompt_features
@@ -122,7 +139,7 @@ class StepSelector:
         return scores
 
     def _by_words(self, prompts: list[Any]) -> np.ndarray:
-        """The budget whose place in the menu is the word count's in 1 to MOST_WORDS, clamped to those allowed.
+        """The recipe whose place in the menu is the word count's in 1 to MOST_WORDS, clamped to those allowed.
 
         AdaDiff compares with "longer prompts, more steps" and does not say how long; this line is ours.
         """
@@ -132,7 +149,7 @@ class StepSelector:
         return np.clip(place, usable[0], usable[-1])
 
     def _within_calibration(self) -> np.ndarray:
-        """The budgets (K,) that held-out prompts got, too, or where none is left the nearest of those allowed.
+        """The recipes (K,) that held-out prompts got, too, or where none is left the nearest of those allowed.
 
         A prompt unlike any the policy has learned from cannot buy more steps than those did.
         """
@@ -185,7 +202,17 @@ def num_words(prompt: str) -> int:
     return len(_WORDS.findall(prompt)) + math.ceil(count)
 
 
-ADDED = ("budget_scores", "num_steps", "action_probability", "policy_version", "price", "bar", "expected_tries")
+ADDED = (
+    "budget_scores",
+    "recipe_name",
+    "num_steps",
+    "action_probability",
+    "policy_version",
+    "price",
+    "bar",
+    "expected_tries",
+    "tries_variance",
+)
 
 
 def uniform(row_id: str) -> float:
@@ -203,12 +230,12 @@ def _check(config: SelectorConfig) -> None:
         raise ValueError("steps.selector fixed needs steps.fixed")
 
 
-def _menu(config: SelectorConfig) -> tuple[int, ...]:
+def _menu(config: SelectorConfig) -> tuple[Recipe, ...]:
     if config.selector == "fixed" and config.fixed:
         return (config.fixed,)
-    menu = tuple(sorted(set(config.choices or PAPER_CHOICES)))
-    if menu[0] < 1 or menu[-1] > MAX_STEPS:
-        raise ValueError(f"steps.choices {list(menu)} must lie in 1 to {MAX_STEPS}")
+    menu = tuple(dict.fromkeys(config.choices or PAPER_CHOICES))
+    if not all(1 <= choice.num_steps <= MAX_STEPS for choice in menu):
+        raise ValueError(f"steps.choices {[choice.num_steps for choice in menu]} must lie in 1 to {MAX_STEPS}")
     return menu
 
 

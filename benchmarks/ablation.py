@@ -28,8 +28,9 @@ from training.judge.frontier import Bootstrap, FixedCurve
 from training.judge.rivals import fixed, sweep
 from training.learn.batches import TrainingRows, num_slots, rows_at
 from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
-from training.learn.learner import Learner, new_policy, outputs, start_of, units_of
+from training.learn.learner import Learner
 from training.learn.reward import in_rises
+from training.learn.step_loss import StepLoss, new_policy, outputs, start_of, units_of
 from training.reward_table import RewardTable
 
 NUM_PRICES = 12
@@ -77,7 +78,8 @@ def learn(rows: TrainingRows, table: RewardTable, learning: Hyperparameters, net
     slots = num_slots(learning.batch_size, count, 1)
     units = units_of(table.quality, learning.temperature)
     policy = new_policy(network, learning.seed, start_of(learning, units))
-    learner = Learner(policy, learning, units, table.choices, table.costs, learning.num_steps(count, slots))
+    loss = StepLoss(learning, units, table.choices, table.costs)
+    learner = Learner(policy, learning, loss, learning.num_steps(count, slots))
     while learner.step < learner.num_steps:
         learner.learn(rows.batch(rows_at(learner.step, range(slots), slots, count, learning.seed)))
     return units.finished(policy)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from actors.recipe import menu_of
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
 from pipelines.plan.make import PlanConfig, PlanSummary, make_plan
@@ -127,7 +128,9 @@ def write_random_policy(folder: str, checkpoint: str) -> None:
     )
     costs = tuple(count / CHOICES[-1] for count in CHOICES)
     setting = Setting(unet="", solver="ddim", guidance_scale=7.5, width=512, height=512)
-    save_policy(folder, StepPolicy(network), PolicyCard(CHOICES, costs, 0.05, encoder.fingerprint, network, setting))
+    save_policy(
+        folder, StepPolicy(network), PolicyCard(menu_of(CHOICES), costs, 0.05, encoder.fingerprint, network, setting)
+    )
 
 
 def plan_once(folder: Path, selector: SelectorConfig, actors: int) -> PlanSummary:
@@ -156,7 +159,7 @@ def main() -> None:
         ray.init(address="local", num_cpus=given.cpus, include_dashboard=False, log_to_driver=False)
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         policy, checkpoint = str(folder / "policy"), os.path.abspath(given.text_encoder)
-        selector = SelectorConfig(given.selector, CHOICES)
+        selector = SelectorConfig(given.selector, menu_of(CHOICES))
         if given.selector == "policy":
             ray.get(ray.remote(write_random_policy).remote(policy, checkpoint))
             selector = SelectorConfig("policy", policy_path=policy, text_encoder_path=checkpoint, num_threads=1)

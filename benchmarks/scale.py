@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.recipe import menu_of
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
 from benchmarks.fake_engine import CALL_ENV, FakeWorker
@@ -90,7 +91,7 @@ def plan(folder: Path, rows: int, shards: int) -> tuple[RunFolder, float, float,
     each = max(1, rows // shards)
     config = PlanConfig(
         source,
-        SelectorConfig("words", MENU),
+        SelectorConfig("words", menu_of(MENU)),
         (PoolSpec("default"),),
         shard_rows=each,
         shard_lane_steps=2 * MENU[-1] * each,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.recipe import Recipe, menu_of
 from actors.selector import SelectorConfig, StepSelector
 from benchmarks.measure import alternate, arguments, machine, markdown, report
 from benchmarks.plan import CHOICES, WORDS, write_random_policy
@@ -44,8 +45,8 @@ def main() -> None:
             "policy", policy_path=folder, text_encoder_path=given.text_encoder, num_threads=given.threads
         )
         kinds = {
-            "fixed": (SelectorConfig("fixed", CHOICES, fixed=20), 100 * given.rows),
-            "words": (SelectorConfig("words", CHOICES), 100 * given.rows),
+            "fixed": (SelectorConfig("fixed", fixed=Recipe(20)), 100 * given.rows),
+            "words": (SelectorConfig("words", menu_of(CHOICES)), 100 * given.rows),
             "policy": (policy, given.rows),
         }
         calls = {

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from actors.recipe import Recipe
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec
@@ -27,7 +28,7 @@ def main(folder: str = "runs/batch") -> RunFolder:
     pq.write_table(pa.table({"prompt": PROMPTS}), f"{folder}.parquet")
     defaults = RowDefaults(guidance_scale=1.5, width=32, height=32, allowed_steps=frozenset(range(1, 51)))
     prompts = PromptSource(f"{folder}.parquet", defaults=defaults)
-    steps = SelectorConfig("words", choices=(4, 8))
+    steps = SelectorConfig("words", choices=(Recipe(4), Recipe(8)))
     make_plan(read_plan(run), PlanConfig(prompts, steps, pools=(PoolSpec("default"),)))
     render(read_plan(run), RenderConfig(ModelSource(MODEL), SamplerConfig(MODEL), pools=(PoolSpec("default"),)))
     assert not [finding for checked in verify(run) for finding in checked.findings]

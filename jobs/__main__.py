@@ -2,7 +2,13 @@
 
 import importlib
 import sys
+from importlib.util import find_spec
 from typing import Any
+
+if missing := [name for name in ("click", "pyarrow", "ray", "torch") if find_spec(name) is None]:
+    print(f"error: no {missing[0]}: is the environment active? In this folder: . .venv/bin/activate", file=sys.stderr)
+    print("`make demo` makes it and shows pictures", file=sys.stderr)
+    sys.exit(2)
 
 import click
 
@@ -32,7 +38,7 @@ VERBS = {
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 failed; 2 refused, nothing was started; 3 done, but more
 rows failed than failures.max_fraction allows; 129, 130, 143 interrupted,
-resumable.
+resumable. Words: docs/glossary.md
 
 \b
 A first job:

@@ -16,10 +16,12 @@ def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | 
     """Judge a policy on prompts that it never learned from.
 
     The policy is steps.policy, else the one that `train` made of this table.
-    It is compared, at equal cost, with every fixed budget, with rules that
-    read the text without a network, with a second try, with other solvers and
-    guidance (evaluate.variants, which are rendered first), and with the
-    cross-seed oracle. The headline is by a judge that training did not count.
+    With tries and without, it is compared at equal cost with every recipe for
+    all, the best of one to four pictures, one bar for all, rules that read the
+    text without a network, other solvers and guidance (evaluate.variants,
+    which are rendered first), and the cross-seed oracle. What is tuned is
+    tuned on the table that was learned from. The headline is by a judge that
+    training did not count.
     Writes evaluation/ in the table's run folder.
 
     \b

@@ -1,4 +1,4 @@
-"""`pilot` says whether the policy pays: it renders a sample of the user's prompts at every budget and judges it."""
+"""`pilot` says what to spend on: it renders a sample of the user's prompts by every recipe and compares the ways."""
 
 import click
 
@@ -13,16 +13,23 @@ from jobs.terminal.options import address_option, console_options, job_argument,
 @address_option
 @console_options
 @click.option("--rows", type=click.IntRange(20), default=200, show_default=True, help="Prompts of the sample.")
-@click.option("--seeds", type=click.IntRange(2), default=2, show_default=True, help="Noises of each prompt.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(2),
+    default=4,
+    show_default=True,
+    help="Noises of each prompt: tries of a row that can be tried out.",
+)
 def verb(console: Console, job_path: str, sets: tuple[str, ...], address: str | None, rows: int, seeds: int) -> int:
-    """Say whether adaptive steps pay on your prompts, before you pay for all of them.
+    """Say what to spend on your prompts, before you pay for all of them.
 
-    A sample of the job's prompts, each category in its share, is rendered at
-    every budget of the policy and scored by the job's `quality`; no pictures
-    are kept. The verdict names what is saved at equal quality with its
-    interval, the best fixed budget, the price to use and the categories that
-    need most steps, or says that the sample is too small. Nothing of the job's
-    own run folder is touched; the sample's is <output.path>-pilot-<rows>.
+    A sample of the job's prompts, each category in its share, is rendered by
+    every recipe of the menu and scored by the job's `quality`; no pictures are
+    kept. The verdict says which to take of one recipe for all, the policy,
+    another try where the picture is poor, or both; what that saves at equal
+    quality, with its interval; or that the sample is too small. It ends with
+    the lines for your job file. Nothing of the job's own run folder is
+    touched; the sample's is <output.path>-pilot-<rows>.
 
     \b
     Example:

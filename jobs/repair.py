@@ -36,7 +36,7 @@ def verb(
     \b
     Examples:
       python -m jobs repair runs/spring --full
-      python -m jobs repair s3://bucket/runs/spring --delete-orphans --address auto
+      python -m jobs repair s3://bucket/runs/spring --delete-orphans
     """
     from jobs.steps.repair_run import repair_run
 

@@ -36,7 +36,7 @@ def verb(
     \b
     Examples:
       python -m jobs run spring.yaml --limit 10
-      python -m jobs run spring.yaml -s output.path=s3://bucket/runs/spring --address auto
+      python -m jobs run spring.yaml -s pools.0.actors=8 --address auto
       python -m jobs run spring.yaml --json > summary.json
       python -m jobs run spring.yaml --retry-failed
     """

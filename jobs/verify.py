@@ -25,7 +25,7 @@ def verb(console: Console, run_path: str, sample: float, full: bool, allow_orpha
     Examples:
       python -m jobs verify spring.yaml
       python -m jobs verify s3://bucket/runs/spring --full --json > found.json
-      python -m jobs verify s3://bucket/run -s storage.endpoint_url=http://host:9000
+      python -m jobs verify s3://bucket/run -s storage.endpoint_url=http://nas:9000
     """
     from jobs.steps.verifying import verify_run
 

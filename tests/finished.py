@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.keys import plan_key, render_key
+from pipelines.render.manifest_rows import failed_row, ok_row, with_place
 from pipelines.render.sink import Sink
 from pipelines.render.tries import RowTries, Try
 from pipelines.run.layout import Attempt, RunFolder
@@ -38,8 +39,13 @@ def _result(sink: Sink, row: PlannedRow) -> dict[str, Any]:
     if row.error_type:
         return failed_row(row, sink.shard, sink.attempt, row.error_type, row.error_message)
     made = picture(row)
-    key = render_key(row, RENDER_CLASS, SamplerConfig(""))
-    return ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), key, sink)
+    return ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), keys(row), sink)
+
+
+def keys(row: PlannedRow) -> dict[str, str]:
+    """As a worker's attempt makes them."""
+    sampler = SamplerConfig("")
+    return {"render_key": render_key(row, RENDER_CLASS, sampler), "plan_key": plan_key(row, RENDER_CLASS, sampler, "")}
 
 
 def render_shard(run: RunFolder, shard: str, layout: str = "files") -> bool:

@@ -79,9 +79,9 @@ class FailingRows(FakeWorker):
 class CountingServes(FakeWorker):
     """Writes down each call of serve and each life of a process."""
 
-    def serve(self, ledger: Any) -> Any:
+    def serve(self, ledger: Any, job: Any = None) -> Any:
         self._note("serve")
-        return super().serve(ledger)
+        return super().serve(ledger, job)
 
     def _serve_all(self) -> Any:
         self._note("all")

@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from actors.recipe import menu_of
 from training.reward_table import RewardTable
 
-CHOICES = (2, 4, 8, 16)
+STEPS = (2, 4, 8, 16)
+CHOICES = menu_of(STEPS)
 COSTS = np.array([0.15, 0.3, 0.55, 1.0])
 KINDS = {"plain": 0.05, "rich": 1.0}  # how much a prompt loses at few steps
 
 
-def manifest_rows(prompts: int = 3, seeds: int = 2, choices: tuple[int, ...] = CHOICES) -> list[dict[str, Any]]:
+def manifest_rows(prompts: int = 3, seeds: int = 2, choices: tuple[int, ...] = STEPS) -> list[dict[str, Any]]:
     """A rollout's manifest rows: every prompt at every budget and seed, quality and scores filled."""
     rng = np.random.default_rng(0)
     return [
@@ -39,7 +41,7 @@ def world(prompts: int = 400, seeds: int = 2, noise: float = 0.05, seed: int = 0
     rng = np.random.default_rng(seed)
     kinds = np.array(["rich"] * prompts if alike else rng.permutation(["plain", "rich"] * (prompts // 2)))
     loss = np.array([KINDS[kind] for kind in kinds])[:, None, None]
-    curve = np.exp(-np.array(CHOICES) / 1.5)[None, :, None]
+    curve = np.exp(-np.array(STEPS) / 1.5)[None, :, None]
     worth = rng.normal(0.7, 0.1, (prompts, 1, 1))
     quality = worth - loss * curve + noise * rng.normal(size=(prompts, len(CHOICES), seeds))
     texts = tuple(f"{kind} scene {number} " + "w " * int(rng.integers(12)) for number, kind in enumerate(kinds))

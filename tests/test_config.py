@@ -186,8 +186,7 @@ output: {format: jpg}
     [
         ("steps.fixed=0", "1 or more"),
         ("steps.fixed=1001", "1000 or less"),
-        ("steps.choices=[5, 5]", "must rise, each once: [5]"),
-        ("steps.choices=[10, 5]", "must rise, each once: [5, 10]"),
+        ("steps.choices=[5, 5]", "steps.choices 5 stands there twice: each recipe once"),
         ("steps.choices=[]", "at least 1"),
         ("steps.choices=[5, 1001]", "steps.choices.1 must be 1000 or less"),
         ("steps.price=-0.1", "0 or more"),

@@ -26,7 +26,7 @@ CARD = PolicyCard(
 
 def reading(table: RewardTable) -> PolicyScores:
     count = len(table.prompts)
-    return PolicyScores(CARD, np.zeros((count, 4)))
+    return PolicyScores(CARD, np.zeros((count, 4)), np.zeros((count, 2)), None)
 
 
 def scored(seed: int = 0) -> RewardTable:
@@ -34,11 +34,10 @@ def scored(seed: int = 0) -> RewardTable:
     return replace(table, scores={"clip": table.quality, "truth": table.quality[:, ::-1] * 2})
 
 
-def test_the_judge_judges_and_the_jobs_scorer_is_what_is_seen() -> None:
+def test_the_judge_judges() -> None:
     table = scored()
     made = evidence(reading(table), table, None, "truth")
     assert np.array_equal(made.held_out.quality, table.scores["truth"])
-    assert np.array_equal(made.seen, table.quality)
     assert list(made.prices) == [0.1, 1.0]
     assert made.held_out.costs == pytest.approx(CARD.costs)
     assert made.allowed is not None

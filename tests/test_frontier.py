@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from tables import CHOICES, COSTS, world
+from tables import COSTS, STEPS, world
 
 from training.judge import rivals
 from training.judge.frontier import Bootstrap, FixedCurve, Point, Rule, difference, saving, smallest_not_worse
@@ -90,7 +90,7 @@ def test_fixed_points_are_the_tables_means() -> None:
     points = rivals.fixed(table).points
     np.testing.assert_allclose([p.mean_quality for p in points], table.quality.mean(axis=(0, 2)))
     np.testing.assert_allclose([p.mean_cost for p in points], COSTS)
-    assert [p.setting for p in points] == list(CHOICES)
+    assert [p.setting for p in points] == list(STEPS)
     half = rivals.fixed(table, "half", unit_s=2.0)
     np.testing.assert_allclose([p.mean_cost for p in half.points], COSTS / 2)
 
@@ -127,25 +127,9 @@ def test_the_oracle_never_looks_at_its_judge() -> None:
 def test_words() -> None:
     table = world(60)
     point = rivals.words(table).points[0]
-    assert set(point.steps) <= set(CHOICES)
+    assert set(point.steps) <= set(STEPS)
     counts = np.array([len(prompt.split()) for prompt in table.prompts])
     assert point.steps[counts.argmax()] >= point.steps[counts.argmin()]
-
-
-def test_a_second_try_by_hand() -> None:
-    table = world(1)
-    quality, seen = np.zeros((1, 4, 2)), np.zeros((1, 4, 2))
-    quality[0, 1], seen[0, 1] = [0.3, 0.9], [0.8, 0.2]
-    table = table.__class__(**{**vars(table), "quality": quality})
-    tries = [p for p in rivals.second_try(table, seen).points if p.quality[0] > 0]
-    assert {(round(p.mean_quality, 6), round(p.mean_cost / COSTS[1], 6)) for p in tries} == {(0.3, 1.5)}
-
-
-def test_a_second_try_helps_where_the_seed_decides() -> None:
-    table = world(400, noise=0.2, alike=True)
-    curve = FixedCurve(rivals.fixed(table).points, Bootstrap(400, 300))
-    gains = [curve.gain(point) for point in rivals.second_try(table, table.quality).points if point.mean_cost < 1]
-    assert max(gain.low for gain in gains) > 0.01
 
 
 def test_agreement_of_seeds() -> None:

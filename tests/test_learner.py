@@ -12,8 +12,9 @@ from torch import Tensor
 from actors.policy import Network
 from training.learn.batches import TrainingRows, num_slots, own_slots, padded, rows_at, uniforms
 from training.learn.hyperparameters import Hyperparameters, as_in_the_paper
-from training.learn.learner import VALIDATION_PRICES, Learner, new_policy, outputs, units_of, validate
+from training.learn.learner import Learner
 from training.learn.reward import rise
+from training.learn.step_loss import VALIDATION_PRICES, StepLoss, new_policy, outputs, units_of, validate
 from training.reward_table import RewardTable
 
 NETWORK = Network(hidden_size=6, num_choices=len(CHOICES), width=16, num_layers=1, num_heads=2)
@@ -40,7 +41,8 @@ def learner(table: RewardTable, learning: Hyperparameters = LEARNING, **values: 
     policy = new_policy(NETWORK, learning.seed)
     units = units_of(table.quality, learning.temperature)
     steps = learning.num_steps(len(table.prompts), slots)
-    return Learner(policy, learning, units, table.choices, table.costs, steps, **values)  # type: ignore[arg-type]
+    loss = StepLoss(learning, units, table.choices, table.costs, **values)  # type: ignore[arg-type]
+    return Learner(policy, learning, loss, steps)
 
 
 def train(learner: Learner, rows: TrainingRows, until: int | None = None) -> None:
@@ -172,9 +174,9 @@ def test_outputs_in_the_scorers_units() -> None:
     with torch.no_grad():
         raw, done = (
             one.policy.eval()(batch.embeds, batch.mask),
-            one.units.finished(one.policy)(batch.embeds, batch.mask),
+            one.loss.units.finished(one.policy)(batch.embeds, batch.mask),
         )
-    mean, spread = torch.from_numpy(one.units.mean), torch.from_numpy(one.units.spread)
+    mean, spread = torch.from_numpy(one.loss.units.mean), torch.from_numpy(one.loss.units.spread)
     close = {"atol": 1e-5, "rtol": 1e-4, "check_dtype": False}
     torch.testing.assert_close(done.scores, raw.scores * LEARNING.temperature, **close)
     torch.testing.assert_close(done.quality_mean, raw.quality_mean * spread + mean, **close)
@@ -199,7 +201,7 @@ def test_it_learns_which_prompts_need_steps(scale: float) -> None:
         table, held_out = (world(200, seed=seed, alike=alike) for seed in (0, 1))
         one = learner(replace(table, quality=table.quality * scale), LEARNING)
         train(one, TrainingRows(embeddings(table), dict(enumerate(table.quality * scale))))
-        policy = one.units.finished(one.policy)
+        policy = one.loss.units.finished(one.policy)
         batch = TrainingRows(embeddings(held_out, 1), dict(enumerate(held_out.quality * scale))).batch(np.arange(200))
         found = validate(policy, [batch], table.costs, LEARNING, rise(table.quality * scale))
         gains[alike] = found["val_gain"]
@@ -224,7 +226,11 @@ def test_the_papers_own_is_one_value_away() -> None:
     assert {"loss", "reward", "entropy", "quality_loss"} <= watched.keys()
     assert one.rate() == 1e-5
     assert validate(
-        one.units.finished(one.policy), [rows_of(table).batch(np.arange(64))], table.costs, paper, rise(table.quality)
+        one.loss.units.finished(one.policy),
+        [rows_of(table).batch(np.arange(64))],
+        table.costs,
+        paper,
+        rise(table.quality),
     )
 
 

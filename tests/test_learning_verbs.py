@@ -1,10 +1,12 @@
 """rollout, train, evaluate and pilot as a user types them, on the embedded model: from prompts to a verdict."""
 
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tables import world
 
 from jobs.__main__ import main
@@ -57,12 +59,14 @@ def test_from_a_rollout_to_a_verdict(capsys: pytest.CaptureFixture[str], tmp_pat
     assert list(judged["judges"]) == ["truth", "the job's own scorer"]
     truth = judged["judges"]["truth"]
     assert truth["monotone"]
-    assert {"policy", "words", "second try", "cross-seed oracle", "DPM-Solver++ 2M, best guidance"} <= set(
-        truth["rules"]
-    )
+    assert {"policy", "words", "cross-seed oracle", "DPM-Solver++ 2M, best guidance"} <= set(truth["rules"])
+    assert set(truth["spending"]["rules"]) == {
+        "policy and tries", "policy, one picture", "one bar for all", "best of n", "one recipe for all"
+    }  # fmt: skip
     assert len(truth["rules"]["policy"]) == len(card["calibration"])
     page = Path(judged["report"]).read_text()
-    assert truth["verdict"].splitlines()[0] in page
+    assert escape(truth["spending"]["verdict"].splitlines()[0]) in page
+    assert set(yaml.safe_load(Path("runs/table/evaluation/job-lines.yaml").read_text())) <= {"steps", "tries"}
     assert (tmp_path / "runs/table-variants/dpmpp_2m-2/manifest").is_dir()
     assert json.loads(Path("runs/table/evaluation/evaluation.json").read_text())["headline"] == "truth"
     assert main(["verify", "runs/table", "--full"]) == 0
@@ -72,7 +76,11 @@ def test_from_a_rollout_to_a_verdict(capsys: pytest.CaptureFixture[str], tmp_pat
                     "-s", "output.path=runs/spring", "--rows", "24")  # fmt: skip
     assert tried["judges"]["truth"]["prompts"] == 24
     assert tried["judges"]["truth"]["too_small"]
-    assert "too few to say" in tried["judges"]["truth"]["verdict"]
+    assert tried["judges"]["truth"]["spending"]["seeds"] == 4
+    assert not tried["judges"]["truth"]["spending"]["tuned_elsewhere"]
+    bare = outcome(capsys, "pilot", "table.yaml", "-s", "steps.selector=words", "-s", "output.path=runs/bare",
+                   "--rows", "20", "--seeds", "2")  # fmt: skip
+    assert set(bare["judges"]["truth"]["spending"]["rules"]) == {"one bar for all", "best of n", "one recipe for all"}
     assert not Path("runs/spring").exists()
 
 

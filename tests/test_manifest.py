@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from actors.rows import Picture, SamplerConfig
-from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.keys import render_key
+from pipelines.render.manifest_rows import failed_row, ok_row, with_place
 from pipelines.render.sink import Sink, Stored, encoder_name
 from pipelines.render.tries import RowTries, Try
 from pipelines.run.layout import Attempt, RunFolder
@@ -15,6 +16,7 @@ from tests.plans import CARRIED, typed_row
 ATTEMPT = Attempt("0002-000007", 3, "0badcafe")
 RENDER_CLASS = "abcd/cpu-avx512-1t/float32/16x16-4lanes-8decode/ddim/torch-2"
 SAMPLER = SamplerConfig("")
+KEYS = {"render_key": "key", "plan_key": "other"}
 SINK = Sink(RunFolder("run"), "0002-000007", ATTEMPT, "files", "png")
 
 
@@ -25,7 +27,7 @@ def full_row(**values):
 def ok():
     picture = Picture(np.zeros((16, 16, 3), np.uint8), 4, 0.25, RENDER_CLASS, truncated=True)
     stored = Stored("images/x.png", None, 10, "00ff")
-    return ok_row(RowTries(full_row(), done=[Try(1001, picture)]), stored, "key", SINK)
+    return ok_row(RowTries(full_row(), done=[Try(1001, picture)]), stored, KEYS, SINK)
 
 
 def test_rows_fit_the_one_schema_and_keep_what_is_carried():
@@ -36,6 +38,7 @@ def test_rows_fit_the_one_schema_and_keep_what_is_carried():
     assert (good["status"], good["lane_steps"], good["seconds"], good["truncated"]) == ("ok", 4, 0.25, True)
     assert (good["attempts"], good["plan_version"], good["revision"]) == (3, "0002.0", 0)
     assert good["tries"] == [{"seed": 1001, "num_steps": 2, "scores": [], "uri": None}]
+    assert (good["render_key"], good["plan_key"]) == ("key", "other")
     assert good["note"] == bad["note"] == "note 1"
     assert (bad["status"], bad["error_type"], bad["error_message"], bad["uri"]) == ("failed", "ValueError", "no", None)
 
@@ -43,7 +46,7 @@ def test_rows_fit_the_one_schema_and_keep_what_is_carried():
 def test_the_render_class_of_stored_bytes_names_their_encoder():
     assert ok()["render_class"] == f"{RENDER_CLASS}/{encoder_name('png')}"
     picture = Picture(np.zeros((16, 16, 3), np.uint8), 4, 0.25, RENDER_CLASS, truncated=True)
-    unstored = ok_row(RowTries(full_row(), done=[Try(1001, picture)]), Stored(), "key", SINK)
+    unstored = ok_row(RowTries(full_row(), done=[Try(1001, picture)]), Stored(), KEYS, SINK)
     assert unstored["render_class"] == RENDER_CLASS
 
 

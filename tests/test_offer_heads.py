@@ -13,16 +13,18 @@ from actors.offers import bank_of
 from actors.policy import Network, PolicyCard, PolicyError, Setting
 from actors.policy_network import StepPolicy, save_policy
 from actors.prompt_encoder import PromptEncoder
+from actors.recipe import menu_of
 from actors.selector import SelectorConfig, StepSelector
 from jobs.job_file.policy import check_policy
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
 from jobs.job_file.settings import read_checkpoint
 from tests.test_selector import batch
-from training.learn.offers import fit_offers, reference_budget
+from training.learn.offers import fit_offers, reference_recipe
 from training.reward_table import RewardTable
 
-MENU = (2, 4, 8)
+STEPS = (2, 4, 8)
+MENU = menu_of(STEPS)
 PROMPTS = ["a red cat", "two dogs", "a long prompt " * 9, "x", "a b c d e f"] * 8
 
 
@@ -86,7 +88,7 @@ def test_a_selector_sets_bars_and_forecasts_tries(config: SelectorConfig) -> Non
     assert bars
     assert len(set(bars)) > 1  # the prompt sets it
     for bar, tries, count in zip(out["bar"], out["expected_tries"], out["num_steps"], strict=True):
-        assert count in MENU
+        assert count in STEPS
         assert (bar is None) == (tries is None)
         assert tries is None or 1 < tries <= 4
     dear = StepSelector(replace(config, price=1000.0))(batch(PROMPTS))
@@ -98,7 +100,7 @@ def test_dearer_is_never_costlier(config: SelectorConfig) -> None:
     spent = []
     for price in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0):
         out = StepSelector(replace(config, price=price))(batch(PROMPTS))
-        costs = dict(zip(MENU, (0.3, 0.5, 1.0), strict=True))
+        costs = dict(zip(STEPS, (0.3, 0.5, 1.0), strict=True))
         tries = [1.0 if each is None else each for each in out["expected_tries"]]
         spent.append(sum(costs[count] * each for count, each in zip(out["num_steps"], tries, strict=True)))
     assert spent == sorted(spent, reverse=True)
@@ -190,7 +192,7 @@ def table(prompts: int = 120, seeds: int = 4) -> tuple[RewardTable, np.ndarray]:
     ), features
 
 
-def test_heads_are_learned_from_a_table() -> None:
+def test_heads_are_learned_from_a_table(tmp_path: Path) -> None:
     learned, features = table()
     found = fit_offers(learned, features, "truth", {"clip": 1.0, "truth": 0.0}, "abcd")
     assert found.reference in (1, 2)
@@ -199,11 +201,19 @@ def test_heads_are_learned_from_a_table() -> None:
     assert 0.4 < found.share.mean() < 1.2
     predicted, observed = found.mu(features), learned.quality.mean(axis=2)
     assert np.corrcoef(predicted[:, 1], observed[:, 1])[0, 1] > 0.6
+    (tmp_path / OFFERS).write_bytes(save_heads(found))
+    again = load_heads(tmp_path)
+    assert again is not None
+    menus = [each.menu(4) for each in (found, again)]
+    np.testing.assert_array_equal(menus[0].tries, menus[1].tries)
+    assert again.banks == found.banks
+    assert len(found.banks[0].misses[0]) == learned.num_seeds
+    assert again.num_prompts == len(learned.prompts)
     assert json.dumps(found.scorers) == '[["clip", 1.0], ["truth", 0.0]]'
 
 
 def test_the_reference_is_the_smallest_budget_that_is_not_worse() -> None:
     rng = np.random.default_rng(0)
     quality = np.array([0.5, 0.7, 0.7, 0.7])[:, None] + rng.normal(0, 0.05, (200, 4, 3))
-    assert reference_budget(quality) == 1
-    assert reference_budget(quality[:, :1]) == 0
+    assert reference_recipe(quality) == 1
+    assert reference_recipe(quality[:, :1]) == 0

@@ -1,6 +1,7 @@
 """Offers: closed forms against brute force, the price against its promises, and the edges."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from actors.offers import (
 from actors.policy import choice_probabilities, choose_steps
 from benchmarks.offer_worlds import optimum, simulated, skewed
 from benchmarks.offers import main, random_case, shortfall, worst_rise
+from training.learn.banks import miss_chances
 
 COSTS = np.array([0.25, 0.5, 1.0])
 BARS = (SINGLE, -1.0, -0.2, 0.0, 0.4, 1.1, 9.0)
@@ -58,6 +60,46 @@ def test_the_closed_forms_are_what_simulation_gives(level_sd: float) -> None:
         tries, kept = simulated(bank, offset, max_tries, rng, 100_000)
         assert bank.expected_tries(offset, max_tries) == pytest.approx(tries.mean(), abs=4 * tries.std() / 316 + 2e-3)
         assert bank.gain(offset, max_tries) == pytest.approx(kept.mean(), abs=4 * kept.std() / 316 + 4e-3)
+
+
+def squared(values: tuple[float, ...], offset: float, max_tries: int) -> float:
+    """The variance of the tries of one row, by all sequences of draws."""
+    passed = [
+        [at for at, value in enumerate(draws) if value >= offset]
+        for draws in itertools.product(values, repeat=max_tries)
+    ]
+    return float(np.var([first[0] + 1 if first else max_tries for first in passed]))
+
+
+def test_the_variance_is_that_of_all_sequences_of_draws() -> None:
+    bank = Bank((-2.0, -0.2, -0.2, -0.2, 0.7, 1.1, 1.1))
+    for offset, max_tries in itertools.product(BARS, (1, 2, 4)):
+        expected = squared(bank.residuals, offset, max_tries)
+        assert bank.tries_variance(offset, max_tries) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_level_that_is_not_known_makes_tries_scatter_more() -> None:
+    bank, rng = skewed_bank(level_sd=0.6), np.random.default_rng(1)
+    tries, _ = simulated(bank, 0.4, 4, rng, 100_000)
+    assert bank.tries_variance(0.4, 4) == pytest.approx(tries.var(), rel=0.02)
+
+
+@pytest.mark.parametrize("seeds", [2, 4])
+def test_misses_that_were_counted_say_how_many_tries_there_are(seeds: int) -> None:
+    """Prompts whose levels are skewed, as no normal level is. Up to one try more than seeds nothing is assumed."""
+    rng = np.random.default_rng(3)
+    level = -0.8 * (rng.exponential(size=(40_000, 1)) - 1)
+    bank = replace(skewed_bank(level_sd=0.8), misses=miss_chances(level + rng.normal(size=(40_000, seeds))))
+    fresh = level + rng.normal(size=(40_000, 8))
+    for offset, max_tries in itertools.product((-1.0, 0.0, 0.5, 1.0), (2, seeds + 1, 8)):
+        passed = fresh[:, :max_tries] >= offset
+        made = np.where(passed.any(axis=1), passed.argmax(axis=1) + 1, max_tries)
+        counted = max_tries <= seeds + 1
+        assert bank.expected_tries(offset, max_tries) == pytest.approx(made.mean(), rel=0.02 if counted else 0.05)
+        if counted:
+            assert bank.tries_variance(offset, max_tries) == pytest.approx(made.var(), rel=0.08)
+    assert bank.expected_tries(SINGLE, 4) == 1
+    assert bank.tries_variance(SINGLE, 4) == 0
 
 
 def test_tries_that_share_a_level_are_more_and_gain_less_than_if_they_did_not() -> None:

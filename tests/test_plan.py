@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 
+from actors.recipe import Recipe, menu_of
 from actors.selector import SelectorConfig
+from actors.solver import lane_steps
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.files.readers import InputError
 from pipelines.plan.budgets import SelectorSource, score
 from pipelines.plan.earlier import known_rows
 from pipelines.plan.make import PlanConfig, PlanSummary, check_pools, make_plan
-from pipelines.plan.shards import CutRules, Cutter, PlannedShard, plain_lane_steps
+from pipelines.plan.shards import CutRules, Cutter, PlannedShard
 from pipelines.prompts.canonical_rows import derived_seed, id_key
 from pipelines.prompts.inspection import PromptSource
 from pipelines.prompts.two_passes import inspect
@@ -41,7 +43,7 @@ class FakeConfig:
     """The fields of actors.selector.SelectorConfig that planning reads."""
 
     selector: str = "words"
-    choices: tuple[int, ...] = (5, 10, 20)
+    choices: tuple[Recipe, ...] = menu_of((5, 10, 20))
     price: float = 0.3
     min: int | None = None
     max: int | None = None
@@ -60,8 +62,12 @@ class WordSelector:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = len(batch["prompt"])
         policy = self.config.selector == "policy"
-        steps = [
-            None if error else pin if not math.isnan(pin) else self.choices[len(prompt.split()) % len(self.choices)]
+        chosen = [
+            None
+            if error
+            else Recipe(int(pin))
+            if not math.isnan(pin)
+            else self.choices[len(prompt.split()) % len(self.choices)]
             for prompt, pin, error in zip(
                 batch["prompt"], batch["num_inference_steps"], batch["error_type"], strict=True
             )
@@ -70,7 +76,7 @@ class WordSelector:
         free = np.isnan(batch["num_inference_steps"]) & (batch["error_type"] == "")
         return batch | {
             "budget_scores": scores if policy else np.full(rows, None),
-            "num_steps": np.array(steps, object),
+            "recipe_name": np.array([recipe and recipe.name for recipe in chosen], object),
             "action_probability": np.where(free, np.float32(0.5), np.float32("nan")) if policy else np.full(rows, None),
             "policy_version": np.full(rows, self.policy_version, object),
             "price": np.full(rows, self.config.price) if policy else np.full(rows, None),
@@ -83,7 +89,7 @@ class WordSelector:
 def planned_table(rows: list[dict[str, Any]]) -> pa.Table:
     schema = pa.schema(
         [("n", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("guidance_scale", pa.float64()),
-         ("negative_prompt", pa.string()), ("num_steps", pa.int32()), ("error_type", pa.string())]
+         ("guidance_interval", pa.list_(pa.float64())), ("num_steps", pa.int32()), ("error_type", pa.string())]
     )  # fmt: skip
     defaults = {"width": 64, "height": 64, "guidance_scale": 7.5, "num_steps": 10, "error_type": ""}
     return pa.Table.from_pylist([{"n": number} | defaults | row for number, row in enumerate(rows)], schema)
@@ -98,7 +104,7 @@ def cut(table: pa.Table, rules: CutRules, table_rows: int = 10**9) -> list[Plann
 
 
 def cost(row: dict[str, Any]) -> int:
-    return plain_lane_steps(row["num_steps"], row["guidance_scale"], row["negative_prompt"] is not None)
+    return lane_steps(row["num_steps"], row["guidance_scale"], row["guidance_interval"])
 
 
 def random_rows(random: random.Random) -> list[dict[str, Any]]:
@@ -182,23 +188,23 @@ def test_bad_rows_ride_along_or_have_shards_of_their_own() -> None:
     ]  # fmt: skip
 
 
-def test_cost_is_the_callers() -> None:
-    rules = CutRules(100, lambda count: ("default",), lane_steps=lambda steps, scale, negative: 90 if negative else 10)
-    shards = cut(planned_table([{"negative_prompt": "x"}, {}, {"negative_prompt": ""}, {}]), rules)
-    assert [shard.lane_steps for shard in shards] == [100, 20]  # "" is no negative prompt to the engine, either
+def test_a_guided_interval_saves_lane_steps() -> None:
+    half = {"guidance_interval": [0.5, 1.0]}
+    shards = cut(planned_table([{}, half, {}, half]), CutRules(35, lambda count: ("default",)))
+    assert [shard.lane_steps for shard in shards] == [20 + 15, 20 + 15]
 
 
 # ---- pools
 
 
 def test_pools_and_menu_must_meet() -> None:
-    check_pools((5, 10), ALL)
-    check_pools((5, 10), (PoolSpec("a", (5,)), PoolSpec("b", (10, 99))))
+    check_pools(menu_of((5, 10)), ALL)
+    check_pools(menu_of((5, 10)), (PoolSpec("a", (5,)), PoolSpec("b", (10, 99))))
     with pytest.raises(InputError, match=r"no pool serves 20, 50 steps: add them to a pool's budgets"):
-        check_pools((5, 20, 50), (PoolSpec("a", (5,)),))
+        check_pools(menu_of((5, 20, 50)), (PoolSpec("a", (5,)),))
     with pytest.raises(InputError, match=r"pool b, c serves none of the budgets 5, 10"):
-        check_pools((5, 10), (*ALL, PoolSpec("b", (7,)), PoolSpec("c", ())))
-    check_pools((5, 10), (*ALL, PoolSpec("b", (7,))), pinned=frozenset({7}))
+        check_pools(menu_of((5, 10)), (*ALL, PoolSpec("b", (7,)), PoolSpec("c", ())))
+    check_pools(menu_of((5, 10)), (*ALL, PoolSpec("b", (7,))), pinned=frozenset({7}))
 
 
 # ---- scores
@@ -339,7 +345,7 @@ def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> Non
     pq.write_table(prompts(5000), tmp_path / "a.parquet", row_group_size=1000)
     run = RunFolder(str(tmp_path / "run"))
     pools = (PoolSpec("short", (10,)), PoolSpec("long", (20,)))
-    selector = FakeConfig("policy", min=10, choices=(10, 20, 20))
+    selector = FakeConfig("policy", min=10, choices=menu_of((10, 20, 20)))
     made = config(tmp_path / "a.parquet", selector=selector, pools=pools, selector_actors=2, shard_lane_steps=3000)
     plan = make_plan(read_plan(run), made).plan.newest.document
     assert (plan["policy_version"], plan["price"], plan["choices"]) == ("fake-1", 0.3, [10, 20, 20])
@@ -357,7 +363,7 @@ def test_policy_runs_in_actors_in_order(ray_cluster: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("selector", "steps", "menu"),
     [
-        (SelectorConfig("fixed", fixed=12), [12, 12, None, 7], [12]),
+        (SelectorConfig("fixed", fixed=Recipe(12)), [12, 12, None, 7], [12]),
         (SelectorConfig("words", min=10, max=40), [10, 40, None, 7], list(range(10, 41, 5))),
     ],
 )

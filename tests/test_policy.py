@@ -23,8 +23,9 @@ from actors.policy import (
     uncalibrated,
 )
 from actors.policy_network import StepPolicy, load_policy, save_policy, weights_fingerprint
+from actors.recipe import menu_of
 
-CHOICES = (5, 10, 20, 50)
+CHOICES = menu_of((5, 10, 20, 50))
 COSTS = np.array([0.13, 0.22, 0.41, 1.0])
 NETWORK = Network(hidden_size=12, num_choices=4, width=16, num_layers=2, num_heads=2)
 CARD = PolicyCard(
@@ -133,7 +134,7 @@ def test_what_cannot_be_chosen_from() -> None:
         choose_steps(scores(1), COSTS, 0.3, 0.0)
     with pytest.raises(ValueError, match="finite"):
         choose_steps(scores(1), COSTS, float("nan"), 1.0)
-    with pytest.raises(ValueError, match="no budget"):
+    with pytest.raises(ValueError, match="no recipe"):
         choose_steps(scores(1), COSTS, 0.3, 1.0, allowed=np.zeros(4, bool))
     with pytest.raises(ValueError, match="needs uniforms"):
         choose_steps(scores(1), COSTS, 0.3, 1.0, "sample")
@@ -273,7 +274,7 @@ def test_a_pickle_is_never_read(saved: tuple[Path, PolicyCard], tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        {"choices": [10, 5, 20, 50]},
+        {"choices": [5, 5, 20, 50]},
         {"choices": [0, 5, 20, 50]},
         {"choices": [5, 10, 20, 5000]},
         {"choices": [5, 10, 20]},
@@ -316,12 +317,12 @@ def test_no_policy_there(tmp_path: Path) -> None:
 
 
 def test_where_it_may_be_used() -> None:
-    check_policy(CARD, "cafe", (50, 5, 20, 10))
+    check_policy(CARD, "cafe", menu_of((50, 5, 20, 10)))
     check_policy(CARD)
     with pytest.raises(PolicyError, match="reads text encoder cafe, the checkpoint has babe"):
         check_policy(CARD, "babe")
-    with pytest.raises(PolicyError, match=r"is not the policy's menu \[5, 10, 20, 50\]"):
-        check_policy(CARD, choices=(5, 10))
+    with pytest.raises(PolicyError, match=r"is not the policy's menu \(5 steps; 10 steps; 20 steps; 50 steps\)"):
+        check_policy(CARD, choices=menu_of((5, 10)))
     assert uncalibrated(CARD, CARD.setting) == []
     assert uncalibrated(CARD, Setting(unet="beef", timestep_spacing="trailing")) == []
     warnings = uncalibrated(CARD, replace(CARD.setting, solver="dpmpp_2m", width=128))

@@ -408,7 +408,7 @@ def test_rows_without_an_end_are_never_done(
     run = RunFolder(str(job.parent / "out"))
     counts = {"rows": 5, "failed_rows": 0, "shards": 1, "lane_steps": 0, "largest_budget": 20, "budget_histogram": {}}
     plan = Plan(run, (Generation(1, counts | {"manifest_schema": schema_to_json(manifest_schema(pa.schema([])))}),))
-    nothing = RenderResult(0, 0, None, None, None, None, 1.0, None, interrupted)
+    nothing = RenderResult(0, 0, None, None, None, None, None, None, 1.0, 1.0, None, interrupted)
     monkeypatch.setattr("jobs.steps.rendering.render", lambda *_, **__: nothing)
     interrupts = SimpleNamespace(graceful=False, exit_code=130 if interrupted else None)
     epoch = claim(run)

@@ -13,6 +13,7 @@ import pytest
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupted, Interrupts
 from jobs.terminal.progress import ProgressLine, duration, progress_line, rate
+from pipelines.render.driver import RowRate
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +28,7 @@ class State:
     mean_steps: float | None = None
     images_per_second: float | None = None
     waiting: str | None = None
+    starting_s: float | None = None
     eta_s: float | None = None
 
 
@@ -74,6 +76,22 @@ def test_no_saving_is_claimed_where_there_is_none() -> None:
 
 def test_the_last_line_has_no_eta() -> None:
     assert "ETA" not in progress_line(State(total=5, done=5, eta_s=0.0), None)
+
+
+def test_a_start_is_called_a_start() -> None:
+    line = progress_line(State(total=6, starting_s=7.6, waiting="waiting for a worker: loading the model"), 20)
+    assert line == "6 images to make · starting, 0:08 so far: waiting for a worker: loading the model"
+    assert progress_line(State(total=6, done=2, starting_s=7.6), 20).startswith("2/6 images")
+
+
+def test_the_rate_leaves_the_start_out_and_the_end_is_told_once_it_means_something() -> None:
+    now = 0.0
+    rate_of = RowRate(lambda: now)
+    told = []
+    for now, done in ((0, 100), (30, 100), (31, 108), (33, 112), (40, 128), (41, 128)):  # noqa: B007
+        rate = rate_of.of(done)
+        told.append((rate, rate_of.left(200 - done, rate)))
+    assert told == [(None, None)] * 3 + [(2.0, None), (20 / 9, None), (2.0, 36.0)]
 
 
 def test_times_and_rates() -> None:

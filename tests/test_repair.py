@@ -6,17 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.rows import SamplerConfig
 from pipelines.integrity.repair_orders import RepairPlanner, delete_orphans
 from pipelines.integrity.verification import verify
-from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place
+from pipelines.render.manifest_rows import failed_row, ok_row, with_place
 from pipelines.render.repaired_shard import RepairedShard, replace_manifest
 from pipelines.render.sink import LAYOUTS, Sink
 from pipelines.render.tries import RowTries, Try
 from pipelines.run.drivers import Epoch, SupersededError, claim
 from pipelines.run.layout import RunFolder, manifest_key, parquet_bytes
 from pipelines.run.plan import read_plan
-from tests.finished import RENDER_CLASS, finished_run, picture, store
+from tests.finished import finished_run, keys, picture, store
 
 SHARD = "0001-000001"
 BAD = "r0007"  # in that shard, bad at plan time
@@ -46,8 +45,7 @@ def rendered(run: RunFolder, mending: RepairedShard, layout: str = "files") -> l
             rows.append(failed_row(row, mending.shard, attempt, row.error_type, row.error_message))
             continue
         made = picture(row)
-        key = render_key(row, RENDER_CLASS, SamplerConfig(""))
-        rows.append(ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), key, sink))
+        rows.append(ok_row(RowTries(row, done=[Try(row.seed, made)]), sink.put(row, made.image), keys(row), sink))
     packed = sink.close()
     return [with_place(row, packed) for row in rows]
 

@@ -47,6 +47,27 @@ def test_a_sheet_holds_every_picture_enlarged_by_a_whole_factor() -> None:
     assert colour == 7 * 160 * 160
 
 
+def test_tiny_pictures_are_shown_pixel_by_pixel() -> None:
+    squares = np.kron(np.indices((16, 16)).sum(0) % 2, np.ones((2, 2)))[..., None] * (250, 0, 250)
+    buffer = io.BytesIO()
+    Image.fromarray(squares.astype(np.uint8)).save(buffer, "PNG")
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([row(0, image=buffer.getvalue())], ""))).convert("RGB"))
+    assert (sheet == (250, 0, 250)).all(axis=2).sum() == 160 * 160 / 2
+
+
+def test_heads_stand_over_both_pictures_and_what_they_say_is_not_said_again() -> None:
+    pairs = [row(0, beside=row(1, num_steps=20))]
+    plain, headed = (
+        np.asarray(Image.open(io.BytesIO(contact_sheet(pairs, "", heads=heads))).convert("RGB"))
+        for heads in ((), ("chosen", "20 steps"))
+    )
+    assert plain.shape == headed.shape
+    differ = np.flatnonzero((plain != headed).any(axis=(1, 2)))
+    picture = int(np.flatnonzero((plain == (255, 255, 255)).all(axis=2).any(axis=1))[0])
+    assert differ.min() < picture  # the heads, over the first card
+    assert differ.max() > picture + 160  # the steps of the right picture, under it
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 48])
 def test_a_sheet_of_any_number(count: int) -> None:
     sheet = Image.open(io.BytesIO(contact_sheet([row(i) for i in range(count)], "t")))
@@ -59,9 +80,9 @@ def test_pictures_of_unlike_size_and_no_steps_fit() -> None:
     assert Image.open(io.BytesIO(contact_sheet(rows, "t"))).width < 1000
 
 
-def test_more_steps_look_hotter() -> None:
+def test_more_steps_look_deeper() -> None:
     assert budget_colour(2, (2, 20)) == "#2a8d80"
-    assert budget_colour(20, (2, 20)) == "#c84a2e"
+    assert budget_colour(20, (2, 20)) == "#4b458c"
     assert budget_colour(5, (5, 5)) == "#2a8d80"
     assert len({budget_colour(steps, (2, 20)) for steps in range(2, 21)}) == 19
 

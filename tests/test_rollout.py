@@ -6,10 +6,12 @@ from collections import defaultdict
 import pyarrow as pa
 import pytest
 
+from actors.recipe import Recipe, menu_of
 from actors.selector import SelectorConfig
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.plan.make import PlanConfig, make_plan
-from pipelines.plan.rollout_plan import RolloutCutter, at_every_budget, base_id, rollout_id
+from pipelines.plan.recipes import JobSampling
+from pipelines.plan.rollout_plan import RolloutCutter, at_every_recipe, base_id, rollout_id
 from pipelines.plan.shards import CutRules
 from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.inspection import PromptSource
@@ -17,7 +19,8 @@ from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 from pipelines.run.schema import CANONICAL_FIELDS
 
-MENU = (2, 5, 9)
+STEPS = (2, 5, 9)
+MENU = menu_of(STEPS)
 
 
 def canonical(n: int, **values) -> pa.Table:
@@ -31,6 +34,7 @@ def canonical(n: int, **values) -> pa.Table:
             "width": 16,
             "height": 16,
             "guidance_scale": 5.0,
+            "guidance_pinned": False,
             "error_type": "",
             "error_message": "",
         }
@@ -41,7 +45,7 @@ def canonical(n: int, **values) -> pa.Table:
 
 
 def expanded(n: int, **values) -> pa.Table:
-    return at_every_budget(canonical(n, **values), MENU)
+    return at_every_recipe(canonical(n, **values), MENU, JobSampling())
 
 
 ANY = (PoolSpec("p"),)
@@ -58,13 +62,13 @@ def cut(table: pa.Table, target: int, pieces: int = 1, pools=ANY):
 
 
 def test_ids_go_there_and_back():
-    assert rollout_id("a-steps3", 12) == "a-steps3-steps12"
+    assert rollout_id("a-steps3", Recipe(12)) == "a-steps3-steps12"
     assert base_id("a-steps3-steps12") == "a-steps3"
 
 
-def test_every_row_at_every_budget_with_one_seed():
+def test_every_row_at_every_recipe_with_one_seed():
     rows = expanded(3).to_pylist()
-    assert [r["num_steps"] for r in rows] == list(MENU) * 3
+    assert [r["num_steps"] for r in rows] == list(STEPS) * 3
     assert len({r["id"] for r in rows}) == 9
     by_row = defaultdict(set)
     for r in rows:
@@ -88,13 +92,13 @@ def test_shards_hold_whole_groups_whatever_the_tables(pieces):
         steps = defaultdict(list)
         for r in shard.rows.to_pylist():
             steps[(r["prompt_id"], r["sample"])].append(r["num_steps"])
-        assert all(sorted(found) == list(MENU) for found in steps.values())
+        assert all(sorted(found) == list(STEPS) for found in steps.values())
         assert shard.rows["num_steps"].to_pylist() == sorted(shard.rows["num_steps"].to_pylist(), reverse=True)
-        assert (shard.lane_steps, shard.budgets, shard.longest) == (64, MENU, 18)
+        assert (shard.lane_steps, shard.budgets, shard.longest) == (64, STEPS, 18)
 
 
 def test_a_shard_goes_to_a_pool_that_serves_all_its_budgets():
-    (shard,) = cut(expanded(1), 100, pools=(PoolSpec("few", (2, 5)), PoolSpec("all"), PoolSpec("x", MENU)))
+    (shard,) = cut(expanded(1), 100, pools=(PoolSpec("few", (2, 5)), PoolSpec("all"), PoolSpec("x", STEPS)))
     assert shard.place.pools == ("all", "x")
 
 
@@ -107,7 +111,7 @@ def test_a_rollout_is_planned_and_grows(ray_cluster, tmp_path):
 
     def plan(limit):
         source = PromptSource(str(table), defaults=defaults, images_per_prompt=2, limit=limit)
-        selector = SelectorConfig("words", MENU, None, None, 0.3, None, None, "argmax", None, None)
+        selector = SelectorConfig("words", MENU)
         return make_plan(read_plan(run), PlanConfig(source, selector, (PoolSpec("p"),), rollout=True))
 
     assert (plan(1).rows, plan(None).rows, plan(None).generation) == (6, 12, None)

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from actors.policy import Network, PolicyCard, PolicyError, Setting
 from actors.policy_network import StepPolicy, load_policy, save_policy
 from actors.prompt_encoder import BATCH, PromptEncoder, encoder_folder
+from actors.recipe import Recipe, menu_of, step_counts
 from actors.selector import ADDED, PAPER_CHOICES, SelectorConfig, StepSelector, uniform
 
 WORDS = SelectorConfig("words")
@@ -54,24 +55,24 @@ def steps(selector: StepSelector, prompts: list[Any]) -> list[int | None]:
 
 
 def test_fixed() -> None:
-    selector = StepSelector(SelectorConfig("fixed", fixed=20))
+    selector = StepSelector(SelectorConfig("fixed", fixed=Recipe(20)))
     out = selector(batch(["a", "b"]))
     assert list(out["num_steps"]) == [20, 20]
     assert list(out["action_probability"]) == [1.0, 1.0]
     assert list(out["budget_scores"]) == list(out["policy_version"]) == list(out["price"]) == [None, None]
-    assert selector.choices == (20,)
+    assert selector.choices == (Recipe(20),)
     assert selector.policy_version is None
 
 
 def test_words_follow_a_line_over_the_menu() -> None:
     selector = StepSelector(WORDS)
-    assert selector.choices == PAPER_CHOICES == (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    assert selector.choices == PAPER_CHOICES == menu_of((5, 10, 15, 20, 25, 30, 35, 40, 45, 50))
     given = steps(selector, ["w " * count for count in range(40)])
     assert given[:9] == [5, 5, 5, 5, 10, 10, 10, 15, 15]
     assert given[28:] == [50] * 12
     assert given == sorted(given)
-    menu = StepSelector(replace(WORDS, choices=(8, 2, 4)))
-    assert menu.choices == (2, 4, 8)
+    menu = StepSelector(replace(WORDS, choices=menu_of((2, 4, 8))))
+    assert menu.choices == menu_of((2, 4, 8))
     assert steps(menu, ["w " * count for count in (1, 10, 11, 20, 21, 30)]) == [2, 2, 4, 4, 8, 8]
 
 
@@ -79,10 +80,10 @@ def test_clamps() -> None:
     selector = StepSelector(replace(WORDS, min=12, max=33))
     assert steps(selector, ["w", "w " * 15, "w " * 99]) == [15, 25, 30]
     assert selector.choices == PAPER_CHOICES
-    with pytest.raises(ValueError, match="leave no budget"):
+    with pytest.raises(ValueError, match="leave no recipe"):
         StepSelector(replace(WORDS, min=21, max=24))
-    with pytest.raises(ValueError, match="leave no budget"):
-        StepSelector(SelectorConfig("fixed", fixed=20, max=10))
+    with pytest.raises(ValueError, match="leave no recipe"):
+        StepSelector(SelectorConfig("fixed", fixed=Recipe(20), max=10))
 
 
 def test_pins_and_bad_rows() -> None:
@@ -111,8 +112,8 @@ def test_columns_are_kept_and_empty_batches_pass() -> None:
         SelectorConfig("guess"),
         SelectorConfig("fixed"),
         SelectorConfig("words", decision="maybe"),
-        SelectorConfig("words", choices=(0, 5)),
-        SelectorConfig("words", choices=(5, 2000)),
+        SelectorConfig("words", choices=menu_of((0, 5))),
+        SelectorConfig("words", choices=menu_of((5, 2000))),
         SelectorConfig("policy"),
     ],
 )
@@ -145,7 +146,7 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     network = Network(encoder.hidden_size, num_choices=4, width=16, num_layers=2, num_heads=2)
     torch.manual_seed(3)
     card = PolicyCard(
-        choices=(2, 4, 8, 20),
+        choices=menu_of((2, 4, 8, 20)),
         costs=(0.15, 0.24, 0.43, 1.0),
         temperature=0.02,
         text_encoder=encoder.fingerprint,
@@ -163,7 +164,7 @@ PROMPTS = ["a red cat", "two dogs", "a long prompt " * 9, "", "a b c d e f g h i
 
 def test_a_batch(config: SelectorConfig) -> None:
     selector = StepSelector(config)
-    assert selector.choices == (2, 4, 8, 20)
+    assert selector.choices == menu_of((2, 4, 8, 20))
     assert len(selector.policy_version or "") == 16
     out = selector(batch(PROMPTS, num_inference_steps=[3, *[None] * (len(PROMPTS) - 1)]))
     assert (out["num_steps"][0], out["action_probability"][0], out["budget_scores"][0]) == (3, None, None)
@@ -233,7 +234,7 @@ def test_uniforms() -> None:
 def test_nothing_a_prompt_holds_breaks_it(config: SelectorConfig) -> None:
     for selector in (StepSelector(config), StepSelector(WORDS)):
         given = steps(selector, HOSTILE)
-        assert all(count in selector.choices for count in given)
+        assert all(count in step_counts(selector.choices) for count in given)
 
 
 def test_another_checkpoint_or_menu_is_refused(config: SelectorConfig, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_another_checkpoint_or_menu_is_refused(config: SelectorConfig, tmp_path:
     with pytest.raises(PolicyError, match="reads text encoder"):
         StepSelector(replace(config, text_encoder_path=str(other)))
     with pytest.raises(PolicyError, match="not the policy's menu"):
-        StepSelector(replace(config, choices=(5, 10)))
+        StepSelector(replace(config, choices=menu_of((5, 10))))
     with pytest.raises(PolicyError, match=r"cannot be loaded|no safetensors"):
         StepSelector(replace(config, text_encoder_path=str(tmp_path / "nothing")))
 
@@ -260,7 +261,7 @@ def test_no_prompt_gets_what_no_held_out_prompt_got(config: SelectorConfig, tmp_
     wanted = {-1.0: (8, 20), 0.0: (8, 20), 0.05: (4, 20), 0.1: (4, 8), 0.5: (2, 8), 1.0: (2, 4), 9.0: (2, 4)}
     for price, (low, high) in wanted.items():
         selector = StepSelector(replace(bounded, price=price))
-        assert [n for n, is_open in zip(selector.choices, selector.allowed, strict=True) if is_open] == [
+        assert [n.num_steps for n, is_open in zip(selector.choices, selector.allowed, strict=True) if is_open] == [
             n for n in (2, 4, 8, 20) if low <= n <= high
         ]
         assert all(low <= count <= high for count in steps(selector, [*PROMPTS, *HOSTILE]))

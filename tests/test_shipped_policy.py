@@ -11,6 +11,7 @@ import pytest
 
 from actors.checkpoint import inspect_checkpoint
 from actors.policy import PolicyCard, calibrated, read_card
+from actors.recipe import menu_of, step_counts
 from actors.selector import SelectorConfig, StepSelector
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.settings import EMBEDDED_MODEL
@@ -77,13 +78,13 @@ def test_its_evaluation_is_shipped_and_of_this_very_policy(card: PolicyCard) -> 
 def test_hostile_prompts_get_no_more_than_held_out_ones_did(card: PolicyCard) -> None:
     for price in prices(card):
         open_ = calibrated(card, price)
-        known = {choice for choice, is_open in zip(card.choices, open_, strict=True) if is_open}
+        known = {choice.num_steps for choice, is_open in zip(card.choices, open_, strict=True) if is_open}
         assert set(steps(price, HOSTILE)) <= known
 
 
 def test_words_of_praise_move_budgets_only_within_the_calibration(card: PolicyCard, captions: list[str]) -> None:
     for price in prices(card):
-        known = np.array(card.choices)[calibrated(card, price)]
+        known = np.array(step_counts(card.choices))[calibrated(card, price)]
         for word in (PLAIN, ELABORATE):
             moved = np.array(steps(price, [f"{word} {caption}" for caption in captions]))
             assert known.min() <= moved.min() <= moved.max() <= known.max()
@@ -100,3 +101,18 @@ def test_every_prompt_costs_less_as_the_price_rises(card: PolicyCard, captions: 
     by_price = np.array([steps(price, [*captions, *HOSTILE]) for price in sorted(prices(card))])
     assert (np.diff(by_price, axis=0) <= 0).all()
     assert by_price[0].mean() > by_price[-1].mean()
+
+
+def test_a_card_of_steps_alone_reads_as_recipes_of_so_many(card: PolicyCard) -> None:
+    """The shipped file is older than recipes: its menu is of numbers, its bounds are in steps."""
+    raw = json.loads((ROOT / EMBEDDED_POLICY / "policy.json").read_text("utf-8"))
+    assert card.choices == menu_of(raw["choices"])
+    assert all(choice.is_plain for choice in card.choices)
+    cost = dict(zip(raw["choices"], card.costs, strict=True))
+    points = [
+        point | {f"{end}_cost": cost[int(point[f"{end}_steps"])] for end in ("least", "most")}
+        for point in raw["calibration"]
+    ]
+    in_costs = replace(card, calibration=tuple(points))
+    for price in prices(card):
+        assert calibrated(card, price).tolist() == calibrated(in_costs, price).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tables import CHOICES, manifest_rows, world
+from tables import CHOICES, STEPS, manifest_rows, world
 
 from pipelines.run.layout import RunFolder
 from pipelines.run.schema import manifest_schema
@@ -23,7 +23,7 @@ def test_every_cell_is_in_its_place() -> None:
     assert table.categories == (None, "animals", None)
     assert (table.choices, table.num_seeds, table.dropped) == (CHOICES, 2, {})
     for row in rows:
-        at = int(row["prompt_id"][1:]), CHOICES.index(row["num_steps"]), row["sample"]
+        at = int(row["prompt_id"][1:]), STEPS.index(row["num_steps"]), row["sample"]
         assert table.quality[at] == row["quality"]
         assert table.scores["truth"][at] == dict(row["scores"])["truth"]
 
@@ -78,7 +78,7 @@ def test_what_is_no_table() -> None:
 
 def test_costs_are_a_line_through_the_measured_seconds() -> None:
     rows = manifest_rows(prompts=200)
-    expected = np.array([0.1 + 0.04 * k for k in CHOICES])
+    expected = np.array([0.1 + 0.04 * k for k in STEPS])
     np.testing.assert_allclose(measured_seconds(rows, CHOICES), expected, rtol=1e-9)
     np.testing.assert_allclose(table_of(rows).costs, expected / expected[-1], rtol=1e-9)
     rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_costs_are_a_line_through_the_measured_seconds() -> None:
     np.testing.assert_allclose(seconds / seconds[-1], expected / expected[-1], rtol=0.15)
     for flat in (None, 1.0):
         found = measured_seconds([row | {"seconds": flat} for row in rows], CHOICES)
-        np.testing.assert_allclose(found, 2 * np.array(CHOICES))
+        np.testing.assert_allclose(found, 2 * np.array(STEPS))
 
 
 def test_another_judge() -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.checkpoint import inspect_checkpoint
+from actors.recipe import menu_of
 from actors.rows import Row, SamplerConfig
 from actors.sampler import DDIMSampler
 from actors.selector import MOST_WORDS, SelectorConfig, StepSelector, num_words
@@ -156,7 +157,7 @@ def test_words_of_a_prompt_in_any_script(prompt: str, words: int) -> None:
 
 @pytest.mark.parametrize("prompt", ["狐" * 80, "แ" * 160, "ခ" * 160, "ຂ" * 160, "a," * 40])
 def test_a_long_prompt_without_spaces_gets_the_most_steps(prompt: str) -> None:
-    selector = StepSelector(SelectorConfig("words", choices=(10, 20, 30)))
+    selector = StepSelector(SelectorConfig("words", choices=menu_of((10, 20, 30))))
     out = selector({"prompt": [prompt, "fox"], "id": ["a", "b"]})
     assert num_words(prompt) >= MOST_WORDS
     assert list(out["num_steps"]) == [30, 10]

@@ -3,9 +3,10 @@
 import os
 import signal
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from checkpoints import make_checkpoint
 from safetensors.torch import load_file
 from tables import world
 
+from actors.offer_heads import OFFERS, load_heads
 from actors.policy import Setting, read_card
 from actors.policy_network import load_policy
 from actors.prompt_encoder import PromptEncoder
@@ -22,22 +24,22 @@ from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import Folder
 from training.learn.hyperparameters import Hyperparameters
 from training.learn.journal import CHECKPOINT, Journal, last_checkpoint, read_metrics
-from training.learn.trainer import TrainConfig, TrainingError, train
+from training.learn.trainer import TrainConfig, TrainingError, _offer_stage, train
 
 LEARNING = Hyperparameters(prices=(0.15, 6.0), temperature=0.36, batch_size=32, epochs=8, learning_rate=3e-3)
 TABLE = world(120)
 
 
 class DeadlyFolder(Folder):
-    """Kills the process that writes the third checkpoint, once."""
+    """Kills the process that writes the third checkpoint of a stage, once a stage."""
 
-    written = 0
+    written: ClassVar[Counter[str]] = Counter()
 
     def write(self, key: str, data: bytes) -> None:
         super().write(key, data)
-        if key == CHECKPOINT:
-            DeadlyFolder.written += 1
-            if DeadlyFolder.written == 3 and self.create("killed", b"yes"):
+        if key.endswith(CHECKPOINT):
+            DeadlyFolder.written[key] += 1
+            if DeadlyFolder.written[key] == 3 and self.create(f"killed/{key}", b"yes"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,8 +100,9 @@ def test_two_workers_learn_a_policy_that_the_selector_reads(model: Path, tmp_pat
     seen: list[dict[str, float]] = []
     folder = Folder(str(tmp_path))
     card = train(folder, TABLE, config(model, num_workers=2), seen.append)
-    metrics = read_metrics(folder)
-    assert seen == metrics
+    metrics, of_offers = read_metrics(folder), read_metrics(folder, "training/offers")
+    assert seen == metrics + of_offers
+    assert {record["step"] for record in of_offers} == {record["step"] for record in metrics}
     assert metrics[-1]["reward"] > metrics[0]["reward"]
     assert list((tmp_path / "training/tensorboard").iterdir())
 
@@ -109,6 +112,10 @@ def test_two_workers_learn_a_policy_that_the_selector_reads(model: Path, tmp_pat
     assert (card.setting.unet, card.training_data) == ("beef", TABLE.fingerprint())
     costs = [point["mean_cost"] for point in card.calibration]
     assert costs == sorted(costs, reverse=True)
+    heads = load_heads(tmp_path / "policy")
+    assert heads is not None
+    assert heads.correction is not None
+    assert heads.correction.scale in (0.0, 0.5, 1.0)
     selector = StepSelector(
         SelectorConfig("policy", policy_path=str(tmp_path / "policy"), text_encoder_path=str(model))
     )
@@ -116,10 +123,19 @@ def test_two_workers_learn_a_policy_that_the_selector_reads(model: Path, tmp_pat
     assert selector.score(list(TABLE.prompts[:3])).shape == (3, 4)
 
     assert train(folder, TABLE, config(model, num_workers=2), seen.append) == card
-    assert seen == metrics
+    assert seen == metrics + of_offers
     changed = replace(config(model), learning=replace(LEARNING, seed=1))
     with pytest.raises(TrainingError, match="another learning"):
         train(folder, TABLE, changed)
+
+
+@pytest.mark.parametrize("changes", [{"reward": "paper"}, {}])
+def test_offers_are_not_corrected_for_the_papers_reward_or_one_seed(changes: dict[str, Any], model: Path) -> None:
+    learning = replace(LEARNING, **changes)
+    table = TABLE if changes else world(120, seeds=1)
+    pair = table, np.random.default_rng(0).normal(size=(120, 4))
+    assert _offer_stage(pair, pair, replace(config(model), learning=learning)) is None
+    assert _offer_stage((TABLE, pair[1]), (TABLE, pair[1]), config(model)) is not None
 
 
 @pytest.mark.ray
@@ -130,12 +146,15 @@ def test_one_worker_two_workers_and_a_killed_one_end_alike(model: Path, tmp_path
     train(Folder(str(tmp_path / "one")), TABLE, config(model))
     train(Folder(str(tmp_path / "two")), TABLE, config(model, num_workers=2))
     train(DeadlyFolder(str(tmp_path / "killed")), TABLE, config(model, num_workers=2))
-    assert (tmp_path / "killed/killed").exists()
+    for place in ("training", "training/offers"):
+        assert (tmp_path / "killed/killed" / place / CHECKPOINT).exists()
     one, two, killed = (weights(tmp_path / name) for name in ("one", "two", "killed"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=2e-3)
         assert torch.equal(killed[name], two[name])
     metrics = {name: read_metrics(Folder(str(tmp_path / name))) for name in ("one", "two", "killed")}
     assert metrics["killed"] == metrics["two"]
+    bars = [(tmp_path / name / "policy" / OFFERS).read_bytes() for name in ("killed", "two")]
+    assert bars[0] == bars[1]
     for a, b in zip(metrics["one"], metrics["two"], strict=True):
         assert a == pytest.approx(b, rel=1e-2, abs=1e-3)

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -351,3 +352,23 @@ def test_an_attempt_that_cannot_store_leaves_nothing_behind(run, model, monkeypa
     broken._writers.shutdown()
     assert run.done_shards() == set()
     assert len(list(run.walk("images"))) <= len(written) - 4  # only what other threads wrote after the failure
+
+
+def test_a_process_that_started_early_takes_the_job_with_its_call(run, model, monkeypatch):
+    early = worker(run, model)
+    whole, early.job = early.job, replace(early.job, schema=pa.schema([]))
+    early.warm()
+    loaded = early._sampler
+    assert loaded is not None
+    assert early.call(sum, [1, 2]) == 3
+    monkeypatch.setattr(early, "_serve_all", lambda: None)
+    assert early.serve("ledger", whole) is None
+    assert (early.job, early.ledger, early._sampler) == (whole, "ledger", loaded)
+    early.serve("another")
+    assert early.job == whole
+
+
+def test_a_model_that_cannot_be_loaded_ahead_is_told_by_serve(run, tmp_path):
+    early = worker(run, str(tmp_path / "nowhere"))
+    early.warm()
+    assert early._sampler is None

@@ -1,8 +1,9 @@
-"""Reads a rollout run's manifests into the reward table: a prompt's quality at every budget and seed.
+"""Reads a rollout run's manifests into the reward table: a prompt's quality at every recipe and seed.
 
 Nothing is guessed: a prompt that lacks a picture because a row failed, or a score because its scorer could not judge,
 is left out and counted; one that lacks it because the rollout has not come there is an error. What is made of quality
-is `training.learn.reward`. Shapes: P prompts, K budgets of the menu (rising), S seeds.
+is `training.learn.reward`. Shapes: P prompts, K recipes of the menu (by rising cost), S
+seeds.
 """
 
 import hashlib
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.recipe import Recipe, named
 from training.learning_error import Unlearnable
 
 SHOWN = 3  # examples in a message
-LEAST_RISE = 0.01  # of the seconds, from the smallest to the largest budget: less is noise
+LEAST_RISE = 0.01  # of the seconds, from the cheapest to the dearest recipe: less is noise
 _COLUMNS = ("prompt_id", "prompt", "category", "sample", "num_steps", "seed", "status", "quality", "scores")
-_OTHER_COLUMNS = ("lane_steps", "seconds", "score_error")  # not in every version's manifests
+_OTHER_COLUMNS = ("lane_steps", "seconds", "score_error", "recipe_name")  # not in every version's manifests
 
 
 class TableError(Unlearnable):
@@ -34,7 +36,7 @@ class RewardTable:
     prompt_ids: tuple[str, ...]
     prompts: tuple[str, ...]
     categories: tuple[str | None, ...]
-    choices: tuple[int, ...]
+    choices: tuple[Recipe, ...]
     quality: np.ndarray
     seconds: np.ndarray
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class RewardTable:
 
     @property
     def costs(self) -> np.ndarray:
-        """(K,) in units of the largest budget's."""
+        """(K,) in units of the dearest recipe's."""
         return self.seconds / self.seconds[-1]
 
     @property
@@ -62,6 +64,26 @@ class RewardTable:
             quality=self.quality[picked],
             scores={name: values[picked] for name, values in self.scores.items()},
         )
+
+    def ordered(self, menu: Sequence[Recipe]) -> "RewardTable":
+        """The table with the recipes in the order of a menu. TableError where it has other ones."""
+        if {*menu} != {*self.choices}:
+            ours, theirs = ("; ".join(recipe.words for recipe in each) for each in (self.choices, menu))
+            raise TableError(f"the table's recipes are ({ours}), those of the policy or the learned table ({theirs})")
+        at = [self.choices.index(recipe) for recipe in menu]
+        return replace(
+            self,
+            choices=tuple(menu),
+            quality=self.quality[:, at],
+            seconds=self.seconds[at],
+            scores={name: values[:, at] for name, values in self.scores.items()},
+            lane_steps=None if self.lane_steps is None else self.lane_steps[at],
+        )
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(K,) float64."""
+        return np.array([choice.num_steps for choice in self.choices], np.float64)
 
     def judged_by(self, scorer: str) -> "RewardTable":
         """The table with one scorer's own score as its quality. TableError where it did not score every picture."""
@@ -88,7 +110,8 @@ class RewardTable:
 
     def fingerprint(self) -> str:
         """16 hex digits of the prompts, the menu and the quality."""
-        digest = hashlib.blake2b(json.dumps([self.prompt_ids, self.prompts, self.choices]).encode(), digest_size=8)
+        about = [self.prompt_ids, self.prompts, [choice.plain() for choice in self.choices]]
+        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=8)
         digest.update(np.ascontiguousarray(self.quality, np.float64).tobytes())
         return digest.hexdigest()
 
@@ -112,7 +135,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
     if not good:
         raise TableError(_why_unscored(rows))
     cells = _cells(good)
-    choices = tuple(sorted({steps for _, _, steps in cells}))
+    choices = _menu(good)
     samples = sorted({sample for _, sample, _ in cells})
     about = {row["prompt_id"]: (row["prompt"], row["category"]) for row in good}
     _refuse_missing(cells, about, samples, choices)
@@ -129,6 +152,19 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> RewardTable:
         dropped={reason: len(ids) for reason, ids in (("failed", failed), ("unscored", unscored)) if ids},
         lane_steps=_mean_lane_steps(good, choices),
     )
+
+
+def _recipe_name(row: Mapping[str, Any]) -> str:
+    """What the row was rendered by; rollouts of earlier versions had steps alone."""
+    return row.get("recipe_name") or Recipe(row["num_steps"]).name
+
+
+def _menu(rows: Sequence[Mapping[str, Any]]) -> tuple[Recipe, ...]:
+    """Its recipes, by the lane-steps that they took."""
+    names = sorted({_recipe_name(row) for row in rows})
+    menu = [named(name) for name in names]
+    cost = dict(zip(names, _mean_lane_steps(rows, menu), strict=True))
+    return tuple(sorted(menu, key=lambda recipe: (cost[recipe.name], recipe.num_steps, recipe.name)))
 
 
 def _unscored(rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -154,20 +190,28 @@ def scores_of(value: Any) -> dict[str, float]:
     return dict(pairs)
 
 
-def _mean_lane_steps(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
-    return np.array([np.mean([row["lane_steps"] for row in rows if row["num_steps"] == k]) for k in choices])
+def _mean_lane_steps(rows: Sequence[Mapping[str, Any]], choices: Sequence[Recipe]) -> np.ndarray:
+    return _means(rows, choices, lambda row: row["lane_steps"])
 
 
-def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[int]) -> np.ndarray:
-    """Seconds (K,) of a picture at each budget: a line over lane-steps through what was measured.
+def _means(rows: Sequence[Mapping[str, Any]], choices: Sequence[Recipe], value: Any) -> np.ndarray:
+    """(K,) means over the rows of each recipe."""
+    found: dict[str, list[float]] = {recipe.name: [] for recipe in choices}
+    for row in rows:
+        found[_recipe_name(row)].append(value(row))
+    return np.array([np.mean(values) for values in found.values()])
+
+
+def measured_seconds(rows: Sequence[Mapping[str, Any]], choices: Sequence[Recipe]) -> np.ndarray:
+    """Seconds (K,) of a picture at each recipe: a line over lane-steps through what was measured.
 
     A line, since single measurements carry the noise of their machine, and the model is one: so much a lane-step, so
     much a picture. Lane-steps themselves where seconds were not measured or do not rise.
     """
     lane_steps = _mean_lane_steps(rows, choices)
-    seconds = [np.mean([row.get("seconds") or np.nan for row in rows if row["num_steps"] == k]) for k in choices]
-    if np.isfinite(seconds).all() and len(choices) > 1:
-        slope, offset = _line(lane_steps, np.array(seconds))
+    seconds = _means(rows, choices, lambda row: row.get("seconds") or np.nan)
+    if np.isfinite(seconds).all() and np.ptp(lane_steps) > 0:
+        slope, offset = _line(lane_steps, seconds)
         if slope * np.ptp(lane_steps) > LEAST_RISE * np.mean(seconds):
             return offset + slope * lane_steps
     return lane_steps.astype(np.float64)
@@ -179,44 +223,47 @@ def _line(lane_steps: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
     return float(slope), max(float(offset), 0.0)
 
 
-Cells = dict[tuple[str, int, int], Mapping[str, Any]]  # prompt id, sample, steps
+Cells = dict[tuple[str, int, str], Mapping[str, Any]]  # prompt id, sample, recipe
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
-    """Rows by their place. Refuses doubles, and budgets that do not share their noise."""
+    """Rows by their place. Refuses doubles, and recipes that do not share their noise."""
     cells: Cells = {}
     seeds: dict[tuple[str, int], int] = {}
     for row in rows:
-        place = (row["prompt_id"], row["sample"], row["num_steps"])
+        place = (row["prompt_id"], row["sample"], _recipe_name(row))
         if place in cells:
-            raise TableError(f"prompt {place[0]!r}, sample {place[1]} has two pictures at {place[2]} steps")
+            raise TableError(f"prompt {place[0]!r}, sample {place[1]} has two pictures at {named(place[2]).words}")
         if seeds.setdefault(place[:2], row["seed"]) != row["seed"]:
             raise TableError(
-                f"prompt {place[0]!r}, sample {place[1]} has several seeds: budgets must share their noise"
+                f"prompt {place[0]!r}, sample {place[1]} has several seeds: recipes must share their noise"
             )
         cells[place] = row
     return cells
 
 
-def _refuse_missing(cells: Cells, prompts: Iterable[str], samples: Sequence[int], choices: Sequence[int]) -> None:
-    wanted = [(prompt, sample, steps) for prompt in sorted(prompts) for sample in samples for steps in choices]
+def _refuse_missing(cells: Cells, prompts: Iterable[str], samples: Sequence[int], choices: Sequence[Recipe]) -> None:
+    names = [choice.name for choice in choices]
+    wanted = [(prompt, sample, name) for prompt in sorted(prompts) for sample in samples for name in names]
     missing = [place for place in wanted if place not in cells]
     if missing:
         short = Counter(prompt for prompt, _, _ in missing)
-        some = ", ".join(f"{prompt!r} sample {sample} at {steps} steps" for prompt, sample, steps in missing[:SHOWN])
+        some = ", ".join(
+            f"{prompt!r} sample {sample} at {named(name).words}" for prompt, sample, name in missing[:SHOWN]
+        )
         some += ", ..." * (len(missing) > SHOWN)
         raise TableError(
             f"{len(short)} prompts lack {len(missing)} of {len(wanted)} pictures ({some}): "
             "run the rollout again, it goes on where it stopped"
         )
     if len(samples) < 2:
-        raise TableError("the table has one seed a prompt: two or more tell a better budget from a lucky seed")
+        raise TableError("the table has one seed a prompt: two or more tell a better recipe from a lucky seed")
 
 
 def _array(
-    cells: Cells, order: Sequence[str], choices: Sequence[int], samples: Sequence[int], value: Any
+    cells: Cells, order: Sequence[str], choices: Sequence[Recipe], samples: Sequence[int], value: Any
 ) -> np.ndarray:
-    return np.array([[[value(cells[p, s, k]) for s in samples] for k in choices] for p in order], np.float64)
+    return np.array([[[value(cells[p, s, k.name]) for s in samples] for k in choices] for p in order], np.float64)
 
 
 def _score(row: Mapping[str, Any], name: str) -> float:

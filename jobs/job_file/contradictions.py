@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from jobs.job_file.keys import JobConfig, Pool
+from jobs.job_file.keys import JobConfig, Pool, step_count
 
 PAPER_CHOICES = tuple(range(5, 51, 5))  # as actors.selector has them; that module is not imported for a `--help`
 Contradiction = tuple[list[tuple[str | int, ...]], str]
@@ -20,13 +20,14 @@ def contradictions(config: JobConfig) -> Iterator[Contradiction]:
 
 
 def known_choices(config: JobConfig) -> tuple[int, ...]:
-    """The budgets that the job file alone allows, after min and max; () where only the policy file knows them."""
+    """The numbers of steps that the job file allows, after min and max; () where only the policy file knows them."""
     steps = config.steps
     if steps.selector == "fixed":
-        return (steps.fixed,) if steps.fixed else ()
+        return (step_count(steps.fixed),) if steps.fixed else ()
     if steps.choices is None and steps.selector == "policy":
         return ()
-    return tuple(n for n in steps.choices or PAPER_CHOICES if (steps.min or 1) <= n <= (steps.max or n))
+    counts = sorted({step_count(choice) for choice in steps.choices or PAPER_CHOICES})
+    return tuple(n for n in counts if (steps.min or 1) <= n <= (steps.max or n))
 
 
 def unserved(pools: Sequence[Pool], choices: Sequence[int]) -> Iterator[Contradiction]:
@@ -54,7 +55,7 @@ def _selector(config: JobConfig) -> Iterator[Contradiction]:
     if steps.selector == "fixed" and steps.fixed is None:
         yield (
             [("steps", "selector"), ("steps", "fixed")],
-            "steps.selector: fixed needs steps.fixed, its number of steps",
+            "steps.selector: fixed needs steps.fixed, its number of steps or recipe",
         )
     if steps.fixed is not None and "selector" not in steps.model_fields_set:
         yield [("steps", "fixed"), ("steps", "selector")], "steps.fixed needs steps.selector: fixed"
@@ -66,23 +67,23 @@ def _bounds(config: JobConfig) -> Iterator[Contradiction]:
     keys: list[tuple[str | int, ...]] = [("steps", "min" if steps.min else "max"), ("steps", "max"), ("steps", "min")]
     if low > high:
         yield keys, f"steps.min {low} is above steps.max {high}"
-    elif steps.selector == "fixed" and steps.fixed and not low <= steps.fixed <= high:
+    elif steps.selector == "fixed" and steps.fixed and not low <= step_count(steps.fixed) <= high:
         yield [*keys, ("steps", "fixed")], f"steps.fixed {steps.fixed} lies outside steps.min {low} to steps.max {high}"
-    elif steps.selector != "fixed" and steps.choices and not any(low <= n <= high for n in steps.choices):
+    elif steps.selector != "fixed" and steps.choices and not any(low <= step_count(n) <= high for n in steps.choices):
         yield [*keys, ("steps", "choices")], f"none of steps.choices lies between steps.min {low} and steps.max {high}"
 
 
 def _tries(config: JobConfig) -> Iterator[Contradiction]:
     tries = config.tries
-    if tries.max == 1:
-        return
+    if tries.max == 1 or (config.safety and not config.quality and tries.bar == "auto"):
+        return  # in the second case only pictures that are not safe are tried again
     if tries.bar == "auto" and config.steps.selector != "policy":
         remedy = "give tries.bar a number, or {quantile: 0.4} and tries.scores"
         yield [("tries", "bar"), ("tries", "max")], f"tries.bar: auto needs steps.selector: policy; else {remedy}"
     if not isinstance(tries.bar, str | float) and tries.scores is None:
         remedy = "name a run folder whose pictures were scored, for example a pilot's"
         yield [("tries", "scores"), ("tries", "bar")], f"tries.bar: a quantile needs tries.scores: {remedy}"
-    if not any(scorer.weight for scorer in config.quality):
+    if not config.counts_quality:
         yield [("tries", "max"), ("quality",)], "tries.max needs a scorer that counts: set quality"
     if any(scorer.weight and scorer.scorer == "fidelity" for scorer in config.quality):
         yield (

@@ -86,10 +86,31 @@ def _rising(values: list[int]) -> list[int]:
     return values
 
 
+def _plain(value: Any) -> Any:
+    """A recipe without other keys is its number of steps."""
+    return value.num_steps if isinstance(value, RecipeKeys) and value.is_plain else value
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    """The menu in one order, whatever the file's."""
+    menu = [_plain(value) for value in values]
+    if twice := [str(value) for at, value in enumerate(menu) if value in menu[:at]]:
+        raise ValueError(f"{twice[0]} stands there twice: each recipe once")
+    return sorted(menu, key=lambda value: (value if isinstance(value, int) else value.num_steps, repr(value)))
+
+
 def _scorer_kind(kind: str) -> str:
     if kind not in ("clip", "aesthetic", "fidelity") and not re.fullmatch(r"[\w.]+:\w+", kind):
         raise ValueError("must be clip, aesthetic, fidelity or the import path of a function, module:function")
     return kind
+
+
+def _safety_kind(kind: str) -> str:
+    if kind != "aesthetic" and ":" not in kind:
+        raise ValueError(
+            "must be the import path of a function, module:function, or aesthetic: a linear head on a CLIP"
+        )
+    return _scorer_kind(kind)
 
 
 def _interval(values: list[float]) -> list[float]:
@@ -100,7 +121,7 @@ def _interval(values: list[float]) -> list[float]:
 
 Place = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_password)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-Menu = Annotated[list[Steps], Field(min_length=1), AfterValidator(_rising)]
+PoolSteps = Annotated[list[Steps], Field(min_length=1), AfterValidator(_rising)]
 SizePx = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, le=MAX_SIZE_PX, multiple_of=SIZE_MULTIPLE_PX)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -186,14 +207,52 @@ class Input(Section):
     storage: Storage | None = Field(default=None, description="where the input's store differs from `storage`")
 
 
-class StepBudgets(Section):
-    """How many denoising steps a row gets."""
+Solver = Literal["ddim", "dpmpp_2m"]
+GuidanceInterval = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2), AfterValidator(_interval)
+]
 
-    choices: Menu | None = picture(None, "the menu of budgets, in steps; null: the policy's own, else 5, 10, ..., 50")
-    selector: Literal["fixed", "words", "policy"] = picture(
-        "policy", "fixed: one budget for all; words: by the number of words; policy: by the trained network"
+
+class RecipeKeys(Section):
+    """One way to denoise a picture; what it leaves out is `sampling`'s. Not a leaf: the menu is one."""
+
+    num_steps: Steps
+    solver: Solver | None = None
+    guidance_scale: Amount | None = None
+    guidance_interval: GuidanceInterval | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says the number of steps alone."""
+        return (self.solver, self.guidance_scale, self.guidance_interval) == (None, None, None)
+
+    def __str__(self) -> str:
+        said = self.model_dump(exclude_none=True)
+        return "{" + ", ".join(f"{name}: {value}" for name, value in said.items()) + "}"
+
+
+def step_count(recipe: "int | RecipeKeys") -> int:
+    """Of an entry of the menu."""
+    return recipe if isinstance(recipe, int) else recipe.num_steps
+
+
+Menu = Annotated[list[Steps | RecipeKeys], Field(min_length=1), AfterValidator(_each_once)]
+
+
+class StepBudgets(Section):
+    """How a row is denoised: its recipe, mostly the number of steps."""
+
+    choices: Menu | None = picture(
+        None,
+        "the menu: numbers of steps, or recipes such as {num_steps: 4, guidance_scale: 3, guidance_interval: [0.2, "
+        "0.8]}, in any order; null: the policy's own, else 5, 10, ..., 50",
     )
-    fixed: Steps | None = picture(None, "steps of every row under `selector: fixed`, 1 to 1000")
+    selector: Literal["fixed", "words", "policy"] = picture(
+        "policy", "fixed: one recipe for all; words: by the number of words; policy: by the trained network"
+    )
+    fixed: Annotated[Steps | RecipeKeys, AfterValidator(_plain)] | None = picture(
+        None, "steps of every row under `selector: fixed`, 1 to 1000, or a recipe"
+    )
     policy: Place | None = picture(None, "policy file or folder; null: the embedded one")
     price: Amount = price(
         0.3,
@@ -211,14 +270,11 @@ class StepBudgets(Section):
 class Sampling(Section):
     """How a picture is denoised."""
 
-    solver: Literal["ddim", "dpmpp_2m"] = picture("ddim", "ddim, or dpmpp_2m: DPM-Solver++ of second order")
+    solver: Solver = picture("ddim", "ddim, or dpmpp_2m: DPM-Solver++ of second order")
     guidance_scale: Amount = picture(7.5, "classifier-free guidance; 1: none, at half the cost; a row's own wins")
-    guidance_interval: (
-        Annotated[
-            list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2), AfterValidator(_interval)
-        ]
-        | None
-    ) = picture(None, "[start, end] of guidance as fractions of the schedule, 0: pure noise, 1: done; null: throughout")
+    guidance_interval: GuidanceInterval | None = picture(
+        None, "[start, end] of guidance as fractions of the schedule, 0: pure noise, 1: done; null: throughout"
+    )
     width: SizePx | None = picture(None, "px, a multiple of 8 up to 4096; null: the checkpoint's; a row's own wins")
     height: SizePx | None = picture(None, "px, a multiple of 8 up to 4096; null: the checkpoint's; a row's own wins")
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = picture(
@@ -234,7 +290,7 @@ class Pool(Section):
     """Actors of one kind, which render some or all of the budgets."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80)] = execution(..., "unique name of the pool")
-    budgets: Literal["all"] | Menu = execution("all", "all, or the budgets it serves, in steps")
+    budgets: Literal["all"] | PoolSteps = execution("all", "all, or the budgets it serves, in steps")
     actors: Count = execution(1, "actors at most; work starts with the first, and one with nothing left to do is ended")
     num_gpus: Literal["auto"] | Amount = execution(
         "auto",
@@ -267,6 +323,16 @@ class Scorer(Section):
     path: Place | None = None
     head: Place | None = None
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+class Safety(Section):
+    """What a picture must not be, and how much of it is too much. Not a leaf: `safety` is one."""
+
+    scorer: Annotated[str, AfterValidator(_safety_kind)]
+    name: str = "safety"
+    path: Place | None = None
+    head: Place | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ScoreQuantile(Section):
@@ -366,6 +432,10 @@ class Evaluate(Section):
     prices: Annotated[list[Amount], Field(min_length=1)] | None = execution(
         None, "prices to judge at; null: those of the policy's calibration"
     )
+    decode_lane_steps: Amount | None = execution(
+        None,
+        "judge as if decode and score of a picture cost so many lane-steps, as on another model; null: as measured",
+    )
     variants: list[Variant] = execution(
         [],
         "what a user could do instead: each {solver, guidance_scale} is rolled out on the held-out prompts, into "
@@ -408,6 +478,12 @@ class JobConfig(Section):
         "folder, hub id or URL), aesthetic (head: a linear head in safetensors, too), fidelity (in a rollout: to the "
         "same seed at the largest budget), or module:function of images and prompts; weight 0: scored, not counted",
     )
+    safety: Safety | None = picture(
+        None,
+        "{scorer, name, path, head, max}: a picture that scores above max is not delivered. It is tried again where "
+        "`tries` allows; then its row is `filtered`. scorer: module:function, or aesthetic (path, head): a linear head "
+        "on a CLIPModel; null: pictures are not looked at",
+    )
     tries: Tries = Tries()
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
@@ -420,6 +496,11 @@ class JobConfig(Section):
         """Every picture key, dotted, with its value: equal in all runs that share a run folder."""
         data = self.model_dump(mode="json")
         return {name: _value_at(data, name) for name, kind in leaf_kinds().items() if kind == "picture"}
+
+    @property
+    def counts_quality(self) -> bool:
+        """Whether a picture's quality is known, so that it may lie below a bar."""
+        return any(scorer.weight for scorer in self.quality)
 
     def dump(self) -> str:
         """The resolved job file: reading it gives this very config."""

@@ -4,10 +4,12 @@ from actors.checkpoint import CheckpointInfo
 from actors.offer_heads import heads_of
 from actors.policy import PolicyCard, Setting, read_card, uncalibrated
 from actors.policy import check_policy as check_card
-from jobs.job_file.contradictions import PAPER_CHOICES, known_choices
+from actors.recipe import step_counts
+from jobs.job_file.contradictions import known_choices
 from jobs.job_file.errors import blaming
 from jobs.job_file.places import ROOT
 from jobs.job_file.read import Job
+from jobs.job_file.recipes import menu_of_job
 from jobs.job_file.scorers import counted, weights
 from jobs.job_file.storage import storage_options
 from pipelines.storage.checkpoints import ModelSource
@@ -26,7 +28,7 @@ def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
     with blaming(job, "steps.policy"):
         policy = local_policy(job)
         card = read_card(policy)
-        check_card(card, choices=tuple(steps.choices) if steps.choices else None)
+        check_card(card, choices=menu_of_job(job))
     _check_bars(job, policy, card)
     size = (sampling.width or info.width, sampling.height or info.height)
     made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)
@@ -51,15 +53,16 @@ def menu_of(job: Job) -> tuple[int, ...]:
     if known := known_choices(job.config):
         return known
     steps = job.config.steps
-    return tuple(n for n in read_card(local_policy(job)).choices if (steps.min or 1) <= n <= (steps.max or n))
+    counts = step_counts(read_card(local_policy(job)).choices)
+    return tuple(n for n in counts if (steps.min or 1) <= n <= (steps.max or n))
 
 
 def largest_budget(job: Job) -> int:
     """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
     steps = job.config.steps
     if steps.choices is None and steps.selector == "policy":
-        return read_card(local_policy(job)).choices[-1]
-    return max(steps.choices or PAPER_CHOICES)
+        return step_counts(read_card(local_policy(job)).choices)[-1]
+    return max(known_choices(job.config))
 
 
 def local_policy(job: Job) -> str:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.job_file.contradictions import contradictions
-from jobs.job_file.keys import DEFAULT_POOL, JobConfig, is_secret, leaf_kinds
+from jobs.job_file.keys import DEFAULT_POOL, JobConfig, RecipeKeys, is_secret, leaf_kinds
 from jobs.job_file.places import elsewhere
 from jobs.job_file.positions import ConfigError, Fault, Path, PlacedYaml, parse, parse_path, parse_value
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20
 LEARNING = ("train", "evaluate")  # sections whose keys nobody means in another one
 _OTHER_NAMES = {"fp32": "float32", "full": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+RECIPES = ("steps.choices", "steps.fixed")  # leaves whose values have keys
 _EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -208,7 +209,8 @@ def _fault(source: PlacedYaml, path: Path, errors: list[ErrorDetails]) -> Fault:
     got = errors[0]["input"]
     if kind == "value_error":
         return Fault(source.where(path), f"{name} {errors[0]['ctx']['error']}")
-    expected = " or ".join(dict.fromkeys(_expected(error) for error in errors))
+    bounds = [error for error in errors if not error["type"].endswith("_type")]
+    expected = " or ".join(dict.fromkeys(_expected(error) for error in bounds or errors))
     return Fault(source.where(path), f"{name} must be {expected}, got {_shown(got)}{_meant(got, errors)}")
 
 
@@ -246,7 +248,8 @@ def _guess(name: str, section: str) -> str:
     """The known key that was meant: of the same name elsewhere, of a like name here, of a like name elsewhere."""
     prefix = f"{section}." if section else ""
     leaves = [key for key in leaf_kinds() if section in LEARNING or key.partition(".")[0] not in LEARNING]
-    known = {dotted: dotted.rpartition(".")[2] for dotted in [*leaves, *_sections(leaves)]}
+    own = [prefix + name for name in RecipeKeys.model_fields] if section in RECIPES else []
+    known = {dotted: dotted.rpartition(".")[2] for dotted in [*own, *leaves, *_sections(leaves)]}
     here = {last: dotted for dotted, last in known.items() if dotted == prefix + last}
     everywhere = {last: dotted for dotted, last in reversed(known.items())}
     if name in everywhere:

@@ -1,4 +1,4 @@
-"""Turns the `quality` section into scorers, with names and models' places, and checks them before anything starts."""
+"""Turns `quality` and `safety` into scorers with their models' places, and checks them before anything starts."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,14 @@ from typing import Any
 
 from actors.scorer_check import scorers_fault
 from jobs.job_file.errors import blaming
-from jobs.job_file.keys import Scorer
+from jobs.job_file.keys import Safety, Scorer
 from jobs.job_file.places import place
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.storage import storage_options
 from pipelines.boundary import raised_by
 from pipelines.render.quality import ScorerSource, check_source
+from pipelines.render.safety import SafetyRule
 from pipelines.storage.checkpoints import ModelSource
 
 
@@ -34,8 +35,26 @@ def check_scorers(job: Job) -> None:
                 check_source(source)
         except ConfigError as error:
             faults += error.faults
+    try:
+        with blaming(job, "safety", "safety: "):
+            if rule := safety_rule(job):
+                check_source(rule.source)
+    except ConfigError as error:
+        faults += error.faults
     if faults:
         raise ConfigError(faults)
+
+
+def safety_rule(job: Job) -> SafetyRule | None:
+    """The job's safety scorer. Raises ConfigError for one that is named wrongly, as a scorer of quality, or lacks its
+    model.
+    """
+    safety = job.config.safety
+    if safety is None:
+        return None
+    if safety.name in weights(job.config.quality):
+        raise job.fault("safety", f"safety: a scorer of quality is named {safety.name}, too: give it another name")
+    return SafetyRule(_scorer_source(job, "safety", safety), safety.max)
 
 
 def scorer_name(name: str | None, kind: str) -> str:
@@ -61,7 +80,7 @@ def weights_in(fingerprint: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _sources(job: Job) -> tuple[ScorerSource, ...]:
-    return tuple(_scorer_source(job, index, scorer) for index, scorer in enumerate(job.config.quality))
+    return tuple(_scorer_source(job, f"quality.{index}", scorer) for index, scorer in enumerate(job.config.quality))
 
 
 def _faults_together(job: Job, sources: tuple[ScorerSource, ...]) -> list[Fault]:
@@ -69,8 +88,9 @@ def _faults_together(job: Job, sources: tuple[ScorerSource, ...]) -> list[Fault]
     return [Fault(job.at("quality"), f"quality: {fault}")] if fault else []
 
 
-def _scorer_source(job: Job, index: int, scorer: Scorer) -> ScorerSource:
-    key, kind = f"quality.{index}", scorer.scorer
+def _scorer_source(job: Job, key: str, scorer: Scorer | Safety) -> ScorerSource:
+    """key: where the job file has it. A safety scorer stands alone, so its weight is 1."""
+    kind, weight = scorer.scorer, scorer.weight if isinstance(scorer, Scorer) else 1.0
     if kind in ("clip", "aesthetic") and scorer.path is None:
         raise job.fault(key, f"{key}: {kind} needs path, a CLIPModel's folder, hub id or URL")
     if kind == "aesthetic" and scorer.head is None:
@@ -79,7 +99,7 @@ def _scorer_source(job: Job, index: int, scorer: Scorer) -> ScorerSource:
     path = place(scorer.path, may_be_hub=True)
     model = ModelSource(path, storage=storage_options(job)) if path else None
     name = scorer_name(scorer.name, kind)
-    return ScorerSource(name, "function" if function else kind, scorer.weight, model, place(scorer.head), function)
+    return ScorerSource(name, "function" if function else kind, weight, model, place(scorer.head), function)
 
 
 def _function(job: Job, key: str, name: str) -> Any:

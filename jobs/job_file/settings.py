@@ -12,25 +12,28 @@ from actors.checkpoint import CheckpointInfo
 from actors.checkpoint_check import check_checkpoint, check_solver
 from actors.rows import SamplerConfig
 from actors.selector import SelectorConfig
-from actors.solver import allowed_steps, lane_steps, noise_schedule
+from actors.solver import allowed_steps, noise_schedule
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_picture_keys
 from jobs.job_file.places import place, placed_fingerprint
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
-from jobs.job_file.scorers import scorer_sources
+from jobs.job_file.recipes import interval_of, menu_of_job, recipe
+from jobs.job_file.scorers import safety_rule, scorer_sources
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import Bar
 from pipelines.cluster.pools import PoolSpec
 from pipelines.files.csv_rows import Dialect
 from pipelines.files.readers import TextRules
 from pipelines.plan.make import PlanConfig
+from pipelines.plan.recipes import JobSampling
 from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.columns import GIVEN, LEFT_OUT
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -57,6 +60,7 @@ class Settings:
     sampler: SamplerConfig
     pools: tuple[PoolSpec, ...]
     scorers: tuple[ScorerSource, ...]
+    safety: SafetyRule | None
     calibrations: Mapping[str, Any]
     bar: Bar = field(default_factory=Bar)  # of a plan to come
 
@@ -69,13 +73,14 @@ class Settings:
             selector=self.selector,
             pools=self.pools,
             model=self.model,
-            lane_steps=self._lane_steps,
+            sampling=JobSampling(self.sampler.solver, self.sampler.guidance_interval),
             selector_actors=steps.actors,
             selector_num_gpus=steps.num_gpus,
             fingerprint=fingerprint(self.job, self.checkpoint),
             rollout=self.job.rollout,
             bar=self.bar.quality,
             expected_tries=self.bar.expected_tries,
+            tries_variance=self.bar.tries_variance,
             num_workers=sum(pool.actors for pool in self.pools),
             lanes=max((pool.lanes for pool in self.pools if pool.lanes), default=None),
         )
@@ -83,7 +88,7 @@ class Settings:
     @property
     def render(self) -> RenderConfig:
         """The settings of `pipelines.render.driver.render`."""
-        output, failures = self.job.config.output, self.job.config.failures
+        output, failures, tries = self.job.config.output, self.job.config.failures, self.job.config.tries
         return RenderConfig(
             model=self.model,
             sampler=self.sampler,
@@ -91,14 +96,12 @@ class Settings:
             layout=output.layout,
             image_format=output.format,
             scorers=self.scorers,
-            tries=TryRules(self.job.config.tries.max, self.job.config.tries.keep),
+            safety=self.safety,
+            tries=TryRules(1 if self.job.rollout else tries.max, tries.keep),
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
         )
-
-    def _lane_steps(self, num_steps: int, guidance_scale: float, has_negative: bool) -> int:
-        return lane_steps(num_steps, guidance_scale, None if has_negative else self.sampler.guidance_interval)
 
 
 def resolve(job: Job) -> Settings:
@@ -115,6 +118,7 @@ def resolve(job: Job) -> Settings:
         sampler=_sampler(job, info, measured),
         pools=tuple(pool_spec(pool) for pool in job.config.pools),
         scorers=scorer_sources(job),
+        safety=safety_rule(job),
         calibrations=measured,
     )
 
@@ -128,8 +132,11 @@ def read_checkpoint(job: Job) -> CheckpointInfo:
         folder, variant = model_source(job).local(metadata_only=True), job.config.model.variant
         info = check_checkpoint(folder, variant)
         check_solver(info, job.config.sampling.solver, job.config.sampling.timestep_spacing)
-    if info.has_safety_checker:
-        log.warning("%s: its safety checker is not run, pictures are stored unchecked", job.config.model.path)
+    if info.has_safety_checker and job.config.safety is None:
+        log.warning(
+            "%s: its safety checker is not run, pictures are stored unchecked; name a scorer in `safety`",
+            job.config.model.path,
+        )
     return info
 
 
@@ -162,7 +169,7 @@ def prompt_source(job: Job, info: CheckpointInfo | None) -> PromptSource:
             height=sampling.height or height,
             allowed_steps=_allowed_steps(job, info) if info else frozenset(range(1, MAX_STEPS + 1)),
             size_multiple=max(SIZE_MULTIPLE_PX, info.vae_scale_factor) if info else SIZE_MULTIPLE_PX,
-            guidance_interval=_interval(job),
+            guidance_interval=interval_of(job),
         ),
     )
 
@@ -171,13 +178,13 @@ def _selector(job: Job, info: CheckpointInfo) -> SelectorConfig:
     steps = job.config.steps
     return SelectorConfig(
         selector=steps.selector,
-        choices=tuple(steps.choices) if steps.choices else None,
-        fixed=steps.fixed,
+        choices=menu_of_job(job),
+        fixed=recipe(steps.fixed) if steps.fixed else None,
         policy_path=place(steps.policy) or EMBEDDED_POLICY,
         price=steps.price,
         min=steps.min,
         max=steps.max,
-        max_tries=job.config.tries.max if job.config.tries.bar == "auto" else 1,
+        max_tries=job.config.tries.max if job.config.tries.bar == "auto" and job.config.counts_quality else 1,
         decision=steps.decision,
         text_encoder_path=info.path,
         num_threads=None,
@@ -195,7 +202,7 @@ def _sampler(job: Job, info: CheckpointInfo, measured: Mapping[str, Any]) -> Sam
         device=model.device,
         solver=sampling.solver,
         timestep_spacing=sampling.timestep_spacing,
-        guidance_interval=_interval(job),
+        guidance_interval=interval_of(job),
         compile=sampling.compile,
         channels_last=sampling.channels_last,
         calibrated=tuple((place, found["lanes"]) for place, found in measured.items()),
@@ -247,18 +254,20 @@ def refuse_changed(job: Job, plan: Plan, now: Mapping[str, Any]) -> None:
         raise ConfigError(faults)
 
 
-def _interval(job: Job) -> tuple[float, float] | None:
-    interval = job.config.sampling.guidance_interval
-    return (interval[0], interval[1]) if interval else None
-
-
 def _allowed_steps(job: Job, info: CheckpointInfo) -> frozenset[int]:
-    """Budgets with a time grid. Raises ConfigError where the job file names another."""
+    """Numbers of steps with a time grid. Raises ConfigError where the job file names another."""
     steps, sampling = job.config.steps, job.config.sampling
-    allowed = allowed_steps(noise_schedule(info.scheduler_config, sampling.timestep_spacing), sampling.solver)
-    wrong = [("steps.fixed", steps.fixed)] if steps.fixed and steps.fixed not in allowed else []
-    wrong += [("steps.choices", count) for count in steps.choices or [] if count not in allowed]
-    if wrong:
-        how = f"{sampling.solver} with {sampling.timestep_spacing or 'the spacing of this checkpoint'}"
-        raise ConfigError([Fault(job.at(key), f"{key}: {how} has no grid of {count} steps") for key, count in wrong])
-    return allowed
+    schedule = noise_schedule(info.scheduler_config, sampling.timestep_spacing)
+    named = [("steps.fixed", recipe(steps.fixed))] if steps.fixed else []
+    named += [("steps.choices", each) for each in menu_of_job(job) or ()]
+    faults = []
+    for key, each in named:
+        solver = each.solver or sampling.solver
+        with blaming(job, key):
+            has_grid = each.num_steps in allowed_steps(schedule, solver)
+        if not has_grid:
+            how = f"{solver} with {sampling.timestep_spacing or 'the spacing of this checkpoint'}"
+            faults.append(Fault(job.at(key), f"{key}: {how} has no grid of {each.num_steps} steps"))
+    if faults:
+        raise ConfigError(faults)
+    return allowed_steps(schedule, sampling.solver)

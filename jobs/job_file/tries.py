@@ -17,10 +17,11 @@ NO_SCORES = "holds no scored pictures of one try a row: name a run of the same s
 
 @dataclass(frozen=True)
 class Bar:
-    """quality: None where every picture is taken. expected_tries: where it is known how many pictures pass."""
+    """quality: None where every picture is taken. The others, of a row: where it is known how many pictures pass."""
 
     quality: float | None = None
     expected_tries: float | None = None
+    tries_variance: float | None = None
 
 
 def bar_of(job: Job, plan: Plan | None = None) -> Bar:
@@ -48,7 +49,9 @@ def bar_of(job: Job, plan: Plan | None = None) -> Bar:
         raise job.fault("tries.scores", f"{tries.scores} {NO_SCORES}")
     bar = quantile_bar(scores, tries.bar.quantile)
     below = float((scores < bar).mean())
-    return Bar(bar, sum(below**number for number in range(tries.max)))
+    expected = sum(below**number for number in range(tries.max))
+    square = sum((2 * number + 1) * below**number for number in range(tries.max))
+    return Bar(bar, expected, square - expected**2)
 
 
 def known_scores(run: RunFolder) -> np.ndarray:

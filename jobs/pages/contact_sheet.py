@@ -12,8 +12,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 INK, GREY, PAPER, CARD, EDGE = "#1c1f23", "#6a7078", "#f4f3ef", "#ffffff", "#dddbd4"
-SCALE_COLOURS = ((0x2A, 0x8D, 0x80), (0xC9, 0x90, 0x1E), (0xC8, 0x4A, 0x2E))  # few steps, some, many
+SCALE_COLOURS = ((0x2A, 0x8D, 0x80), (0x3A, 0x6E, 0xA5), (0x4B, 0x45, 0x8C))  # few steps, some, many; none alarms
 GAP_PX, MARGIN_PX, PAD_PX = 16, 32, 10
+SHOWN_PX, BLOCKY_PX = 160, 64  # of a picture on the sheet; up to where its pixels are shown as they are
+HEADER_PX = 96  # title, verdict and what is shown; the heads stand beneath
 MOST_LINES, PROMPT_SIZE_PX, TITLE_SIZE_PX, LINE_PX, BADGE_PX = 6, 14, 26, 18, 20
 
 
@@ -46,7 +48,7 @@ class Grid:
 
     def top(self, row: int) -> int:
         """Where a row of cards begins; the first lies beneath the header."""
-        return MARGIN_PX + 76 + sum(self.height(above) + GAP_PX for above in range(row))
+        return MARGIN_PX + HEADER_PX + sum(self.height(above) + GAP_PX for above in range(row))
 
     def corner(self, index: int) -> tuple[int, int]:
         """Upper left of a card."""
@@ -54,10 +56,13 @@ class Grid:
         return MARGIN_PX + column * (self.width + GAP_PX), self.top(row)
 
 
-def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = "") -> bytes:
+def contact_sheet(
+    rows: Sequence[dict[str, Any]], title: str, subtitle: str = "", verdict: str = "", heads: Sequence[str] = ()
+) -> bytes:
     """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps.
 
-    A row with `beside`, another row, shows that one's picture and steps to the right of its own.
+    A row with `beside`, another row, shows that one's picture to the right of its own. heads: what stands over each of
+    the two in every column; steps that a head names are not said again at each picture.
     """
     groups = [[row, row["beside"]] if row.get("beside") else [row] for row in rows]
     pictures = [[_enlarged(shown["image"]) for shown in group] for group in groups]
@@ -71,14 +76,17 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = ""
     sheet = Image.new("RGB", grid.size, PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX - 6), title, INK, _font(TITLE_SIZE_PX))
-    draw.text((MARGIN_PX, MARGIN_PX + 32), subtitle, GREY, _font(PROMPT_SIZE_PX + 1))
+    draw.text((MARGIN_PX, MARGIN_PX + 28), verdict, INK, _font(PROMPT_SIZE_PX + 2))
+    draw.text((MARGIN_PX, MARGIN_PX + 50), subtitle, GREY, _font(PROMPT_SIZE_PX))
+    for column in range(min(columns, len(rows))):
+        _heads(draw, grid, column, heads)
     budgets = [shown["num_steps"] for group in groups for shown in group if shown.get("num_steps")]
     bounds = (min(budgets, default=1), max(budgets, default=1))
     for index, (group, some, lines) in enumerate(zip(groups, pictures, prompts, strict=True)):
         text_top = _card(sheet, draw, grid, index, some)
         left = grid.corner(index)[0] + PAD_PX
         for at, shown in enumerate(group):
-            if shown.get("num_steps"):
+            if shown.get("num_steps") and steps_text(shown["num_steps"]) not in heads:
                 _badge(draw, (left + at * (side + PAD_PX), text_top), shown["num_steps"], bounds)
         draw.text((left, text_top + BADGE_PX + 6), "\n".join(lines), INK, font, spacing=4)
     buffer = io.BytesIO()
@@ -86,13 +94,25 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str, subtitle: str = ""
     return buffer.getvalue()
 
 
-def _enlarged(data: bytes, side_px: int = 160) -> Image.Image:
-    """Small pictures by a whole factor, larger ones shrunk: about 160 px on a side."""
+def _heads(draw: ImageDraw.ImageDraw, grid: Grid, column: int, heads: Sequence[str]) -> None:
+    left, top = grid.corner(column)
+    for at, head in enumerate(heads):
+        middle = left + PAD_PX + at * (grid.picture + PAD_PX) + grid.picture / 2
+        draw.text((middle, top - 6), head, INK, _font(PROMPT_SIZE_PX + 1), anchor="ms")
+
+
+def _enlarged(data: bytes) -> Image.Image:
+    """About SHOWN_PX on a side: small pictures by a whole factor, tiny ones pixel by pixel, so that none is blurred."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     longest = max(picture.size)
-    factor = max(1, round(side_px / longest)) if longest < side_px else side_px / longest
+    factor = max(1, round(SHOWN_PX / longest)) if longest < SHOWN_PX else SHOWN_PX / longest
     size = (round(picture.width * factor), round(picture.height * factor))
-    return picture.resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.NEAREST if longest <= BLOCKY_PX else Image.Resampling.LANCZOS)
+
+
+def steps_text(num_steps: int) -> str:
+    """`1 step`, `20 steps`."""
+    return f"{num_steps} step{'s' if num_steps > 1 else ''}"
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -114,14 +134,14 @@ def _card(
 
 def _badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], num_steps: int, bounds: tuple[int, int]) -> None:
     font = _font(PROMPT_SIZE_PX - 1)
-    text = f"{num_steps} step{'s' if num_steps > 1 else ''}"
+    text = steps_text(num_steps)
     (left, top), width = corner, font.getlength(text) + 16
     draw.rounded_rectangle((left, top, left + width, top + BADGE_PX), 10, budget_colour(num_steps, bounds))
     draw.text((left + width / 2, top + BADGE_PX / 2), text, "#ffffff", font, anchor="mm")
 
 
 def budget_colour(num_steps: int, bounds: tuple[int, int]) -> str:
-    """Green for the least steps, yellow between, red for the most; bounds: the least and the most, in steps."""
+    """Green for the least steps, blue between, violet for the most; bounds: the least and the most, in steps."""
     share = 2 * (num_steps - bounds[0]) / max(1, bounds[1] - bounds[0])
     low = min(1, int(share))
     mix = [round(a + (b - a) * (share - low)) for a, b in zip(*SCALE_COLOURS[low : low + 2], strict=True)]

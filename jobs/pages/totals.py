@@ -40,6 +40,7 @@ class Totals:
     negative_truncated: int = 0
     unscored: int = 0
     tries: int = 0  # of the rows with a picture
+    made: int = 0  # pictures, of all rows that name their tries
     status: Counter[str] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Totals:
         self.status.update(row["status"] for row in rows)
         done = [row for row in rows if row["status"] == "ok"]
         self.budgets.update(row["num_steps"] for row in done)
+        self.made += sum(len(row.get("tries") or ()) or row["status"] == "ok" for row in rows)
         self.tries += sum(len(row.get("tries") or ()) or 1 for row in done)
         self.pictures = heapq.nsmallest(self.most_pictures, [*self.pictures, *done], key=_draw)
         failed = [row for row in rows if row["status"] == "failed"]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actors.checkpoint import CheckpointInfo
@@ -25,7 +26,7 @@ from pipelines.files.chosen import would_hold
 from pipelines.files.tables import FoundFiles, hub_address, web_address
 from pipelines.plan.earlier import EarlierRows, earlier_rows
 from pipelines.prompts.inspection import Inspection, PromptSource, open_files, pinned_notes
-from pipelines.prompts.two_passes import inspect
+from pipelines.prompts.two_passes import inspect, needs_ray
 from pipelines.render.driver import with_gpus_of_this_ray
 from pipelines.render.pool import precision_note
 from pipelines.run.layout import RunFolder
@@ -115,11 +116,25 @@ def too_many_failed(job: Job, failed: int, rows: int) -> bool:
     return failed > job.config.failures.max_fraction * rows
 
 
-def read_input(job: Job, source: PromptSource) -> Inspection:
-    """The first pass over the prompts. Raises ConfigError for all that is wrong with them."""
-    inspection = _read(job, lambda: inspect(source))
+def read_input(job: Job, source: PromptSource, files: FoundFiles | None = None) -> Inspection:
+    """The first pass over the prompts. Raises ConfigError for all that is wrong with them. files: if they are open."""
+    inspection = _read(job, lambda: inspect(source, files))
     refuse_input(job, inspection)
     return inspection
+
+
+@dataclass(frozen=True)
+class OpenInput:
+    """The input's files, and what the first pass found, if that took no Ray."""
+
+    files: FoundFiles
+    inspection: Inspection | None
+
+
+def open_input(job: Job, source: PromptSource) -> OpenInput:
+    """As far as the input can be read without Ray. Raises as `read_input`."""
+    files = read_headers(job, source)
+    return OpenInput(files, None if needs_ray(source, files) else read_input(job, source, files))
 
 
 def read_earlier(job: Job, plan: Plan, inspection: Inspection) -> EarlierRows:

@@ -1,10 +1,16 @@
 """Runs the demonstration: the shipped prompts through the embedded model."""
 
 import csv
+import io
+import math
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from jobs.job_file.keys import StepBudgets
 from jobs.job_file.places import ROOT
@@ -23,6 +29,7 @@ from pipelines.run.plan import read_plan
 
 PROMPTS = "training/scenes/prompts.csv"
 SHEET = "contact_sheet.png"
+SHOWN_PAIRS = 12  # on the sheet; all that SHOWN_PICTURES allows are judged
 STOPPED = tuple(128 + number for number in SIGNALS)
 JOB = """\
 model: {device: cpu}
@@ -50,22 +57,45 @@ def at_largest(job: Job) -> Job:
     return job.changed(steps=steps, output=output)
 
 
-def write_sheet(job: Job, largest: Job) -> str:
-    """Draws the first pictures, in the order of the prompts, in pairs; the path of the PNG."""
+def write_sheet(job: Job, largest: Job) -> tuple[str, str]:
+    """Draws the first pictures, in the order of the prompts, in pairs; the path of the PNG, and the verdict on it."""
     run = run_folder(job)
     found = totals(read_plan(run), most_pictures=1 << 20)
     order = {row["id"]: index for index, row in enumerate(_prompts())}
     rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:SHOWN_PICTURES]
     budget = largest_budget(job)
     mean = steps_text(found.mean_steps, budget) if found.mean_steps else "no steps"
-    chosen = job.config.steps.selector
-    subtitle = (
-        f"{found.status['ok']} prompts, {mean}; selector: {chosen}. Right: the same seed at {budget} steps, for all"
-    )
     shown = [row for row in with_images(run, rows) if row["image"]]
-    pairs = [row | {"beside": beside} for row, beside in zip(shown, _same(shown, largest), strict=True)]
-    run.write(SHEET, contact_sheet(pairs, "stepthrift: steps where they pay", subtitle))
-    return f"{job.config.output.path}/{SHEET}"
+    judged = [row | {"beside": beside} for row, beside in zip(shown, _same(shown, largest), strict=True)]
+    every = max(1, len(judged) // SHOWN_PAIRS)
+    pairs = judged[::every][:SHOWN_PAIRS]
+    subtitle = f"{len(pairs)} of {len(judged)} prompts: one in {every}, in the order of the file. A pair has one seed"
+    heads, verdict = ("chosen", f"{budget} steps"), f"{mean} against {budget}. {right_text(judged, budget)}"
+    run.write(SHEET, contact_sheet(pairs, "stepthrift: steps where they pay", subtitle, verdict, heads))
+    return f"{job.config.output.path}/{SHEET}", verdict
+
+
+def right_text(pairs: Sequence[Mapping[str, Any]], budget: int) -> str:
+    """How much of what their prompts ask for the pictures show, on either side; nothing where a program cannot tell."""
+    if find_spec("scipy") is None:
+        return ""
+    from training.scenes.checker import exactness, score  # scipy comes with the extra `scenes` alone
+
+    both = [pair for pair in pairs if pair["beside"]]
+    prompts = [pair["prompt"] for pair in both]
+    sides = [[_pixels(pair["image"]) for pair in both], [_pixels(pair["beside"]["image"]) for pair in both]]
+    objects, whole = ([judge(images, prompts) for images in sides] for judge in (score, exactness))
+    if not both or any(map(math.isnan, objects[0])):
+        return ""
+    chosen, dear = (f"{100 * sum(side) / len(both):.0f} %" for side in objects)
+    return (
+        f"Of all {len(both)} prompts' objects {chosen} are right as chosen, {dear} at {budget} steps; "
+        f"pictures without any fault: {sum(whole[0]):.0f} and {sum(whole[1]):.0f}"
+    )
+
+
+def _pixels(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
 def _same(rows: Sequence[Mapping[str, Any]], largest: Job) -> list[dict[str, Any] | None]:
@@ -91,7 +121,8 @@ def run_demo(console: Console, sets: tuple[str, ...], limit: int | None, take_ov
     console.say(f"the same seeds at {largest.config.steps.fixed} steps, to compare: {largest.config.output.path}")
     if (stopped := run_job(NestedConsole(console), largest, "local", take_over)) in STOPPED:
         return stopped
-    sheet = write_sheet(job, largest)
+    sheet, verdict = write_sheet(job, largest)
+    console.say(verdict)
     if not console.json:
         print(sheet, file=console.out, flush=True)
     return code

@@ -1,16 +1,17 @@
 """Finds the rows to render of shards that are rendered in parts: under `--limit` those of the input's first prompts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jobs.job_file.settings import Settings
 from jobs.steps.checking import read_input
 from pipelines.plan.rollout_plan import base_id
 from pipelines.prompts.canonical_rows import KEY_BYTES, id_key
-from pipelines.prompts.two_passes import are_in, keys_of, raise_aborted, rows
+from pipelines.prompts.slices import are_small
+from pipelines.prompts.two_passes import are_in, keys_of, raise_aborted, rows, small_tables
 from pipelines.render.driver import RenderOrders
 from pipelines.render.open_shard import FirstRows, rendered_rows
 from pipelines.render.repaired_shard import RepairOrder
@@ -57,11 +58,12 @@ def _num_planned(plan: Plan) -> int:
 def _first_keys(settings: Settings) -> np.ndarray:
     """(n,) S16, sorted: the keys of the rows of the first prompts."""
     inspection = read_input(settings.job, settings.source)
-    keys = [np.empty(0, f"S{KEY_BYTES}")]
-    for table in rows(inspection, carried=()).iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(table, pa.Table)
-        keys.append(keys_of(raise_aborted(table)))
-    return np.sort(np.concatenate(keys))
+    nothing = np.empty(0, f"S{KEY_BYTES}")
+    if are_small(list(inspection.slices)):  # no Ray Data: a worker may be up already, and have the CPUs
+        tables: Iterable[Any] = small_tables(inspection, nothing, nothing)
+    else:
+        tables = rows(inspection, carried=()).iter_batches(batch_size=None, batch_format="pyarrow")
+    return np.sort(np.concatenate([nothing, *(keys_of(raise_aborted(table)) for table in tables)]))
 
 
 def _planned(plan: Plan, keys: np.ndarray) -> Iterator[tuple[str, Mapping[str, None]]]:

@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.recipe import Recipe
 from jobs.job_file.errors import blaming
 from jobs.job_file.keys import Input, Output, StepBudgets, Tries, Variant
 from jobs.job_file.read import Job
+from jobs.job_file.recipes import entry
 from jobs.job_file.storage import run_folder
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
@@ -35,13 +37,13 @@ class NestedConsole(Console):
         self.say(text.splitlines()[0])
 
 
-def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: tuple[int, ...], seeds: int) -> int:
-    """All prompts (columns of a prompt table) at every budget, scored, without pictures; -> the exit code."""
+def roll_out(console: Console, job: Job, path: str, prompts: pa.Table, choices: tuple[Recipe, ...], seeds: int) -> int:
+    """All prompts (columns of a prompt table) at every recipe, scored, without pictures; -> the exit code."""
     output = job.config.output
     storage = output.storage or job.config.storage
     rollout = replace(job, rollout=True).changed(
         input=Input(path=f"{path}/{PROMPTS}", images_per_prompt=seeds, storage=storage),
-        steps=StepBudgets(selector="words", choices=list(choices)),
+        steps=StepBudgets(selector="words", choices=[entry(recipe) for recipe in choices]),
         output=Output(path=path, layout="none", storage=output.storage),
         tries=Tries(),
     )

@@ -1,12 +1,15 @@
-"""Runs a pilot: renders a sample of the user's prompts at every budget and judges the policy on it."""
+"""Runs a pilot: renders a sample of the user's prompts by every recipe and says what to spend on them."""
 
 import pyarrow as pa
 
 from actors.checkpoint import CheckpointInfo
 from actors.policy import read_card
+from actors.recipe import menu_of
+from jobs.job_file.contradictions import PAPER_CHOICES
 from jobs.job_file.keys import Scorer
 from jobs.job_file.policy import check_policy, local_policy
 from jobs.job_file.read import Job
+from jobs.job_file.recipes import menu_of_job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_at
@@ -44,26 +47,22 @@ def sample(console: Console, job: Job, info: CheckpointInfo, count: int) -> pa.T
 
 
 def run_pilot(console: Console, job: Job, address: str | None, count: int, seeds: int) -> int:
-    """Roll out a sample, judge the policy on it, and say whether it pays; the exit code."""
+    """Roll out a sample, and say which of one recipe, the policy, tries or both to take; the exit code."""
     job = with_quality(job)
     info = read_checkpoint(job)
     check_scorers(job)
     check_policy(job, info)
-    policy = local_policy(job)
-    card = read_card(policy)
+    policy = local_policy(job) if job.config.steps.selector == "policy" else None
+    menu = read_card(policy).choices if policy else menu_of_job(job) or menu_of(PAPER_CHOICES)
     start_ray(address, console.debug)
     path = f"{str(job.config.output.path).rstrip('/')}-pilot-{count}"
-    code = roll_out(console, job, path, sample(console, job, info, count), card.choices, seeds)
+    code = roll_out(console, job, path, sample(console, job, info, count), menu, seeds)
     if code != DONE:
         return code
     run = run_at(job, path)
     table = whole_table(job, "quality", run)
     found = judged(job, policy, table, None, {})
-    about = {
-        "prompts": len(table.prompts),
-        "of": job.config.input.path,
-        "version": card.version,
-        "seeds": table.num_seeds,
-    }
-    title = "Pilot: do adaptive steps pay on these prompts?"
+    about = {"prompts": len(table.prompts), "of": job.config.input.path, "seeds": table.num_seeds}
+    about |= {"policy": read_card(policy).version} if policy else {}
+    title = "Pilot: what to spend on these prompts"
     return conclude(console, run, title, found, about, curves(job, table))

@@ -17,6 +17,7 @@ from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import RenderOrders, RenderResult, render
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
@@ -29,6 +30,7 @@ def render_job(
     plan: Plan,
     stop: Stop,
     only: RenderOrders | None = None,
+    early: EarlyWorker | None = None,
 ) -> int:
     """Render what is not done, or `only` so much; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
@@ -36,7 +38,7 @@ def render_job(
     epoch, on_progress = stop.epoch.id, followed(ProgressLine(console, totalled["largest"]), stop.epoch)
     if changed := widen_manifests(plan, epoch):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
-    result = render(plan, settings.render, on_progress, stop, only, epoch=epoch)
+    result = render(plan, settings.render, on_progress, stop, only, epoch=epoch, early=early)
     console.clear()
     found = totals(plan)
     limited = only is not None and only.alone
@@ -94,6 +96,8 @@ def summarize(
             name: getattr(found, name)
             for name in ("truncated", "negative_truncated", "unscored", "mean_steps", "mean_tries")
         },
+        "tries": found.made,
+        "expected_tries": plan.get("tries"),
         "largest_budget": plan["largest"],
         "rendered_now": result.rows,
         **this_run,
@@ -129,9 +133,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if (summary.get("mean_tries") or 1) > 1:
         lines.append(f"{summary['mean_tries']:.2f} tries a picture")
     if summary["rendered_now"]:
-        speed = f", {rate(summary['images_per_second'])} images/s" if summary["images_per_second"] else ""
-        fill = f", lanes {100 * summary['lane_fill']:.1f} % full" if summary["lane_fill"] else ""
-        lines.append(f"this run: {summary['rendered_now']:,} rows in {duration(summary['seconds'])}{speed}{fill}")
+        lines.append(this_run(summary))
     for name, what in (("truncated", "prompts"), ("negative_truncated", "negative prompts")):
         lines += [f"{summary[name]:,} {what} were longer than the text encoder reads"] if summary[name] else []
     if summary["unscored"]:
@@ -139,6 +141,17 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [f"  {row['id']}: {row['score_error']}" for row in summary["score_errors"]]
     lines += [f"  failed {row['id']}: {row['error_type']}: {row['error_message']}" for row in summary["failures"]]
     return "\n".join([*lines, f"{summary['run']}/report.html"])
+
+
+def this_run(summary: dict[str, Any]) -> str:
+    """What this call rendered, and how long it took to start and to render."""
+    starting, rendering = summary["starting_seconds"], summary["seconds"] - summary["starting_seconds"]
+    parts = [
+        f"this run: {summary['rendered_now']:,} rows, {duration(starting)} to start and {duration(rendering)} to render"
+    ]
+    parts += [f"{rate(summary['images_per_second'])} images/s"] if summary["images_per_second"] else []
+    parts += [f"lanes {100 * summary['lane_fill']:.1f} % full"] if summary["lane_fill"] else []
+    return ", ".join(parts)
 
 
 def render_planned(console: Console, job: Job, job_path: str, address: str | None, take_over: bool) -> int:

@@ -62,6 +62,7 @@ def ready(
 
     Raises ConfigError where the nodes, or a place for the pools, are lacking.
     """
+    console.draw("starting Ray" if address in (None, "local") else f"connecting to Ray at {address}")
     start_ray(address, console.debug)
     with Interrupts(console, this_command()) as interrupts:
         check_nodes(console, settings.job, settings.run, epoch.id.proof, with_input)

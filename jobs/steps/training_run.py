@@ -24,7 +24,7 @@ def learn(console: Console, job: Job, table: RewardTable, config: TrainConfig) -
             f"cost {record['val_cost']:.3f} · entropy {record['entropy']:.2f}"
         )
 
-    console.say(f"{len(table.prompts):,} prompts, {len(table.choices)} budgets, {table.num_seeds} seeds")
+    console.say(f"{len(table.prompts):,} prompts, {len(table.choices)} recipes, {table.num_seeds} seeds")
     with blaming(job, "train"):
         return train(training_folder(job), table, config, on_progress)
 
@@ -36,7 +36,7 @@ def document(job: Job, card: PolicyCard, path: str) -> dict[str, Any]:
         "status": "done",
         "policy": path,
         "version": card.version,
-        "choices": list(card.choices),
+        "choices": [choice.plain() for choice in card.choices],
         "calibration": list(card.calibration),
     }
 

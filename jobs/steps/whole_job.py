@@ -1,6 +1,7 @@
 """Plans, then renders: the whole job."""
 
 from jobs.job_file.read import Job
+from jobs.steps.checking import open_input
 from jobs.steps.limited import within_limit
 from jobs.steps.planning import estimated, make, plan_text, prepare
 from jobs.steps.rendering import render_job
@@ -8,6 +9,7 @@ from jobs.steps.sole_driver import ready, sole_driver
 from jobs.terminal.console import Console
 from pipelines.integrity.repair_orders import RepairPlanner
 from pipelines.render.driver import RenderOrders
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.plan import Plan
 
 
@@ -26,11 +28,10 @@ def run_job(
 ) -> int:
     """The whole job; the exit code."""
     settings, warnings = prepare(job)
-    with (
-        sole_driver(console, job, settings.run, take_over) as epoch,
-        ready(console, settings, epoch, address, with_input=True) as (settings, stop),
-    ):
-        plan = make(console, settings, warnings, epoch.id)
-        console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
-        again = failed_rows(plan) if retry_failed else None
-        return render_job(console, settings, plan, stop, within_limit(settings, plan, again))
+    with sole_driver(console, job, settings.run, take_over) as epoch:
+        opened = open_input(job, settings.source)
+        with ready(console, settings, epoch, address, with_input=True) as (settings, stop), EarlyWorker() as early:
+            plan = make(console, settings, warnings, epoch.id, opened, early)
+            console.say(plan_text(str(job.config.output.path), estimated(settings, plan)))
+            again = failed_rows(plan) if retry_failed else None
+            return render_job(console, settings, plan, stop, within_limit(settings, plan, again), early)

@@ -12,13 +12,20 @@ REDRAW_S = 0.2
 
 
 def progress_line(progress: Progress, largest: int | None, done: str = "images") -> str:
-    """`12/40 images · 3.1 images/s · 14.2 steps, 72 % saved · 1 failed · ETA 0:09`; largest: budget, in steps."""
+    """`12/40 images · 3.1 images/s · 14.2 steps, 72 % saved · 1 failed · ETA 0:09`; largest: budget, in steps.
+
+    Until the first shard is in work it says for how long the run has been starting, and what it waits for.
+    """
+    if progress.starting_s is not None and not progress.done:
+        what = progress.waiting or "the workers start and load the model"
+        return f"{progress.total:,} images to make · starting, {duration(progress.starting_s)} so far: {what}"
     parts = [f"{progress.done:,}/{progress.total:,} {done}"]
     if progress.images_per_second:
         parts.append(f"{rate(progress.images_per_second)} images/s")
     if progress.mean_steps:
         parts.append(steps_text(progress.mean_steps, largest))
     parts.append(f"{progress.failed:,} failed")
+    parts += [f"{progress.filtered:,} filtered"] if progress.filtered else []
     if progress.waiting:
         parts.append(progress.waiting)
     elif progress.eta_s is not None and progress.done < progress.total:

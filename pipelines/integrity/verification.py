@@ -249,6 +249,7 @@ class _Verification:
             whole=shard.number % max(1, round(1 / max(self.sample, 1e-9))) == 0,
         )
         findings += images.check([row for row in manifest if row["status"] == "ok"])
+        findings += _missing_tries(shard.name, manifest, stored)
         findings += self._orphans(shard.name, stored, named)
         counts = (images.named, images.found, images.sized, images.read, images.equal)
         return CheckedShard(shard.name, planned, len(manifest), *counts, findings=tuple(findings))
@@ -311,6 +312,14 @@ class _Verification:
             return {id_key(row_id).rstrip(b"\0") for row_id in self.plan.replaced_ids}
         except UNREADABLE:  # it is named as damage of the plan
             return set()
+
+
+def _missing_tries(shard: str, rows: Iterable[Mapping[str, Any]], stored: Mapping[str, int]) -> Iterator[Finding]:
+    """Finds pictures of tries that were kept though not chosen, and are gone; no size of them is written down."""
+    for row in rows:
+        for uri in (each.get("uri") for each in row["tries"] or ()):
+            if uri and uri not in stored:
+                yield Finding("try_missing", uri, "no such object", shard, row["id"])
 
 
 def compare(planned: Iterable[Mapping[str, Any]], found: list[dict[str, Any]], shard: str) -> Iterator[Finding]:

@@ -1,15 +1,17 @@
-"""Asks the selector for each row's step budget, and marks rows whose budget no pool serves as bad.
+"""Asks the selector for each row's recipe, and marks rows whose steps no pool serves as bad.
 
 Runs in Ray tasks or actors; a table keeps its columns and types, whatever the selector makes of its batch.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from actors.recipe import Recipe, named
+from pipelines.plan.recipes import JobSampling, recipe_columns
 from pipelines.run.schema import CANONICAL_FIELDS, SCORE_FIELDS
 from pipelines.storage.checkpoints import ModelSource
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectorSource:
-    """How rows get budgets. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any.
+    """How rows get recipes. `selector_class` None: actors.selector.StepSelector; `served` None: pools serve any.
 
-    `model`: where each node gets the checkpoint whose text encoder a policy reads; it says nothing about the budgets.
+    `model`: where each node gets the checkpoint whose text encoder a policy reads; it says nothing about the recipes.
     """
 
     selector: "SelectorConfig"
@@ -30,6 +32,8 @@ class SelectorSource:
     model: ModelSource | None = field(default=None, compare=False)
     bar: float | None = None  # below this quality a row without a pinned seed is tried again
     expected_tries: float | None = None
+    tries_variance: float | None = None
+    sampling: JobSampling = field(default_factory=JobSampling)  # what recipes leave open
 
 
 @functools.lru_cache(maxsize=1)
@@ -52,7 +56,7 @@ def _on_this_node(scoring: SelectorSource) -> "SelectorConfig":
 
 
 def score(table: pa.Table, scoring: SelectorSource) -> pa.Table:
-    """Canonical rows -> the same with SCORE_FIELDS; a row whose budget no pool serves becomes a bad one."""
+    """Canonical rows -> the same with SCORE_FIELDS; a row whose steps no pool serves becomes a bad one."""
     batch = {
         "id": table["id"].to_numpy(),
         "prompt": table["prompt"].fill_null("").to_numpy(),
@@ -61,26 +65,37 @@ def score(table: pa.Table, scoring: SelectorSource) -> pa.Table:
         "error_type": table["error_type"].to_numpy(),
     }
     chosen = selector_of(scoring)(batch) if table.num_rows else {column.name: [] for column in SCORE_FIELDS}
-    steps = [None if _missing(value) else int(value) for value in chosen["num_steps"]]
-    table = _with_faults(table, steps, scoring.served)
+    names = _nullable(chosen["recipe_name"])
+    recipes = [None if name is None else named(name) for name in names]
+    table = _with_faults(table, recipes, scoring.served)
     good = [not error for error in table["error_type"].to_pylist()]
-    columns = {
+    recipes = [recipe if fine else None for recipe, fine in zip(recipes, good, strict=True)]
+    columns: dict[str, Any] = {
         "budget_scores": [None if scores is None else list(scores) for scores in chosen["budget_scores"]],
-        "num_steps": [value if fine else None for value, fine in zip(steps, good, strict=True)],
+        **recipe_columns(table, recipes, names, scoring.sampling),
         **{name: _nullable(chosen[name]) for name in ("action_probability", "policy_version", "price")},
     }
     free = [fine and not pinned for fine, pinned in zip(good, table["seed_pinned"].to_pylist(), strict=True)]
-    for name, value in (("bar", scoring.bar), ("expected_tries", scoring.expected_tries)):
+    for name in ("bar", "expected_tries", "tries_variance"):
+        value = getattr(scoring, name)
         own = _nullable(chosen.get(name, [None] * len(free)))
         columns[name] = [value if each and mine is None else mine for each, mine in zip(free, own, strict=True)]
-    own = [name for name in table.column_names if name not in {column.name for column in CANONICAL_FIELDS}]
-    carried = table.select(own)
-    table = table.select([column.name for column in CANONICAL_FIELDS])
-    for column in SCORE_FIELDS:
-        table = table.append_column(column, pa.array(columns[column.name], column.type))
-    for column in carried.schema:
-        table = table.append_column(column, carried[column.name])
-    return table
+    return with_score_fields(table, columns)
+
+
+def with_score_fields(table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """Canonical rows, then SCORE_FIELDS, null where `columns` has none, then the carried columns."""
+    known = {column.name: table[column.name] for column in table.schema} | dict(columns)
+    canonical = {column.name for column in CANONICAL_FIELDS}
+    wanted = [*CANONICAL_FIELDS, *SCORE_FIELDS, *(column for column in table.schema if column.name not in canonical)]
+    arrays = [_column(known.get(column.name), column.type, table.num_rows) for column in wanted]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(wanted))
+
+
+def _column(values: Any, kind: pa.DataType, rows: int) -> pa.Array | pa.ChunkedArray:
+    if values is None:
+        return pa.nulls(rows, kind)
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
 class ScoreActor:
@@ -94,11 +109,12 @@ class ScoreActor:
         return score(table, self.scoring)
 
 
-def _with_faults(table: pa.Table, steps: list[int | None], served: frozenset[int] | None) -> pa.Table:
-    """error_type and error_message of rows that got no budget, or one that nobody serves."""
+def _with_faults(table: pa.Table, recipes: Sequence[Recipe | None], served: frozenset[int] | None) -> pa.Table:
+    """error_type and error_message of rows that got no recipe, or one that nobody serves."""
     kinds, messages = table["error_type"].to_pylist(), table["error_message"].to_pylist()
     changed = False
-    for row, count in enumerate(steps):
+    for row, recipe in enumerate(recipes):
+        count = recipe and recipe.num_steps
         if kinds[row] or (count is not None and (served is None or count in served)):
             continue
         changed = True

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 
+from actors.recipe import MAX_STEPS, Recipe, lane_steps_of, step_counts
 from pipelines.cluster.pools import PoolSpec, menu_faults, served_budgets, serving
 from pipelines.files.readers import InputError
-from pipelines.plan.budgets import ScoreActor, SelectorSource, score, selector_of
+from pipelines.plan.budgets import ScoreActor, SelectorSource, score
 from pipelines.plan.carried_columns import ColumnFacts, one_schema
 from pipelines.plan.earlier import EarlierRows, earlier_rows
-from pipelines.plan.rollout_plan import RolloutCutter, at_every_budget, base_id
-from pipelines.plan.shards import CutRules, Cutter, LaneSteps, PlannedShard, plain_lane_steps
+from pipelines.plan.recipes import JobSampling
+from pipelines.plan.rollout_plan import RolloutCutter, at_every_recipe, base_id
+from pipelines.plan.selector_process import Call, SelectorProcess
+from pipelines.plan.shards import CutRules, Cutter, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.prompts.canonical_rows import id_key
 from pipelines.prompts.inspection import Inspection, PromptSource, pinned_notes
-from pipelines.prompts.two_passes import are_in, inspect, raise_aborted, rows
+from pipelines.prompts.slices import are_small
+from pipelines.prompts.two_passes import are_in, inspect, raise_aborted, rows, small_tables
 from pipelines.run.drivers import EpochId
 from pipelines.run.plan import Plan
 from pipelines.run.schema import carried_types, schema_to_json
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SCORE_ROWS = 1024  # of one call of the selector
+SMALL_ROWS = 4096  # of a plan that is made in this process
 MOST_LANE_STEPS, SHARDS_A_WORKER, FEWEST_ROWS = 20_000, 8, 32
 
 Progress = Callable[[int, int], None]  # rows scored, rows in all (an upper bound where the plan grows)
@@ -62,12 +66,13 @@ class PlanConfig:
     shard_lane_steps: int | None = None
     shard_rows: int = 2000
     lanes: int | None = None
-    lane_steps: LaneSteps = plain_lane_steps
+    sampling: JobSampling = field(default_factory=JobSampling)  # what recipes leave open
     selector_class: type | None = None
     model: ModelSource | None = None  # for a policy: the checkpoint whose text encoder it reads
     bar: float | None = None  # below this quality another seed is tried; None: every picture is taken
-    expected_tries: float | None = None  # of a row with that bar, where it is known
-    rollout: bool = False  # every row at every budget of the menu, instead of the selector's choice
+    expected_tries: float | None = None  # of a row with that bar, where it is known; so is tries_variance
+    tries_variance: float | None = None
+    rollout: bool = False  # every row at every recipe of the menu, instead of the selector's choice
     keep_changed: bool = False  # rows that changed since they were planned keep their old pictures
 
 
@@ -84,12 +89,12 @@ class PlanSummary:
     notes: tuple[str, ...] = ()
 
 
-def check_pools(choices: Iterable[int], pools: Iterable[PoolSpec], pinned: frozenset[int] = frozenset()) -> None:
-    """InputError names each budget of the menu that no pool serves, and each pool that serves none of them.
+def check_pools(menu: Iterable[Recipe], pools: Iterable[PoolSpec], pinned: frozenset[int] = frozenset()) -> None:
+    """InputError names each number of steps in the menu that no pool serves, and each pool that serves none of them.
 
-    A pool for budgets that only rows pin (`pinned`) is no mistake.
+    A pool for steps that only rows pin (`pinned`) is no mistake.
     """
-    if faults := menu_faults(choices, pools, pinned):
+    if faults := menu_faults(step_counts(menu), pools, pinned):
         raise InputError(f"pools: {'; '.join(faults)}")
 
 
@@ -100,14 +105,17 @@ def make_plan(
     inspection: Inspection | None = None,
     earlier: EarlierRows | None = None,
     epoch: EpochId | None = None,
+    call: Call | None = None,
 ) -> PlanSummary:
     """The plan with one new generation, or as it is where nothing is new. InputError, StorageError; needs a Ray.
 
     A row that was bad when it was planned, and is mended, is planned again; one that changed is an InputError.
     epoch: of the driver; SupersededError where it is over when the plan is committed. Of two planners one commits.
+    call: runs a function in a process that is there, for a policy's torch.
     """
     started = time.monotonic()
-    menu, policy_version = _menu(config)
+    selector = SelectorProcess(_scoring(config), config.selector_num_gpus, call)
+    menu, policy_version, bank_prompts = _menu(config, selector)
     inspection = inspection or inspect(config.source)
     check_pools(menu, config.pools, inspection.pinned_steps)
     run, generation = plan.run, plan.next_number
@@ -115,11 +123,11 @@ def make_plan(
     if earlier.changes.changed and not config.keep_changed:
         raise InputError(earlier.changes.refusal(run.url))
     pins = () if config.rollout else inspection.pinned_steps
-    notes = (*inspection.notes, *pinned_notes(pins, menu), *earlier.changes.notes())
+    notes = (*inspection.notes, *pinned_notes(pins, step_counts(menu)), *earlier.changes.notes())
     bad_keys = earlier.known.bad_keys
     writer = PlanWriter(run, generation, functools.partial(_replaces, bad_keys=bad_keys, rollout=config.rollout))
     carried, facts = inspection.carried_schema, ColumnFacts()
-    for shard in _shards(config, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
+    for shard in _shards(config, selector, inspection, menu, (earlier.known.keys, bad_keys), on_progress):
         writer.add(shard)
         facts.add(shard.rows, carried.names)
     writer.flush()
@@ -130,13 +138,14 @@ def make_plan(
         "version": VERSION,
         "generation": generation,
         **writer.totals(),
-        "largest_budget": max(menu),
+        "largest_budget": max(step_counts(menu)),
         "price": config.selector.price if config.selector.selector == "policy" else None,
         "policy_version": policy_version,
         "selector": "rollout" if config.rollout else config.selector.selector,
-        "choices": list(menu),
+        "choices": [recipe.plain() for recipe in menu],
         "lanes": config.lanes,
-        "bar": None if config.bar is None else {"quality": config.bar, "expected_tries": config.expected_tries},
+        "bar": None if config.bar is None else _bar(config),
+        "bank_prompts": bank_prompts,
         "fingerprint": config.fingerprint,
         "input_files": inspection.input_files(),
         "input_place": inspection.place,
@@ -160,38 +169,38 @@ def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarra
     return are_in(np.array([id_key(row_id) for row_id in ids], bad_keys.dtype), bad_keys)
 
 
-def _menu(config: PlanConfig) -> tuple[tuple[int, ...], str | None]:
-    """The budgets that may be chosen, and the policy's version; a task asks the selector, since it brings torch."""
-    selector = config.selector
-    describe = ray.remote(_described).options(num_cpus=1)
-    try:
-        choices, version = ray.get(describe.remote(SelectorSource(selector, None, config.selector_class, config.model)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise InputError(f"steps.selector: {error.cause}") from error
-        raise
-    low, high = selector.min or 0, selector.max or max(choices)
-    return tuple(count for count in choices if low <= count <= high) or choices, version
+def _scoring(config: PlanConfig) -> SelectorSource:
+    again = (config.bar, config.expected_tries, config.tries_variance)
+    served = served_budgets(config.pools)
+    return SelectorSource(config.selector, served, config.selector_class, config.model, *again, config.sampling)
 
 
-def _described(scoring: SelectorSource) -> tuple[tuple[int, ...], str | None]:
-    selector = selector_of(scoring)
-    return tuple(int(count) for count in selector.choices), selector.policy_version
+def _bar(config: PlanConfig) -> dict[str, float | None]:
+    known = {"expected_tries": config.expected_tries, "tries_variance": config.tries_variance}
+    return {"quality": config.bar, **known}
+
+
+def _menu(config: PlanConfig, selector: SelectorProcess) -> tuple[tuple[Recipe, ...], str | None, int | None]:
+    """The recipes that may be chosen, the policy's version, and the prompts that its bars were learned from."""
+    choices, version, prompts = selector.describe()
+    low, high = config.selector.min or 0, config.selector.max or MAX_STEPS
+    return tuple(each for each in choices if low <= each.num_steps <= high) or choices, version, prompts
 
 
 def _shards(
     config: PlanConfig,
+    selector: SelectorProcess,
     inspection: Inspection,
-    menu: tuple[int, ...],
+    menu: tuple[Recipe, ...],
     known: tuple[np.ndarray, np.ndarray],
     on_progress: Progress | None,
 ) -> Iterator[PlannedShard]:
     """Read -> score -> cut. known: keys of planned rows, and of those of them that were bad."""
     target = config.shard_lane_steps or _target(config, inspection, menu)
-    rules = CutRules(target, functools.partial(serving, config.pools), config.shard_rows, lane_steps=config.lane_steps)
+    rules = CutRules(target, functools.partial(serving, config.pools), config.shard_rows)
     cutter = RolloutCutter(rules, len(menu)) if config.rollout else Cutter(rules)
     done = 0
-    for table in _scored(config, inspection, menu, known):
+    for table in _scored(config, selector, inspection, menu, known):
         yield from cutter.add(table)
         done += table.num_rows // (len(menu) if config.rollout else 1)
         if on_progress:
@@ -199,23 +208,61 @@ def _shards(
     yield from cutter.finish()
 
 
-def _target(config: PlanConfig, inspection: Inspection, menu: tuple[int, ...]) -> int:
+def _target(config: PlanConfig, inspection: Inspection, menu: tuple[Recipe, ...]) -> int:
     """Lane-steps of a shard, from the middle of the menu: some shards for each worker, none of a few rows only."""
-    row = config.lane_steps(sorted(menu)[len(menu) // 2], config.source.defaults.guidance_scale, False)
+    scale, interval = config.source.defaults.guidance_scale, config.sampling.guidance_interval
+    row = lane_steps_of(menu[len(menu) // 2], scale, interval)
     fair = row * inspection.num_planned // (SHARDS_A_WORKER * config.num_workers)
     return max(FEWEST_ROWS * row, min(MOST_LANE_STEPS, fair))
 
 
 def _scored(
-    config: PlanConfig, inspection: Inspection, menu: tuple[int, ...], known: tuple[np.ndarray, np.ndarray]
+    config: PlanConfig,
+    selector: SelectorProcess,
+    inspection: Inspection,
+    menu: tuple[Recipe, ...],
+    known: tuple[np.ndarray, np.ndarray],
 ) -> Iterator[pa.Table]:
-    """Rows with their budgets, in input order. Only a network needs actors; other selectors run where rows are read."""
-    served = served_budgets(config.pools)
-    again = (config.bar, config.expected_tries)
-    scoring = SelectorSource(config.selector, served, config.selector_class, config.model, *again)
+    """Rows with their recipes, in input order; ends the selector's process."""
+    if is_small(inspection):
+        found = _scored_here(config, selector, inspection, menu, known)
+    else:
+        selector.end()  # a pool of actors takes its place
+        found = _scored_by_tasks(config, inspection, menu, known)
+    for table in found:
+        table = _without_still_bad(table, known[1], config.rollout)
+        if table.num_rows:
+            yield table
+    selector.end()
+
+
+def is_small(inspection: Inspection) -> bool:
+    """Whether a plan of it is made without a dataset."""
+    return inspection.num_planned <= SMALL_ROWS and are_small(inspection.slices)
+
+
+def _scored_here(
+    config: PlanConfig,
+    selector: SelectorProcess,
+    inspection: Inspection,
+    menu: tuple[Recipe, ...],
+    known: tuple[np.ndarray, np.ndarray],
+) -> Iterator[pa.Table]:
+    """The same rows without a dataset, whose start would take longer than reading and scoring a small list."""
+    for table in filter(len, small_tables(inspection, *known)):
+        yield at_every_recipe(table, menu, config.sampling) if config.rollout else selector.score(table)
+
+
+def _scored_by_tasks(
+    config: PlanConfig, inspection: Inspection, menu: tuple[Recipe, ...], known: tuple[np.ndarray, np.ndarray]
+) -> Iterator[pa.Table]:
+    """Only a network needs actors; other selectors run where rows are read."""
+    from ray.data import ActorPoolStrategy  # half a second of imports, and pandas, that a small list does without
+
+    scoring = _scoring(config)
     dataset = rows(inspection, known[0], retry=known[1])
     if config.rollout:
-        expand = functools.partial(at_every_budget, choices=menu)
+        expand = functools.partial(at_every_recipe, choices=menu, sampling=config.sampling)
         dataset = dataset.map_batches(expand, batch_size=None, batch_format="pyarrow")
     elif config.selector.selector == "policy":
         dataset = dataset.repartition(target_num_rows_per_block=SCORE_ROWS)  # equal calls, and the reader stays outside
@@ -234,9 +281,7 @@ def _scored(
         )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         assert isinstance(table, pa.Table)
-        table = _without_still_bad(raise_aborted(table), known[1], config.rollout)
-        if table.num_rows:
-            yield table
+        yield raise_aborted(table)
 
 
 def _without_still_bad(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> pa.Table:

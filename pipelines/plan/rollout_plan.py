@@ -1,4 +1,4 @@
-"""Plans a rollout: every row at every budget; all budgets of a (prompt, sample) share one seed and one shard.
+"""Plans a rollout: every row at every recipe; all recipes of a (prompt, sample) share one seed and one shard.
 
 The manifest of such a run, with its scores, is the reward table that a policy is trained on. No selector is asked.
 """
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from actors.recipe import Recipe
+from pipelines.plan.budgets import with_score_fields
+from pipelines.plan.recipes import JobSampling, lane_steps_of_rows, recipe_columns
 from pipelines.plan.shards import CutRules, Place, PlannedShard
-from pipelines.run.schema import CANONICAL_FIELDS, SCORE_FIELDS
 
 _SUFFIX = "-steps"
 
 
-def rollout_id(row_id: str, num_steps: int) -> str:
-    """The id of a row at one budget."""
-    return f"{row_id}{_SUFFIX}{num_steps}"
+def rollout_id(row_id: str, recipe: Recipe) -> str:
+    """The id of a row at one recipe."""
+    return f"{row_id}{_SUFFIX}{recipe.name}"
 
 
 def base_id(row_id: str) -> str:
@@ -25,24 +27,20 @@ def base_id(row_id: str) -> str:
     return row_id.rpartition(_SUFFIX)[0]
 
 
-def at_every_budget(table: pa.Table, choices: Sequence[int]) -> pa.Table:
-    """Canonical rows -> B rows each, side by side, pinned to the budgets; bad rows stay bad at each of them."""
-    budgets = np.tile(np.array(choices, np.int32), table.num_rows)
+def at_every_recipe(table: pa.Table, choices: Sequence[Recipe], sampling: JobSampling) -> pa.Table:
+    """Canonical rows -> K rows each, side by side, one a recipe; bad rows stay bad at each of them."""
+    menu = [*choices] * table.num_rows
     wide = table.take(pa.array(np.repeat(np.arange(table.num_rows), len(choices))))
-    ids = [rollout_id(row_id, int(steps)) for row_id, steps in zip(wide["id"].to_pylist(), budgets, strict=True)]
-    wide = wide.set_column(wide.column_names.index("id"), "id", pa.array(ids, pa.string()))
-    bad = np.array([bool(error) for error in wide["error_type"].to_pylist()], bool)
-    for at, column in enumerate(SCORE_FIELDS):
-        values = pa.nulls(wide.num_rows, column.type)
-        if column.name == "num_steps":
-            values = pa.array(budgets, column.type, mask=bad)
-        wide = wide.add_column(len(CANONICAL_FIELDS) + at, column, values)
-    return wide
+    ids = [rollout_id(row_id, recipe) for row_id, recipe in zip(wide["id"].to_pylist(), menu, strict=True)]
+    good = [not error for error in wide["error_type"].to_pylist()]
+    recipes = [recipe if fine else None for recipe, fine in zip(menu, good, strict=True)]
+    names = [recipe.name for recipe in menu]
+    return with_score_fields(wide, recipe_columns(wide, recipes, names, sampling) | {"id": pa.array(ids, pa.string())})
 
 
 @dataclass
 class RolloutCutter:
-    """As `Cutter`, for rows from `at_every_budget`: it never cuts between the budgets of one (prompt, sample)."""
+    """As `Cutter`, for rows from `at_every_recipe`: it never cuts between the recipes of one (prompt, sample)."""
 
     rules: CutRules
     num_choices: int
@@ -58,7 +56,7 @@ class RolloutCutter:
         self._cut = table.slice(whole)
         for start in range(0, whole, self.num_choices):
             group = table.slice(start, self.num_choices)
-            place, cost = self._place(group), self._cost(group)
+            place, cost = self._place(group), int(lane_steps_of_rows(group).sum())
             tables, rows, total = self._waiting.get(place, ([], 0, 0))
             if rows and (total + cost > self.rules.target or rows + group.num_rows > self.rules.max_rows):
                 yield self._shard(place, self._waiting.pop(place)[0])
@@ -73,24 +71,14 @@ class RolloutCutter:
         self._waiting = {}
 
     def _place(self, group: pa.Table) -> Place:
-        """Pools that serve every budget: a rollout's shard goes to one of them as a whole."""
+        """Pools that serve all of its steps: a rollout's shard goes to one of them as a whole."""
         able = [set(self.rules.pools_of(steps)) for steps in group["num_steps"].drop_null().to_pylist()]
         pools = tuple(sorted(set.intersection(*able))) if able else ()
         return Place(group["width"][0].as_py(), group["height"][0].as_py(), pools)
 
-    def _cost(self, group: pa.Table) -> int:
-        return sum(self._costs(group))
-
-    def _costs(self, table: pa.Table) -> list[int]:
-        columns = (table[name].to_pylist() for name in ("num_steps", "guidance_scale", "negative_prompt"))
-        return [
-            0 if steps is None else self.rules.lane_steps(steps, scale, bool(negative))
-            for steps, scale, negative in zip(*columns, strict=True)
-        ]
-
     def _shard(self, place: Place, tables: list[pa.Table]) -> PlannedShard:
         rows = pa.concat_tables(tables).combine_chunks()
-        costs = np.array(self._costs(rows))
+        costs = lane_steps_of_rows(rows)
         ordered = rows.take(pa.array(np.argsort(-costs, kind="stable")))
         good = int((costs > 0).sum())
         budgets = tuple(sorted(ordered["num_steps"].drop_null().unique().to_pylist()))

@@ -12,12 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-LaneSteps = Callable[[int, float, bool], int]  # num_steps, guidance_scale, has a negative prompt
-
-
-def plain_lane_steps(num_steps: int, guidance_scale: float, has_negative: bool) -> int:
-    """Lane-steps of a row without a guidance interval: two lanes a step if it is guided, else one."""
-    return num_steps * (2 if guidance_scale > 1 else 1)
+from pipelines.plan.recipes import lane_steps_of_rows
 
 
 class Place(NamedTuple):
@@ -48,7 +43,6 @@ class CutRules:
     pools_of: Callable[[int], tuple[str, ...]]  # budget -> names of the pools that serve it
     max_rows: int = 2000
     max_waiting: int = 50_000
-    lane_steps: LaneSteps = plain_lane_steps
 
 
 @dataclass
@@ -77,7 +71,7 @@ class _Buffer:
 class Cutter:
     """Feed it tables of planned rows with `add`, then `finish`; both give the shards that are full.
 
-    Tables have at least width, height, guidance_scale, negative_prompt, num_steps (null: not chosen) and error_type.
+    Tables have at least width, height, num_steps (null: not chosen), guidance_scale, guidance_interval and error_type.
     """
 
     def __init__(self, rules: CutRules) -> None:
@@ -85,7 +79,6 @@ class Cutter:
         self._buffers: dict[tuple[Place, int], _Buffer] = {}
         self._waiting: Counter[Place] = Counter()
         self._bad = _Buffer()
-        self._known_costs: dict[tuple[int, float, bool], int] = {}
         self._known_pools: dict[int, tuple[str, ...]] = {}
 
     def add(self, table: pa.Table) -> Iterator[PlannedShard]:
@@ -120,20 +113,15 @@ class Cutter:
 
     def _read(self, table: pa.Table) -> Iterator[tuple[Place | None, int, int]]:
         """(place, num_steps, lane-steps) of each row; no place for a bad one."""
-        names = ("width", "height", "num_steps", "guidance_scale", "error_type")
-        negatives = [bool(text) for text in table["negative_prompt"].to_pylist()]
-        for width, height, steps, scale, error, negative in zip(
-            *(table[name].to_pylist() for name in names), negatives, strict=True
-        ):
+        names, costs = ("width", "height", "num_steps", "error_type"), lane_steps_of_rows(table).tolist()
+        columns = (table[name].to_pylist() for name in names)
+        for width, height, steps, error, cost in zip(*columns, costs, strict=True):
             if error:
                 yield None, 0, 0
                 continue
-            known = (steps, scale, negative)
-            if known not in self._known_costs:
-                self._known_costs[known] = self.rules.lane_steps(*known)
             if steps not in self._known_pools:
                 self._known_pools[steps] = self.rules.pools_of(steps)
-            yield Place(width, height, self._known_pools[steps]), steps, self._known_costs[known]
+            yield Place(width, height, self._known_pools[steps]), steps, cost
 
     def _is_full(self, buffer: _Buffer, cost: int) -> bool:
         rows = len(buffer.costs)

@@ -40,7 +40,9 @@ class PlanWriter:
         self._index: list[pa.Table] = []  # of the parts that are put
         self._totals: Counter[str] = Counter()
         self._budgets: Counter[int] = Counter()
+        self._recipes: Counter[str] = Counter()
         self._tries = 0.0
+        self._variances = np.zeros(2)  # of tries: their sum, and that of the roots
 
     def add(self, shard: PlannedShard) -> None:
         """One more shard; a part is put when it is full."""
@@ -61,7 +63,10 @@ class PlanWriter:
         self._entries.append(entry)
         self._totals.update({"shards": 1, **{name: entry[name] for name in ("rows", "good_rows", "lane_steps")}})
         self._budgets.update(shard.rows["num_steps"].drop_null().to_pylist())
+        self._recipes.update(shard.rows["recipe_name"].drop_null().to_pylist())
         self._tries += sum(shard.rows["expected_tries"].fill_null(1.0).to_pylist()[: shard.good_rows])
+        variances = shard.rows["tries_variance"].fill_null(0.0).to_numpy().astype(np.float64)
+        self._variances += variances.sum(), np.sqrt(variances).sum()
         self._hold(shard.rows, name)
 
     def _hold(self, rows: pa.Table, shard: str) -> None:
@@ -98,9 +103,12 @@ class PlanWriter:
             "replaced_rows": self._totals["replaced_rows"],  # of earlier generations, bad there and planned again here
             "shards": self._totals["shards"],
             "budget_histogram": {str(count): self._budgets[count] for count in sorted(self._budgets)},
+            "recipe_histogram": dict(sorted(self._recipes.items())),
             "mean_steps": steps / good if good else None,
             "lane_steps": self._totals["lane_steps"],
             "expected_tries": self._tries / good if good else None,  # a row; one where it is not known
+            "tries_variance": float(self._variances[0]),  # of all rows, given the policy's bank
+            "tries_deviations": float(self._variances[1]),  # the sum of each row's own
         }
 
 

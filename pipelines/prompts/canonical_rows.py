@@ -137,6 +137,7 @@ def canonical_table(given: RawBatch, equal_rows: Mapping[int, int], rules: Rules
     """CANONICAL_FIELDS and the carried columns; each prompt becomes `samples` rows with ids and seeds of their own."""
     defaults = rules.defaults
     pinned = _usable(given, "seed", rules, None)
+    scales = _usable(given, "guidance_scale", rules, None)
     faults = [given.faults.get(row, RowFault("", "")) for row in range(given.rows)]
     once = {
         "prompt_id": [name or content_id(given, row, equal_rows.get(row, 0)) for row, name in enumerate(given.id)],
@@ -147,7 +148,8 @@ def canonical_table(given: RawBatch, equal_rows: Mapping[int, int], rules: Rules
         "seed_pinned": [seed is not None for seed in pinned],
         "width": _usable(given, "width", rules, defaults.width),
         "height": _usable(given, "height", rules, defaults.height),
-        "guidance_scale": [float(scale) for scale in _usable(given, "guidance_scale", rules, defaults.guidance_scale)],
+        "guidance_scale": [float(defaults.guidance_scale if scale is None else scale) for scale in scales],
+        "guidance_pinned": [scale is not None for scale in scales],
         "num_inference_steps": _usable(given, "num_inference_steps", rules, None),
         "content_hash": content_hashes(given),
         "error_type": [fault.type for fault in faults],

@@ -26,6 +26,7 @@ from pipelines.prompts.remarks import Remarks, add_remarks, remarks
 
 TASK_ROWS = 50_000
 TASK_BYTES = 16 << 20  # of text, where rows are not known
+SMALL_BYTES, SMALL_FILES = 1 << 20, 16  # in all: read here before a task's process would have started
 CHUNK_BATCHES = 16
 MAX_SHOWN = 5
 
@@ -98,6 +99,12 @@ def _slices_of(file: TableFile, limit: int | None) -> Iterator[FileSlice]:
         if rows >= TASK_ROWS or (group == len(file.row_groups) - 1 and rows):
             yield FileSlice(file, first, rows, tuple(groups))
             first, rows, groups = first + rows, 0, []
+
+
+def are_small(slices: Collection[FileSlice]) -> bool:
+    """Whether this process may read them itself. Text alone: a torn Parquet file may end who reads it (pyarrow 26)."""
+    plain = all(part.file.format != "parquet" and not part.file.key.lower().endswith(".gz") for part in slices)
+    return plain and len(slices) <= SMALL_FILES and sum(part.file.size for part in slices) <= SMALL_BYTES
 
 
 def task_lists(slices: list[FileSlice]) -> list[list[int]]:

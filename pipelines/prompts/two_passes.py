@@ -1,38 +1,69 @@
-"""Turns prompt tables into canonical rows, by two passes of Ray Data over slices of files.
+"""Turns prompt tables into canonical rows, by two passes over slices of files.
 
-`inspect` finds every fault before any actor starts; `rows` gives the rows in input order. A task reads its slice with
-`pipelines.prompts.slices`; `pipelines.prompts.inspection` puts the tasks' reports together.
+Ray Data reads them; a small list of text is read in this process. `inspect` finds every fault before any actor starts;
+`rows` gives the rows in input order. A task reads its slice with `pipelines.prompts.slices`;
+`pipelines.prompts.inspection` puts the tasks' reports together.
 """
 
 import functools
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 
 from pipelines.files.readers import InputError
+from pipelines.files.tables import FoundFiles
 from pipelines.prompts.canonical_rows import KEY_BYTES, id_key
 from pipelines.prompts.columns import CarriedColumn
 from pipelines.prompts.inspection import Inspection, PromptSource, assemble, open_files
-from pipelines.prompts.slices import Chunk, FileSlice, ReadingRules, canonical_tables, cut_slices, scan, task_lists
+from pipelines.prompts.slices import (
+    Chunk,
+    FileSlice,
+    ReadingRules,
+    are_small,
+    canonical_tables,
+    cut_slices,
+    scan,
+    task_lists,
+)
 from pipelines.run.schema import CANONICAL_FIELDS
 from pipelines.storage.folder import StorageError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 ABORT = "abort:"  # error_type of the row that stands for a failed read, before the error's name
 BLOCK_BYTES = 2 << 20
 NONE_EQUAL = (np.empty(0, np.int64), np.empty(0, np.int32))
 
 
-def inspect(source: PromptSource) -> Inspection:
-    """Read everything once, as Ray tasks. InputError names what is missing, torn, empty, ambiguous or there twice."""
-    files = open_files(source)
+def inspect(source: PromptSource, files: FoundFiles | None = None) -> Inspection:
+    """Read everything once. InputError names what is missing, torn, empty, ambiguous or there twice.
+
+    files: of the source, if they are open. Needs a Ray unless they are small (`needs_ray`).
+    """
+    files = files or open_files(source)
     slices = cut_slices(files, source.limit)
+    if are_small(slices):
+        return assemble(source, files, slices, [list(scan(part, source.reading)) for part in slices])
     return assemble(source, files, slices, _scan_all(slices, source))
+
+
+def needs_ray(source: PromptSource, files: FoundFiles) -> bool:
+    """Whether reading takes Ray tasks: all but a small list of text."""
+    return not are_small(cut_slices(files, source.limit))
+
+
+def small_tables(inspection: Inspection, skip: np.ndarray, retry: np.ndarray) -> Iterator[pa.Table]:
+    """The tables of `rows`, read in this process; of a small list. InputError, StorageError."""
+    reading, carried = inspection.source.reading, inspection.carried
+    for index, part in enumerate(inspection.slices):
+        for table in canonical_tables(part, reading, carried, inspection.equal_rows.get(index, NONE_EQUAL)):
+            yield table.filter(pa.array(~_is_planned(table, skip, retry)))
 
 
 def rows(
@@ -41,7 +72,7 @@ def rows(
     block_bytes: int = BLOCK_BYTES,
     retry: np.ndarray | None = None,
     carried: tuple[CarriedColumn, ...] | None = None,
-) -> ray.data.Dataset:
+) -> "Dataset":
     """Canonical rows in input order, without those whose id's key (`id_key`) is in `skip` ((S,) S16, sorted).
 
     Rows in `retry` ((T,) S16, sorted) are there all the same where they are good. carried: of the user's own columns
@@ -75,9 +106,11 @@ def raise_aborted(table: pa.Table) -> pa.Table:
     return table
 
 
-def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> ray.data.Dataset:
+def _dataset(tickets: list[dict[str, Any]], block_bytes: int) -> "Dataset":
     """A dataset with one ticket a block, ordered results, and no progress bars."""
-    dataset = ray.data.from_items(tickets, override_num_blocks=len(tickets))
+    from ray.data import from_items  # half a second of imports, and pandas, that a small list does without
+
+    dataset = from_items(tickets, override_num_blocks=len(tickets))
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = block_bytes
     dataset.context.enable_progress_bars = False

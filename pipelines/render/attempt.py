@@ -8,21 +8,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from actors.rows import EngineBroken, Picture, Row, SamplerConfig
+from actors.rows import ROW_COLUMNS, EngineBroken, Picture, Row, SamplerConfig
 from pipelines.boundary import raised_by
-from pipelines.render.manifest_rows import failed_row, ok_row, render_key, with_place, with_scores
+from pipelines.render.keys import plan_key, render_key
+from pipelines.render.manifest_rows import failed_row, filtered_row, ok_row, with_place, with_scores
 from pipelines.render.quality import ShardScores
+from pipelines.render.safety import SafetyCheck, Unsafe
 from pipelines.render.sink import Sink
 from pipelines.render.tries import NO_IMAGE, RowFailed, RowTries, Try, TryRules
 from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
 from pipelines.storage.folder import StorageError
 
-ROW_COLUMNS = tuple(field.name for field in fields(Row))
 IN_WORK = 128  # rows of a shard between submit and stored: more than the lanes take, and a bound on pictures in memory
 
 
@@ -74,6 +75,8 @@ class ShardAttempt:
     span: BusySpan
     scores: ShardScores | None = None
     tries: TryRules = field(default_factory=TryRules)
+    rules: str = ""  # what else of the job decides a picture, for `plan_key`
+    safety: SafetyCheck | None = None
     images: int = 0
     error: BaseException | None = None
     _rendering: set[Future] = field(default_factory=set)
@@ -198,26 +201,36 @@ class ShardAttempt:
         return self._settled(tries)
 
     def _judged(self, tries: RowTries, rendered: "Future[Picture]") -> Try:
-        seed, error = tries.next_row.seed, rendered.exception()
-        picture = None if error is not None else rendered.result()
-        scored = None
-        if tries.are_judged and self.scores and picture:
-            scored = self.scores.judge(tries.row, picture.image)
-        elif self.scores and not tries.are_judged:
-            self.scores.add(tries.row, picture.image if picture else None)
-        return Try(seed, picture, scored, error)
+        """The picture with what is said of it. One that must not be delivered is let go of here."""
+        seed, error, scored = tries.next_row.seed, rendered.exception(), None
+        picture, safety = None if error is not None else rendered.result(), dict[str, float]()
+        image = picture.image if picture else None
+        if self.safety and picture:
+            safety, error = self.safety.judge(tries.row, picture.image)
+            picture, image = (replace(picture, image=NO_IMAGE), None) if error else (picture, picture.image)
+        if self.scores and not tries.are_judged:
+            self.scores.add(tries.row, image)
+        elif self.scores and image is not None:
+            scored = self.scores.judge(tries.row, image)
+        return Try(seed, picture, scored, error, safety=safety)
 
     def _settled(self, tries: RowTries) -> dict[str, Any]:
         """The manifest columns of a row that is tried no more; its picture is stored."""
         sink, chosen = self.sink, tries.chosen
-        if chosen.picture is None:
+        if isinstance(chosen.error, Unsafe):
+            return filtered_row(tries, str(chosen.error), sink.shard, sink.attempt)
+        if chosen.picture is None or chosen.error is not None:
             error = chosen.error
             kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
             return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)
         final = replace(tries.row, seed=chosen.seed)
         stored = sink.put(final, chosen.picture.image)
-        key = render_key(final, chosen.picture.render_class, self.sampler)
-        return ok_row(tries, stored, key, sink)
+        where = chosen.picture.render_class
+        keys = {
+            "render_key": render_key(final, where, self.sampler),
+            "plan_key": plan_key(tries.row, where, self.sampler, self.rules),
+        }
+        return ok_row(tries, stored, keys, sink)
 
     def _let_go(self, tries: RowTries) -> None:
         """Of a row's pictures only the best is held; the others are stored where they are kept, and freed."""
@@ -231,7 +244,9 @@ class ShardAttempt:
 
 def engine_row(row: PlannedRow) -> Row:
     """What the engine needs of a planned row."""
-    return Row(*[getattr(row, name) for name in ROW_COLUMNS])
+    interval = row.guidance_interval
+    columns = {name: getattr(row, name) for name in ROW_COLUMNS}
+    return Row(**columns | {"guidance_interval": (interval[0], interval[1]) if interval else None})
 
 
 def settled(result: Any) -> "Future[Any]":

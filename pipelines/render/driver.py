@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import draining_nodes, resolve_gpus, waiting_for
+from pipelines.render.early_worker import EarlyWorker
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
@@ -28,6 +29,7 @@ from pipelines.run.plan import Plan
 log = logging.getLogger(__name__)
 POLL_S = 0.5
 LOOK_S, DRAIN_S = 30.0, 1.0  # between two looks at the manifests of others, and at nodes that are drained
+RATE_S, ETA_AFTER_S = 60.0, 10.0  # over which the rate is measured, and from when on it says when the end will be
 CAPACITY_S = 5.0  # between two looks at what the cluster gives no actor for
 
 
@@ -52,6 +54,7 @@ class Progress:
     eta_s: float | None
     waiting: str | None
     workers: int  # render actors alive
+    starting_s: float | None = None  # until the first shard is in work
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class RenderResult:
     """Of this call alone; what was committed before is in the manifests.
 
     lane_fill: lanes used, of those offered. unet_share, busy_share: the time in the UNet, and in UNet and VAE, of the
-    actors' time between their first and their last row, which is actor_seconds of all actors together.
+    actors' time between their first and their last row, which is actor_seconds of all actors together. score_share: the
+    time in scorers of that time, while the UNet goes on; seconds_per_score: of one of their calls.
+    starting_seconds: of the seconds, until a worker that had loaded the model took a shard; the rate is of the rest.
     """
 
     rows: int
@@ -67,8 +72,11 @@ class RenderResult:
     lane_fill: float | None
     unet_share: float | None
     busy_share: float | None
+    score_share: float | None
+    seconds_per_score: float | None
     actor_seconds: float | None
     seconds: float
+    starting_seconds: float
     images_per_second: float | None
     interrupted: bool
 
@@ -88,12 +96,13 @@ def render(
     stop: StopSignal | None = None,
     only: RenderOrders | None = None,
     epoch: EpochId | None = None,
+    early: EarlyWorker | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
     only: which rows, where not all. Where `stop` is set, what is in work is finished and committed. epoch: this
-    driver's, by which each process proves that it sees this very folder. Raises RenderError, resumable; never returns
-    with planned shards unended, unless it was interrupted.
+    driver's, by which each process proves that it sees this very folder. early: a worker that is loading its model
+    already. Raises RenderError, resumable; never returns with planned shards unended, unless it was interrupted.
     """
     config = with_gpus_of_this_ray(config)
     pools = config.pools
@@ -103,11 +112,12 @@ def render(
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
-        return _result(None, 0.0, False)
+        return _result(None, 0.0, False, 0.0)
     if note := precision_note(config):
         log.warning("%s", note)
     ledger = _start_ledger(task)
-    every = [ActorPool(spec, plan, config, ledger, epoch) for spec in pools]
+    take_early = (early or EarlyWorker()).take
+    every = [ActorPool(spec, plan, config, ledger, epoch, take_early) for spec in pools]
     try:
         with _OutsideWatcher(ledger, run, undone - orders.keys()):
             result = _RunWatcher(ledger, every, config, on_progress, stop).until_over(len(shards))
@@ -187,7 +197,8 @@ class _RunWatcher:
         self.stopping = False
         self._hopeless: str | None = None  # why what is left can be rendered by nobody
         self._seen: object = None
-        self._rate = _Rate()
+        self._rate = RowRate()
+        self._begun: float | None = None  # when the first shard was leased or rendered
         self._lack, self._lack_at = "", 0.0
 
     def until_over(self, shards: int) -> RenderResult:
@@ -198,6 +209,8 @@ class _RunWatcher:
             snapshot: Snapshot = self._ask("snapshot")
             if snapshot.loaded and snapshot.shards != shards:
                 raise RenderError(f"the ledger sees {snapshot.shards:,} planned shards, this driver {shards:,}")
+            if self._begun is None and (snapshot.leased or snapshot.images_in_work or snapshot.rows_done):
+                self._begun = time.monotonic()
             waiting = self._waiting(snapshot)
             if snapshot.loaded or snapshot.errors:
                 self.on_progress(self._progress(snapshot, waiting))
@@ -225,7 +238,8 @@ class _RunWatcher:
         if self._hopeless or snapshot.fatal:
             raise RenderError(self._hopeless or snapshot.fatal)
         interrupted = snapshot.shards_done < snapshot.shards or not snapshot.loaded
-        return _result(snapshot, time.monotonic() - self.started, interrupted)
+        now = time.monotonic()
+        return _result(snapshot, now - self.started, interrupted, (self._begun or now) - self.started)
 
     def _look_at_lost_pools(self, snapshot: Snapshot) -> None:
         """Ends a run whose remaining shards only pools without actors may serve, once the others have finished."""
@@ -269,7 +283,8 @@ class _RunWatcher:
             filtered=snapshot.filtered,
             mean_steps=snapshot.steps / snapshot.ok if snapshot.ok else None,
             images_per_second=rate,
-            eta_s=(snapshot.rows - done) / rate if rate else None,
+            eta_s=self._rate.left(snapshot.rows - done, rate),
+            starting_s=None if self._begun is not None else time.monotonic() - self.started,
             waiting=waiting,
             workers=snapshot.workers,
         )
@@ -293,23 +308,33 @@ class _RunWatcher:
         return self._lack
 
 
-class _Rate:
-    """Measures rows a second over the last minute."""
+class RowRate:
+    """Measures rows a second over the last minute; the time before the first rows came is no part of it."""
 
-    def __init__(self) -> None:
-        self._points: list[tuple[float, int]] = []
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._last: int | None = None
+        self._points: list[tuple[float, int]] = []  # (when, rows), where more had come
 
     def of(self, done: int) -> float | None:
-        """The rate; None until rows have arrived."""
-        now = time.monotonic()
-        if not self._points or done > self._points[-1][1] or len(self._points) == 1:
+        """The rate; None until rows have come twice."""
+        now = self.clock()
+        if self._last is not None and done > self._last:
             self._points.append((now, done))
-        self._points = [p for p in self._points if now - p[0] < 60] or self._points[-1:]
-        (start, first), rows = self._points[0], done - self._points[0][1]
-        return rows / (now - start) if rows > 0 and now > start and first < done else None
+        self._last = done
+        self._points = [p for p in self._points if now - p[0] < RATE_S] or self._points[-1:]
+        if not self._points or done == self._points[0][1]:
+            return None
+        start, first = self._points[0]
+        return (done - first) / (now - start)
+
+    def left(self, rows: int, rate: float | None) -> float | None:
+        """Seconds for as many rows; None while too little was measured for that to mean something."""
+        measured = self.clock() - self._points[0][0] if self._points else 0.0
+        return rows / rate if rate and measured >= ETA_AFTER_S else None
 
 
-def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool) -> RenderResult:
+def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool, starting: float) -> RenderResult:
     stats = snapshot.stats if snapshot else {}
     rows = snapshot.ok + snapshot.failed + snapshot.filtered if snapshot else 0
     span, unet = stats.get("span_seconds", 0), stats.get("unet_seconds", 0)
@@ -319,9 +344,12 @@ def _result(snapshot: Snapshot | None, seconds: float, interrupted: bool) -> Ren
         lane_fill=_ratio(stats.get("lanes_filled", 0), stats.get("lanes_offered", 0)),
         unet_share=_ratio(unet, span),
         busy_share=_ratio(unet + stats.get("vae_seconds", 0), span),
+        score_share=_ratio(stats.get("score_seconds", 0), span),
+        seconds_per_score=_ratio(stats.get("score_seconds", 0), stats.get("score_calls", 0)),
         actor_seconds=span or None,
         seconds=seconds,
-        images_per_second=_ratio(rows, seconds),
+        starting_seconds=starting,
+        images_per_second=_ratio(rows, seconds - starting),
         interrupted=interrupted,
     )
 

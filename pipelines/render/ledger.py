@@ -108,7 +108,7 @@ class _Counts:
         if not repaired:
             failed = int(counts.get("engine_failed", 0))
             self.shards, self.engine_failed = self.shards + 1, self.engine_failed + failed
-            self.reached += int(counts.get("ok", 0)) + failed
+            self.reached += int(counts.get("ok", 0)) + int(counts.get("filtered", 0)) + failed
             self.reasons.update(counts.get("reasons", {}))
 
 

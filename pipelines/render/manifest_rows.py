@@ -4,7 +4,6 @@ Pure: dictionaries in, dictionaries or a table out. Which columns there are, and
 `pipelines.run.layout`'s.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from actors.rows import SamplerConfig
 from pipelines.prompts.canonical_rows import EXACT
 from pipelines.render.quality import Scored
+from pipelines.render.safety import Unsafe
 from pipelines.render.sink import FORMATS, Sink, Stored, encoder_name
 from pipelines.render.tries import RowTries
 from pipelines.run.layout import Attempt
@@ -25,11 +24,13 @@ if TYPE_CHECKING:
     from pipelines.render.open_shard import ShardOrder
 
 REASON_CHARS = 160
-_KEY_COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
 
 
-def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, Any]:
-    """A row with its picture, and what all of its tries took. Its place is still open in packed layouts."""
+def ok_row(tries: RowTries, stored: Stored, keys: Mapping[str, str], sink: Sink) -> dict[str, Any]:
+    """A row with its picture, and what all of its tries took. Its place is still open in packed layouts.
+
+    keys: render_key and plan_key.
+    """
     chosen, image_format = tries.chosen, sink.image_format
     picture = chosen.picture
     assert picture is not None
@@ -47,12 +48,13 @@ def ok_row(tries: RowTries, stored: Stored, key: str, sink: Sink) -> dict[str, A
             "lane_steps": picture.lane_steps * len(tries.done),  # of junk, too: each try has as many
             "seconds": sum(each.seconds for each in tries.pictures),
             "render_class": _with_encoder(picture.render_class, stored, image_format),
-            "render_key": key,
             "truncated": picture.truncated,
             "negative_truncated": picture.negative_truncated,
             "tries": [each.record(tries.row.num_steps) for each in tries.done],
         }
-        | _scores(chosen.scored)
+        | dict(keys)
+        | {"scores": chosen.scores}
+        | _judged(chosen.scored)
     )
 
 
@@ -68,6 +70,23 @@ def failed_row(
     tried = [each.record(row.num_steps) for each in tries.done] if tries and len(tries.done) > 1 else []
     failed = {"status": "failed", "error_type": error_type, "error_message": message, "tries": tried}
     return _row(row, shard, attempt) | failed
+
+
+def filtered_row(tries: RowTries, reason: str, shard: str, attempt: Attempt) -> dict[str, Any]:
+    """A row whose pictures must not be delivered: why, every try, and what they took. It names no object."""
+    first = tries.pictures[0]
+    return _row(tries.row, shard, attempt) | {
+        "status": "filtered",
+        "error_type": Unsafe.__name__,
+        "error_message": reason
+        if len(tries.done) == 1
+        else f"{reason}; none of {len(tries.done)} tries may be delivered",
+        "scores": tries.chosen.scores,
+        "tries": [each.record(tries.row.num_steps) for each in tries.done],
+        "lane_steps": first.lane_steps * len(tries.done),
+        "seconds": sum(each.seconds for each in tries.pictures),
+        "render_class": first.render_class,
+    }
 
 
 def _row(row: PlannedRow, shard: str, attempt: Attempt) -> dict[str, Any]:
@@ -98,15 +117,13 @@ def with_scores(row: dict[str, Any], scored: Scored | None) -> dict[str, Any]:
     """The row with what its scorers said, where there are scorers and a picture."""
     if scored is None:
         return row
-    found = _scores(scored)
-    return row | found | {"tries": [each | {"scores": found["scores"]} for each in row["tries"]]}
+    found = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
+    tries = [each | {"scores": each["scores"] + found} for each in row["tries"]]
+    return row | _judged(scored) | {"scores": row["scores"] + found, "tries": tries}
 
 
-def _scores(scored: Scored | None) -> dict[str, Any]:
-    if scored is None:
-        return {}
-    scores = [{"scorer": name, "score": score} for name, score in scored.scores.items()]
-    return {"scores": scores, "quality": scored.quality, "score_error": scored.error}
+def _judged(scored: Scored | None) -> dict[str, Any]:
+    return {} if scored is None else {"quality": scored.quality, "score_error": scored.error}
 
 
 def manifest_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -146,14 +163,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool | int | float | list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> str:
-    """20 hex digits of all that decides the picture, save what only moves its last bits (device, lanes, torch)."""
-    fingerprint, _, precision, *_ = render_class.split("/")
-    parts = [getattr(row, name) for name in _KEY_COLUMNS]
-    parts += [fingerprint, precision, sampler.solver, sampler.timestep_spacing, sampler.guidance_interval]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
 
 def outcome_counts(manifest: pa.Table, order: "ShardOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:

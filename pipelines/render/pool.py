@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from actors.rows import SamplerConfig
@@ -20,9 +21,11 @@ from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
 from pipelines.render.quality import ScorerSource
+from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
 from pipelines.render.worker import RenderWorker, WorkerConfig
 from pipelines.run.drivers import EpochId
+from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
 from pipelines.storage.checkpoints import ModelSource
 
@@ -55,6 +58,7 @@ class RenderConfig:
     layout: str = "files"
     image_format: str = "png"
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
@@ -111,6 +115,43 @@ def precision_note(config: RenderConfig) -> str | None:
     return f"pool {', '.join(slow)} renders on CPUs in {what}, many times slower than in float32"
 
 
+def worker_config(
+    spec: PoolSpec, config: RenderConfig, run: RunFolder, epoch: EpochId | None, schema: pa.Schema
+) -> WorkerConfig:
+    """What a worker of a pool needs. schema: the plan's, of all manifests; where there is no plan yet, an empty one."""
+    device = device_of(spec, config.sampler.device)
+    threads = max(1, int(spec.num_cpus))
+    return WorkerConfig(
+        run=run,
+        model=config.model,
+        sampler=replace(config.sampler, lanes=spec.lanes, num_threads=threads, device=device),
+        pool=spec.name,
+        layout=config.layout,
+        image_format=config.image_format,
+        schema=schema,
+        scorers=config.scorers,
+        safety=config.safety,
+        tries=config.tries,
+        row_timeout_s=config.row_timeout_s,
+        epoch=epoch,
+        auto_dtype=auto_dtype(config),
+        variables=_variables(spec, device),
+    )
+
+
+def start_worker(spec: PoolSpec, job: WorkerConfig) -> Any:
+    """A render actor, once there is a place for it."""
+    options: dict[str, Any] = {
+        "num_cpus": spec.num_cpus,
+        "num_gpus": spec.num_gpus or 0,
+        "resources": dict(spec.resources) or None,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": CALLS,
+    }
+    return ray.remote(RenderWorker).options(**options).remote(job)
+
+
 @dataclass(eq=False)
 class _PooledActor:
     """One actor. restarts: of its process, as far as is known here; call: of `serve`, None while it is not called."""
@@ -126,7 +167,8 @@ class _PooledActor:
 class ActorPool:
     """Handles of render actors with one long call each; `tend` looks after them, twice a second.
 
-    lost: actors that are not made again; unfit: why. Raises RenderError where Ray ends each actor that it makes.
+    lost: actors that are not made again; unfit: why. take_early: an actor that is there already, if any.
+    Raises RenderError where Ray ends each actor that it makes.
     """
 
     def __init__(
@@ -136,24 +178,10 @@ class ActorPool:
         config: RenderConfig,
         ledger: Any,
         epoch: EpochId | None = None,
+        take_early: Callable[[PoolSpec], Any] = lambda spec: None,
     ):
-        self.spec, self.ledger = spec, ledger
-        device = device_of(spec, config.sampler.device)
-        threads = max(1, int(spec.num_cpus))
-        self.job = WorkerConfig(
-            run=plan.run,
-            model=config.model,
-            sampler=replace(config.sampler, lanes=spec.lanes, num_threads=threads, device=device),
-            pool=spec.name,
-            layout=config.layout,
-            image_format=config.image_format,
-            schema=plan.manifest_schema,
-            scorers=config.scorers,
-            tries=config.tries,
-            row_timeout_s=config.row_timeout_s,
-            epoch=epoch,
-            auto_dtype=auto_dtype(config),
-        )
+        self.spec, self.ledger, self._take_early = spec, ledger, take_early
+        self.job = worker_config(spec, config, plan.run, epoch, plan.manifest_schema)
         self.handles: list[_PooledActor] = []
         self.lost, self.unfit = 0, ""
         self._dead_in_a_row = 0
@@ -206,18 +234,8 @@ class ActorPool:
         self.handles.clear()
 
     def _make(self) -> None:
-        spec = self.spec
-        options: dict[str, Any] = {
-            "num_cpus": spec.num_cpus,
-            "num_gpus": spec.num_gpus or 0,
-            "resources": dict(spec.resources) or None,
-            "max_restarts": -1,
-            "max_task_retries": 0,
-            "max_concurrency": CALLS,
-            "runtime_env": {"env_vars": _variables(spec, self.job.sampler.device)},
-        }
-        actor: Any = ray.remote(RenderWorker).options(**options).remote(self.job)
-        self.handles.append(_PooledActor(actor, actor._actor_id.hex(), actor.serve.remote(self.ledger)))
+        actor = self._take_early(self.spec) or start_worker(self.spec, self.job)
+        self.handles.append(_PooledActor(actor, actor._actor_id.hex(), actor.serve.remote(self.ledger, self.job)))
 
     def _end(self, handle: _PooledActor) -> None:
         self.handles.remove(handle)
@@ -292,7 +310,7 @@ class ActorPool:
     def _call_again(self) -> None:
         for handle in self.handles:
             if handle.call is None and time.monotonic() >= handle.call_at:
-                handle.call = handle.actor.serve.remote(self.ledger)
+                handle.call = handle.actor.serve.remote(self.ledger, self.job)
 
 
 def _nodes_that_stay() -> list[str]:

@@ -4,8 +4,10 @@
 """
 
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,10 +64,26 @@ class Scored:
     error: str | None = None
 
 
+class ScoringTurns:
+    """Lets one thread score at a time, since a scorer's threads are the actor's, and adds up what that takes."""
+
+    def __init__(self) -> None:
+        self._lock, self._began = threading.Lock(), 0.0
+        self.calls, self.seconds = 0, 0.0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._began = time.monotonic()
+
+    def __exit__(self, *raised: object) -> None:
+        self.calls, self.seconds = self.calls + 1, self.seconds + time.monotonic() - self._began
+        self._lock.release()
+
+
 class ShardScores:
     """Takes a shard's pictures in any order, from any thread; a group is scored by the thread that completes it."""
 
-    def __init__(self, scorer: "QualityScorer", rows: Iterable[PlannedRow], running: threading.Lock):
+    def __init__(self, scorer: "QualityScorer", rows: Iterable[PlannedRow], running: AbstractContextManager):
         self._scorer, self._running = scorer, running
         self._lock = threading.Lock()
         self._expected = Counter(_group(row) for row in rows if not row.error_type)
@@ -101,7 +119,7 @@ class ShardScores:
         self, rows: Sequence[PlannedRow], images: Sequence[np.ndarray], references: Sequence[np.ndarray | None]
     ) -> list[Scored]:
         batch = {"image": list(images), "prompt": [row.prompt for row in rows], "reference": list(references)}
-        with self._running:  # one call at a time: the scorer's threads are the actor's
+        with self._running:
             scored = self._scorer(batch)
         return [Scored(*each) for each in zip(scored["scores"], scored["quality"], scored["score_error"], strict=True)]
 

@@ -16,14 +16,16 @@ from pipelines.run.layout import UNREADABLE, RunFolder, manifest_key, parquet_by
 from pipelines.run.schema import PlannedRow, planned_rows
 
 TRIED = ("tries", "lane_steps", "seconds")  # columns that say what all tries of a row took
+WANTED = ("bar", "plan_key")  # columns that say what was to come, where no other try is made now
+RECIPE = ("num_steps", "solver", "guidance_scale", "guidance_interval")
 
 
 @dataclass(frozen=True)
 class RepairedShard:
     """One shard's repair. again: planned rows with the final seed and num_steps of their manifest; none may be needed.
 
-    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`;
-    tries: those of them that had several.
+    ids: all planned, in their order; kept: manifest rows that stay, by id; seeds: as planned, of the rows in `again`,
+    and pinned: those of them that gave it; tries: of those that had several.
     """
 
     shard: str
@@ -33,6 +35,7 @@ class RepairedShard:
     kept: dict[str, dict[str, Any]]
     again: tuple[PlannedRow, ...]
     seeds: dict[str, int | None]
+    pinned: frozenset[str] = frozenset()
     tries: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self, rendered: Iterable[dict[str, Any]]) -> pa.Table:
@@ -47,7 +50,8 @@ class RepairedShard:
     def _as_before(self, row: dict[str, Any]) -> dict[str, Any]:
         """With what its repair does not do again: the seed it was planned with, and the tries that led to its seed."""
         before = self.tries.get(row["id"], {}) if row["status"] == "ok" else {}
-        return row | {"seed_planned": self.seeds[row["id"]]} | before
+        planned = {"seed_planned": self.seeds[row["id"]], "seed_pinned": row["id"] in self.pinned}
+        return row | planned | before
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,17 @@ class RepairOrder:
             kept={id: row for id, row in found.items() if id not in ill},
             again=tuple(_final(planned[id], trusted.get(id)) for id in self.ids),
             seeds={id: planned[id].seed for id in self.ids},
+            pinned=frozenset(id for id in self.ids if planned[id].seed_pinned),
             tries={id: _tried(trusted[id]) for id in self.ids if id in trusted},
         )
 
 
 def _tried(written: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest row says of several tries; nothing where there was one."""
-    return {name: written[name] for name in TRIED} if len(written.get("tries") or ()) > 1 else {}
+    """What a manifest row with a picture says of its tries."""
+    if written["status"] != "ok":
+        return {}
+    kept = TRIED if len(written.get("tries") or ()) > 1 else ()
+    return {name: written[name] for name in (*kept, *WANTED) if written.get(name) is not None}
 
 
 def written_rows(run: RunFolder, shard: str) -> list[dict[str, Any]]:
@@ -117,10 +125,11 @@ def replace_manifest(run: RunFolder, epoch: EpochId, shard: str, table: pa.Table
 
 
 def _final(planned: PlannedRow, written: dict[str, Any] | None) -> PlannedRow:
-    """The planned row with the seed and the steps that its manifest ended with, and no other try.
+    """The planned row with the seed and the recipe that its manifest ended with, and no other try.
 
     A row that failed is rendered as it was planned, with all of its tries.
     """
     if written is None or written["status"] != "ok" or written["seed"] is None or written["num_steps"] is None:
         return planned
-    return replace(planned, seed=written["seed"], num_steps=written["num_steps"], bar=None)
+    recipe = {name: written[name] for name in RECIPE if written.get(name) is not None}
+    return replace(planned, seed=written["seed"], seed_pinned=True, bar=None, **recipe)

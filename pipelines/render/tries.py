@@ -4,7 +4,7 @@ Seeds and the choice are `actors.tries`'; which rows may be tried again, and bel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from actors.rows import JUNK, Picture
 from actors.tries import kept_try, tries_again, try_seed
 from pipelines.render.quality import Scored
+from pipelines.render.safety import Unsafe
 from pipelines.run.schema import PlannedRow
 
 NO_IMAGE = np.empty((0, 0, 3), np.uint8)  # of a picture that was let go
@@ -32,8 +33,11 @@ class TryRules:
 
 @dataclass(frozen=True)
 class Try:
-    """One picture of a row. picture: None where it was junk, its image NO_IMAGE once another is better; error: what its
-    row failed with. uri: where it is stored though it was not chosen.
+    """One picture of a row.
+
+    picture: None where it was junk; its image is NO_IMAGE once another is better, or where it must not be delivered.
+    error: what its row failed with. safety: the safety scorer's name and score. uri: where it is stored though it was
+    not chosen.
     """
 
     seed: int
@@ -41,6 +45,18 @@ class Try:
     scored: Scored | None = None
     error: BaseException | None = None
     uri: str | None = None
+    safety: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its picture may be delivered."""
+        return self.picture is not None and self.error is None
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """As the manifest has them."""
+        named = {**self.safety, **(self.scored.scores if self.scored else {})}
+        return [{"scorer": name, "score": score} for name, score in named.items()]
 
     @property
     def quality(self) -> float:
@@ -49,9 +65,7 @@ class Try:
 
     def record(self, num_steps: int | None) -> dict[str, Any]:
         """As the manifest has it."""
-        scores = self.scored.scores.items() if self.scored else ()
-        named = [{"scorer": name, "score": score} for name, score in scores]
-        return {"seed": self.seed, "num_steps": num_steps, "scores": named, "uri": self.uri}
+        return {"seed": self.seed, "num_steps": num_steps, "scores": self.scores, "uri": self.uri}
 
 
 @dataclass(eq=False)
@@ -64,8 +78,8 @@ class RowTries:
 
     @property
     def are_judged(self) -> bool:
-        """Whether its pictures are scored as they come, since a score below its bar brings another."""
-        return self.row.bar is not None and self.rules.most > 1
+        """Whether its pictures are judged as they come, since there may be another."""
+        return self.rules.most > 1 and not self.row.seed_pinned
 
     @property
     def next_row(self) -> PlannedRow:
@@ -75,20 +89,29 @@ class RowTries:
     def wants_another(self) -> bool:
         """Whether the last picture is not good enough. Without a verdict, or after any other failure, none is tried."""
         last = self.done[-1]
-        if not self.are_judged or (last.picture is None and not is_junk(last.error)):
+        if not self.are_judged:
             return False
-        if last.picture is not None and math.isnan(last.quality):
+        if last.error is not None:
+            return is_failed_try(last.error) and len(self.done) < self.rules.most
+        if self.row.bar is None or math.isnan(last.quality):
             return False
-        assert self.row.bar is not None
         return tries_again([each.quality for each in self.done], self.row.bar, self.rules.most)
 
     @property
     def chosen(self) -> Try:
-        """The best; without scores the first that has a picture, and where none has, the last."""
+        """The best; without scores the first that is sound. Where none is, one that was filtered, or the last."""
         best = kept_try([each.quality for each in self.done])
         if best is not None:
             return self.done[best]
-        return next((each for each in self.done if each.picture), self.done[-1])
+        return next((each for each in self.done if each.is_sound), self._failed)
+
+    @property
+    def _failed(self) -> Try:
+        """What the row ends with where no try is sound: a failure that may be mended comes before a verdict."""
+        last = self.done[-1]
+        if not is_failed_try(last.error):
+            return last
+        return next((each for each in self.done if isinstance(each.error, Unsafe)), last)
 
     @property
     def pictures(self) -> Sequence[Picture]:
@@ -96,7 +119,7 @@ class RowTries:
         return [each.picture for each in self.done if each.picture]
 
 
-def is_junk(error: BaseException | None) -> bool:
-    """Whether a row failed with a picture that is none, here or in a child process."""
+def is_failed_try(error: BaseException | None) -> bool:
+    """Whether another seed may mend it: a picture that is none, here or in a child process, or that is not safe."""
     name = error.args[0] if isinstance(error, RowFailed) else type(error).__name__
-    return name in JUNK
+    return name in JUNK or isinstance(error, Unsafe)

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from actors.rows import EngineBroken, SamplerConfig
 from pipelines.boundary import raised_by
 from pipelines.cluster.capacity import ActorState, actor_states
 from pipelines.render.attempt import IN_WORK, BusySpan, Dropped, InlineExecutor, ShardAttempt, engine_row, settled
+from pipelines.render.keys import tries_rules
 from pipelines.render.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
 from pipelines.render.manifest_rows import outcome_counts
 from pipelines.render.messages import (
@@ -39,8 +41,9 @@ from pipelines.render.messages import (
     Worker,
 )
 from pipelines.render.open_shard import FirstRows, OpenShard, open_shard
-from pipelines.render.quality import ScorerSource, ShardScores, load_scorer
+from pipelines.render.quality import ScorerSource, ScoringTurns, ShardScores, load_scorer
 from pipelines.render.repaired_shard import RepairedShard, RepairOrder, replace_manifest
+from pipelines.render.safety import SafetyCheck, SafetyRule
 from pipelines.render.sink import Sink
 from pipelines.render.tries import TryRules
 from pipelines.render.watchdog import Submit, Watchdog
@@ -58,6 +61,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.3
 SLOTS = 2  # shards in hand
 WRITERS = 8
+CALLED_AGAIN = 3  # times, where the process died
 LEAVE_S, COMMIT_S = 20.0, 10.0  # to leave, in all, and of it for a commit under way; a pod has 30 s by default
 
 
@@ -66,7 +70,7 @@ class WorkerConfig:
     """All that a worker of one pool needs. schema: of all manifests.
 
     row_timeout_s: ends the process after so long without progress; None: never. epoch: of the driver. auto_dtype: what
-    `dtype: auto` means in a run that has not settled it yet.
+    `dtype: auto` means in a run that has not settled it yet. variables: of the environment, set before torch is loaded.
     """
 
     run: RunFolder
@@ -77,21 +81,30 @@ class WorkerConfig:
     image_format: str
     schema: pa.Schema
     scorers: tuple[ScorerSource, ...] = ()
+    safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rules(self) -> str:
+        """What of the job decides a row's picture beside its columns and the engine."""
+        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety)
 
 
 class RenderWorker:
     """`serve` is its one long call. `__init__` does nothing that can raise: an actor whose does is not replaced."""
 
     def __init__(self, job: WorkerConfig, ledger: Any = None):
+        os.environ.update(job.variables)  # before torch; a runtime_env with them would cost a process's start
         self.job, self.ledger = job, ledger
-        self._lock = threading.Lock()
+        self._lock, self._serving_lock = threading.Lock(), threading.Lock()  # of what is loaded, and of `serve`
         self._sampler: DDIMSampler | None = None
         self._scorer: Any = None
-        self._scoring = threading.Lock()
+        self._safety: SafetyCheck | None = None
+        self._scoring = ScoringTurns()
         self._worker: Worker | None = None
         self._serving: Future[UnfitWorker | None] | None = None
         self._stage = "starting"
@@ -108,14 +121,25 @@ class RenderWorker:
         self._span = BusySpan()
         self._heed_sigterm()
 
-    def serve(self, ledger: Any) -> UnfitWorker | None:
+    @ray.method(max_task_retries=CALLED_AGAIN)  # type: ignore[untyped-decorator]
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function in this process, while it has nothing else to do: what is imported need not be again."""
+        with self._lock:
+            return function(*arguments)
+
+    def warm(self) -> None:
+        """Loads the model before there is a plan. What fails here fails in `serve` again, and is told there."""
+        if (error := raised_by(self._prepare)) is not None:
+            log.warning("the model could not be loaded ahead", exc_info=error)
+
+    def serve(self, ledger: Any, job: WorkerConfig | None = None) -> UnfitWorker | None:
         """Leases, renders and commits until nothing is left for this worker. An UnfitWorker says why it cannot.
 
         A second call, after a connection was cut, joins the first. The ledger comes with the call: an actor whose
-        constructor was given a handle may not be started again.
+        constructor was given a handle may not be started again. So does the job: there may have been no plan before.
         """
-        with self._lock:
-            self.ledger = ledger
+        with self._serving_lock:
+            self.ledger, self.job = ledger, job or self.job
             serving, mine = self._serving, self._serving is None
             if serving is None:
                 serving = self._serving = Future()
@@ -263,7 +287,9 @@ class RenderWorker:
         return dict(past + Counter(sampler.stats())) if sampler else dict(past)
 
     def _stats(self) -> dict[str, float]:
-        return self._engine_stats() | {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
+        scoring = {"score_calls": self._scoring.calls, "score_seconds": self._scoring.seconds}
+        spent = {"span_seconds": self._span.seconds, "isolated_moves": self._isolated_moves}
+        return self._engine_stats() | scoring | spent
 
     def _serve_shard(self, slot: Slot, lease: Lease) -> None:
         counts: dict[str, Any] = {}
@@ -322,7 +348,16 @@ class RenderWorker:
         epoch, worker = self.job.epoch, self._worker
         attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
         sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
-        work = ShardAttempt(rows, sink, self.job.sampler, self._span, self._scores(rows), self.job.tries)
+        work = ShardAttempt(
+            rows,
+            sink,
+            self.job.sampler,
+            self._span,
+            scores=self._scores(rows),
+            tries=self.job.tries,
+            rules=self.job.rules,
+            safety=self._safety_check(),
+        )
         with self._handing:
             self._works[shard.id] = work
             if self._leaving or shard.id in self._unwanted:
@@ -374,6 +409,15 @@ class RenderWorker:
             if self._scorer is None:
                 self._scorer = load_scorer(self.job.scorers, self.job.sampler.device)
         return ShardScores(self._scorer, rows, self._scoring)
+
+    def _safety_check(self) -> SafetyCheck | None:
+        """The job's safety scorer, if it has one; the first shard loads it."""
+        rule = self.job.safety
+        with self._lock:
+            if self._safety is None and rule is not None:
+                scorer = load_scorer([rule.source], self.job.sampler.device)
+                self._safety = SafetyCheck(scorer, rule, self._scoring)
+            return self._safety
 
     def _settings(self) -> SamplerConfig:
         """The sampler's settings with the checkpoint's folder on this node and the run's precision."""

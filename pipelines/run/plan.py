@@ -4,6 +4,7 @@ A plan is a row of generations, each written whole by one planner and never chan
 `pipelines.run.layout` has its keys.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pipelines.run.layout import RunFolder
 from pipelines.run.schema import manifest_schema, merged_carried, schema_from_json
 
 EMPTY, WIDE = "empty_columns", "wide_columns"  # in plan.json: carried ones without a value, with integers past 2^53
+Z95 = 1.96
 INDEX_ROWS = 10_000  # shards of an index that are Python objects at a time
 
 
@@ -123,6 +125,29 @@ class Plan:
         tries = sum(count * (document.get("expected_tries") or 1.0) for count, document in good)
         return tries / rows if rows else None
 
+    def _tries(self, rows: int) -> dict[str, float] | None:
+        """All pictures that the plan expects, and between which bounds 95 % of such jobs end; None: not known."""
+        expected, deviation = self._expected_tries(), self._tries_sd()
+        if expected is None or deviation is None:
+            return None
+        return {"expected": rows * expected, "low": rows * expected - Z95 * deviation} | {
+            "high": rows * expected + Z95 * deviation
+        }
+
+    def _tries_sd(self) -> float | None:
+        """Standard deviation of all tries; None where it is not known of every generation.
+
+        Rows are independent given the bank, so their variances add. The bank is itself read from so many prompts, and
+        its errors are the same for all rows: at most as if each prompt had shown one picture.
+        """
+        documents = [each.document for each in self.generations]
+        if not all(document.get("tries_deviations") for document in documents):
+            return None
+        variance = sum(document["tries_variance"] for document in documents)
+        prompts = [document.get("bank_prompts") for document in documents]
+        shared = sum(d["tries_deviations"] / math.sqrt(n) for d, n in zip(documents, prompts, strict=True) if n)
+        return math.sqrt(variance + shared**2)
+
     def totals(self) -> dict[str, Any]:
         """What is planned in all: rows, failed_rows, shards, lane_steps, mean_steps, largest, budget_histogram."""
         documents, budgets = [each.document for each in self.generations], Counter[int]()
@@ -136,6 +161,7 @@ class Plan:
             "generations": len(documents),
             "mean_steps": _mean(budgets),
             "expected_tries": self._expected_tries(),
+            "tries": self._tries(budgets.total()),
             "lane_steps": sum(document["lane_steps"] for document in documents),
             "largest": max([*(document["largest_budget"] for document in documents), *budgets], default=None),
             "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},

@@ -30,6 +30,7 @@ class PromptRow:
     height: Annotated[int, pa.int32()]
     guidance_scale: Annotated[float, pa.float64()]
     num_inference_steps: Annotated[int | None, pa.int32()]
+    guidance_pinned: Annotated[bool, pa.bool_()]  # the row gives its guidance_scale itself
     content_hash: Annotated[int | None, pa.uint64()]  # of what was given: the next plan sees by it what changed
     error_type: Annotated[str, pa.string()]
     error_message: Annotated[str, pa.string()]
@@ -37,15 +38,22 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PlannedRow(PromptRow):
-    """One picture to make, as a plan holds it. num_steps: None for a bad row. carried: the user's own columns."""
+    """One picture to make, as a plan holds it. num_steps: None for a bad row. carried: the user's own columns.
 
-    budget_scores: Annotated[list[float] | None, pa.list_(pa.float32())]  # one a budget of the menu
+    Plans of earlier versions have no solver and guidance_interval (None: the job's), and no recipe.
+    """
+
+    budget_scores: Annotated[list[float] | None, pa.list_(pa.float32())]  # one a recipe of the menu
+    recipe_name: Annotated[str | None, pa.string()]  # in the menu; None: the row pins steps that are not in it
     num_steps: Annotated[int | None, pa.int32()]
+    solver: Annotated[str | None, pa.string()]
+    guidance_interval: Annotated[list[float] | None, pa.list_(pa.float64())]  # start and end, of the schedule
     action_probability: Annotated[float | None, pa.float32()]
     policy_version: Annotated[str | None, pa.string()]
     price: Annotated[float | None, pa.float64()]
     bar: Annotated[float | None, pa.float64()]  # below this quality another seed is tried; null: never
     expected_tries: Annotated[float | None, pa.float32()]  # null: one, or not known
+    tries_variance: Annotated[float | None, pa.float32()]  # of this row's tries; null: 0, or not known
     carried: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
@@ -125,7 +133,8 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("truncated", pa.bool_()),  # the prompt is longer than the text encoder reads
     pa.field("negative_truncated", pa.bool_()),  # the negative prompt is
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
-    *_planned("bar"),
+    *_planned("bar", "recipe_name", "solver", "guidance_interval"),
+    pa.field("plan_key", pa.string()),
 )
 MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
 RESERVED_NAMES = MANIFEST_NAMES | _NOT_CARRIED  # no column of a user is carried under one of these

@@ -1,16 +1,18 @@
-"""Draws an evaluation as one SVG: quality against mean cost. It draws what it is given."""
+"""Draws a comparison as one SVG: quality against mean cost. It draws what it is given."""
 
 from collections.abc import Sequence
 from html import escape
 
 from training.judge.compare import Evaluation
 from training.judge.frontier import Interval, Point, Rule
+from training.judge.spending import POLICY, Spending
+from training.judge.tries import SINGLE
 
 WIDTH_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 860, 520, 76, 214, 46, 56
 INK, GREY, GRID, PAPER = "#1c1f23", "#6a7078", "#dddbd4", "#ffffff"
 COLOURS = ("#d1495b", "#7a5195", "#3d7ea6", "#8a8d29", "#e08e2b", "#e377a2", "#5b8e7d", "#444b6e", "#9a7b5b")
 POLICY_COLOUR, FIXED_COLOUR = "#0f7b6c", "#1c1f23"
-NUM_TICKS = 5
+NUM_TICKS, FARTHEST = 5, 2.0  # costs beyond it are not drawn, unless one picture costs more
 
 
 class _Frame:
@@ -46,14 +48,41 @@ def frontier_svg(found: Evaluation, title: str = "Quality against cost, held-out
     parts.append(_path(frame, found.policy.points, POLICY_COLOUR, 2.5))
     for point, gain in zip(found.policy.points, found.gains["policy"], strict=True):
         parts += [_whisker(frame, point, gain), _dot(frame, point, POLICY_COLOUR, 3.5)]
-    parts.append(_legend(shown))
+    entries = [("fixed budgets, mixed", FIXED_COLOUR), ("policy, 95 %", POLICY_COLOUR)]
+    entries += [(rule.name, colour) for rule, colour in zip(shown, _cycle(len(shown)), strict=True)]
+    parts.append(_legend(entries))
+    return _svg(parts)
+
+
+def spending_svg(found: Spending, title: str = "Quality against cost, another try included") -> str:
+    """The policy with tries in bold, what a user would take instead as named dots, the other ways as thin lines."""
+    single, others = found.rules[SINGLE], [r for name, r in found.rules.items() if name not in (SINGLE, POLICY)]
+    limit = max(FARTHEST, max(point.mean_cost for point in single.points)) * 1.02
+    every = [p for rule in found.rules.values() for p in rule.points if p.mean_cost <= limit]
+    frame, unit = _Frame(every), found.references[0].point.name
+    parts = [_axes(frame, title, f"mean cost of a row with all its tries (1: one picture of {unit})")]
+    for rule, colour in zip(others, _cycle(len(others)), strict=True):
+        parts.append(_rule(frame, rule, colour, limit))
+    if POLICY in found.rules:
+        ours = [point for point in found.rules[POLICY].points if point.mean_cost <= limit]
+        parts += [_path(frame, ours, POLICY_COLOUR, 3), *(_dot(frame, point, POLICY_COLOUR, 3.5) for point in ours)]
+    for point in single.points:
+        x, y = frame.x(point.mean_cost), frame.y(point.mean_quality)
+        parts += [_dot(frame, point, FIXED_COLOUR, 4), _text(x + 7, y + 14, point.name, INK)]
+    entries = [(POLICY, POLICY_COLOUR)] if POLICY in found.rules else []
+    entries += [(SINGLE, FIXED_COLOUR), *zip((rule.name for rule in others), _cycle(len(others)), strict=True)]
+    parts.append(_legend(entries))
+    return _svg(parts)
+
+
+def _svg(parts: list[str]) -> str:
     size = f'width="{WIDTH_PX}" height="{HEIGHT_PX}" viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}"'
     style = 'font-family="system-ui, sans-serif" font-size="12"'
     body = "\n".join(parts)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style} role="img">\n{body}\n</svg>\n'
 
 
-def _axes(frame: _Frame, title: str) -> str:
+def _axes(frame: _Frame, title: str, label: str = "mean cost of a picture (the largest budget is 1)") -> str:
     parts = [
         f'<rect width="{WIDTH_PX}" height="{HEIGHT_PX}" fill="{PAPER}"/>',
         f'<text x="{LEFT_PX}" y="26" font-size="16" fill="{INK}">{escape(title)}</text>',
@@ -67,7 +96,6 @@ def _axes(frame: _Frame, title: str) -> str:
         parts.append(f'<path d="M{LEFT_PX} {y}H{right}M{x} {TOP_PX}V{bottom}" stroke="{GRID}" fill="none"/>')
         parts.append(_text(LEFT_PX - 8, y + 4, f"{quality:.3f}", GREY, "end"))
         parts.append(_text(x, bottom + 18, f"{cost:.2f}", GREY, "middle"))
-    label = "mean cost of a picture (the largest budget is 1)"
     parts.append(_text((LEFT_PX + right) / 2, HEIGHT_PX - 14, label, INK, "middle"))
     return "\n".join(parts)
 
@@ -93,9 +121,7 @@ def _dot(frame: _Frame, point: Point, colour: str, radius: float) -> str:
     return f'<circle cx="{frame.x(point.mean_cost)}" cy="{frame.y(point.mean_quality)}" r="{radius}" fill="{colour}"/>'
 
 
-def _legend(rules: Sequence[Rule]) -> str:
-    entries = [("fixed budgets, mixed", FIXED_COLOUR), ("policy, 95 %", POLICY_COLOUR)]
-    entries += [(rule.name, colour) for rule, colour in zip(rules, _cycle(len(rules)), strict=True)]
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
     parts = []
     for row, (name, colour) in enumerate(entries):
         x, y = WIDTH_PX - RIGHT_PX + 18, TOP_PX + 10 + 22 * row

@@ -32,15 +32,13 @@ MARGIN_SHARE = 0.01  # of the range of quality
 class Evidence:
     """What an evaluation is made from. margin: the quality one may lose and still call a budget not worse.
 
-    held_out: its quality is the judge's. seen: the job's own scorer on the same pictures, by which a second try is
-    chosen. learned: the table that the policy learned from, which must not share a prompt with held_out. allowed: the
-    budgets (K,) that the policy may choose at a price. variants: held-out tables of the same prompts under another
-    solver or guidance, by name. labels: for groups, such as {"category": [...]}.
+    held_out: its quality is the judge's. learned: the table that the policy learned from, which must not share a prompt
+    with held_out. allowed: the recipes (K,) that the policy may choose at a price. variants: held-out tables of the
+    same prompts under another solver or guidance, by name. labels: for groups, such as {"category": [...]}.
     """
 
     learned: RewardTable | None  # P' prompts; None: unknown
     held_out: RewardTable  # P prompts
-    seen: np.ndarray  # (P, K, S)
     scores: np.ndarray  # (P, K): the policy's, in rises
     prices: Sequence[float]
     margin: float
@@ -110,7 +108,7 @@ def evaluate(evidence: Evidence, resamples: int = 2000) -> Evaluation:
     best = FixedCurve([point for rule in (fixed, *variants) for point in rule.points], bootstrap)
     policy = rivals.sweep("policy", table, evidence.scores, prices, evidence.allowed)
     elsewhere = [rivals.rendered_as(policy, table, other, name) for name, other in evidence.variants.items()]
-    alternatives = rivals.words(table), rivals.second_try(table, evidence.seen), rivals.oracle(table, prices)
+    alternatives = rivals.words(table), rivals.oracle(table, prices)
     others = (*variants, *elsewhere, *alternatives)
     rival = smallest_not_worse(fixed.points, evidence.margin, bootstrap)
     alone, largest = Rule("rival", (rival,)), fixed.points[-1]
@@ -180,9 +178,8 @@ def _refuse_strangers(evidence: Evidence) -> None:
             raise Unlearnable(f"the table of {name} is not of the held-out prompts: roll out the same ones")
     if evidence.learned is not None:
         _refuse_learned(evidence.learned, table)
-    for name in ("seen", "scores"):
-        if len(getattr(evidence, name)) != count:
-            raise Unlearnable(f"{name} has {len(getattr(evidence, name))} rows for {count} held-out prompts")
+    if len(evidence.scores) != count:
+        raise Unlearnable(f"scores has {len(evidence.scores)} rows for {count} held-out prompts")
     for name, labels in evidence.labels.items():
         if len(labels) != count:
             raise Unlearnable(f"label {name} has {len(labels)} values for {count} held-out prompts")
@@ -190,6 +187,6 @@ def _refuse_strangers(evidence: Evidence) -> None:
 
 def _refuse_learned(learned: RewardTable, table: RewardTable) -> None:
     if learned.choices != table.choices:
-        raise Unlearnable(f"the learned table's budgets are {learned.choices}, the held-out {table.choices}")
+        raise Unlearnable("the learned table has another menu than the held-out one")
     if shared := set(learned.prompts) & set(table.prompts):
         raise Unlearnable(f"{len(shared)} prompts are both learned from and held out, such as {min(shared)!r}")

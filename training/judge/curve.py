@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.recipe import Recipe
 from training.judge import rivals
 from training.judge.frontier import FEW_PROMPTS, Bootstrap, FixedCurve, Interval, Point, difference, smallest_not_worse
 from training.learn.reward import default_prices, in_rises
@@ -25,7 +26,7 @@ class GroupCurve:
     name: str
     prompts: int
     quality: tuple[Interval, ...]  # (K,)
-    saturated: int  # steps
+    saturated: str  # recipe
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Curve:
     prompts could explain of it. by_group: how much of the agreement a group's own mean explains.
     """
 
-    choices: tuple[int, ...]
+    choices: tuple[Recipe, ...]
     margin: float
     groups: tuple[GroupCurve, ...]
     agreement: np.ndarray
@@ -86,12 +87,13 @@ def _prices(table: RewardTable) -> list[float]:
 def _group(table: RewardTable, name: str, margin: float, resamples: int) -> GroupCurve:
     bootstrap = Bootstrap(len(table.prompts), resamples)
     points = rivals.fixed(table).points
-    nothing = Point(0.0, *(np.zeros(len(table.prompts)) for _ in range(3)))
+    none = np.zeros(len(table.prompts))
+    nothing = Point(0.0, none, none, none)
     return GroupCurve(
         name,
         len(table.prompts),
         tuple(difference(point, nothing, bootstrap) for point in points),
-        int(smallest_not_worse(points, margin, bootstrap).setting),
+        smallest_not_worse(points, margin, bootstrap).name,
     )
 
 
@@ -114,12 +116,12 @@ def curve_text(found: Curve, judge: str) -> str:
 
 def _lines(found: Curve, judge: str) -> Iterator[str]:
     yield f"What steps buy, judged by {judge} (95 % intervals over prompts; saturated: within {found.margin:.4f}):"
-    yield f"{'':<22} {'prompts':>7} " + " ".join(f"{steps:>10}" for steps in found.choices) + "  saturated"
+    yield f"{'':<22} {'prompts':>7} " + " ".join(f"{choice.name[:10]:>10}" for choice in found.choices) + "  saturated"
     for group in found.groups:
         cells = " ".join(
             f"{q.value:.3f}±{(q.high - q.low) / 2:.3f}".replace("±0", "±").rjust(10) for q in group.quality
         )
-        yield f"{group.name[:22]:<22} {group.prompts:7d} {cells}  {group.saturated:5d} steps"
+        yield f"{group.name[:22]:<22} {group.prompts:7d} {cells}  {group.saturated}"
     shares = " ".join(f"{share:.2f}" for share in found.agreement[:-1])
     yield f"The prompt's share of what budgets differ by (correlation between seeds): {shares}"
     for name, gains in (("cross-seed oracle", found.oracle), ("each group's best budget", found.oracle_by_group)):

@@ -11,12 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from actors.offer_heads import OfferHeads, policy_heads
 from actors.policy import PolicyCard, calibrated, check_policy
 from actors.policy_network import load_policy
-from actors.prompt_encoder import PromptEncoder
+from actors.prompt_encoder import PromptEncoder, prompt_features
 from training.judge.compare import Evidence, quality_margin
+from training.judge.spending import Spending, compare_spending
+from training.judge.tries import Pictures
 from training.learn.batches import TrainingRows
-from training.learn.learner import outputs
+from training.learn.offers import reference_recipe
+from training.learn.step_loss import outputs
 from training.reward_table import RewardTable, TableError
 
 SOLVERS = {"ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M"}
@@ -32,22 +36,24 @@ class Setup(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """A policy's scores of a table's prompts, (P, K), in rises."""
+    """What a policy says of a table's prompts: scores (P, K), in rises; features (P, D) for its heads."""
 
     card: PolicyCard
     scores: np.ndarray
+    features: np.ndarray
+    heads: OfferHeads | None
 
 
 def read_prompts(policy_path: str, model_path: str, table: RewardTable) -> PolicyScores:
-    """Load policy and text encoder, read all prompts. PolicyError, TableError where they do not fit."""
+    """Load policy and text encoder, read all prompts. PolicyError where they do not fit."""
     policy, card = load_policy(policy_path)
-    if table.choices != card.choices:
-        raise TableError(f"the table's budgets are {list(table.choices)}, the policy's {list(card.choices)}")
     encoder = PromptEncoder(model_path)
     check_policy(card, text_encoder=encoder.fingerprint)
-    rows = TrainingRows(dict(enumerate(encoder.embed(table.prompts))), dict(enumerate(table.quality)))
+    tokens = encoder.embed(table.prompts)
+    rows = TrainingRows(dict(enumerate(tokens)), dict(enumerate(table.quality)))
     scores, _ = outputs(policy, rows.chunks())
-    return PolicyScores(card, scores)
+    features = np.stack([prompt_features(each) for each in tokens])
+    return PolicyScores(card, scores, features, policy_heads(policy_path, card))
 
 
 def evidence(
@@ -64,20 +70,62 @@ def evidence(
     Costs are the policy's own, so that a price means here what it means in a job. variants: the same prompts under
     other solvers and guidance; each solver has its best guidance at every budget by the job's scorer.
     """
+    menu = reading.card.choices
+    table, learned = table.ordered(menu), learned and learned.ordered(menu)
+    variants = {setup: each.ordered(menu) for setup, each in (variants or {}).items()}
     table = replace(table, seconds=np.array(reading.card.costs) * table.seconds[-1])
     judged, known = (t if t is None or judge is None else t.judged_by(judge) for t in (table, learned))
     assert judged is not None
     return Evidence(
         learned=known,
         held_out=judged,
-        seen=table.quality,
         scores=reading.scores,
         prices=sorted(prices or (point["price"] for point in reading.card.calibration)),
         margin=margin or quality_margin(judged if known is None else known),
-        variants=tuned(table, variants or {}, judge, reading.card),
+        variants=tuned(table, variants, judge, reading.card),
         labels=labels(table),
         allowed=partial(calibrated, reading.card),
     )
+
+
+def spending(
+    reading: PolicyScores | None,
+    table: RewardTable,
+    learned: RewardTable | None,
+    judge: str | None,
+    max_tries: int = 4,
+    decode_lane_steps: float | None = None,
+) -> Spending:
+    """Ways to spend on these pictures, by one judge; the chooser is the quality that the job weighs.
+
+    reading: None without a policy. decode_lane_steps: what decode and score of a picture cost beside its lane-steps;
+    None: as the policy's card, or without one the table, has costs. TableError where lane-steps are not known.
+    """
+    heads = reading.heads if reading else None
+    menu = reading.card.choices if reading else table.choices
+    table, learned = table.ordered(menu), learned and learned.ordered(menu)
+    reference = heads.reference if heads else reference_recipe((learned or table).quality)
+    costs = heads.costs if heads else table.costs
+    if decode_lane_steps is not None:
+        if table.lane_steps is None:
+            raise TableError("the table does not say its lane-steps: leave out evaluate.decode_lane_steps")
+        costs = table.lane_steps + decode_lane_steps
+    costs = costs / costs[reference]
+
+    def choose(price: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+        assert reading is not None
+        assert heads is not None
+        all_of, free = np.ones(len(menu), bool), np.zeros(len(table.prompts), bool)
+        chosen = replace(heads, costs=costs).choose(reading.features, price, most, all_of, free)
+        return chosen.recipe, chosen.bar
+
+    here, known = _pictures(table, judge, costs), _pictures(learned, judge, costs) if learned else None
+    return compare_spending(here, choose if heads else None, known, max_tries, reference)
+
+
+def _pictures(table: RewardTable, judge: str | None, costs: np.ndarray) -> Pictures:
+    judged = table if judge is None else table.judged_by(judge)
+    return Pictures(table.choices, judged.quality, table.quality, costs)
 
 
 def tuned(

@@ -21,12 +21,17 @@ FEW_PROMPTS = 10  # of a group: less is left out
 
 @dataclass(frozen=True)
 class Point:
-    """One way to choose at one setting, such as a price: what each prompt gets. quality, cost, steps: (P,)."""
+    """One way to choose at one setting, such as a price: what each prompt gets. quality, cost, steps: (P,).
+
+    name, recipe: of one recipe for all, in words and by its number; elsewhere the setting says it.
+    """
 
     setting: float
     quality: np.ndarray
     cost: np.ndarray
     steps: np.ndarray
+    name: str = ""
+    recipe: int = -1
 
     @property
     def mean_cost(self) -> float:
@@ -82,19 +87,13 @@ class FixedCurve:
     """What fixed budgets reach at a mean cost: straight lines between the corners of their upper hull.
 
     A line between two budgets is a real rival: give part of the rows the one, the rest the other. Beyond its best
-    budget the curve is flat, since nobody must spend more. The corners are those of the whole sample.
+    budget the curve is flat, since nobody must spend more. The corners are those of the whole sample, or of other
+    prompts: `corners`, by number.
     """
 
-    def __init__(self, points: Sequence[Point], bootstrap: Bootstrap) -> None:
-        best: dict[float, Point] = {}
-        for point in points:
-            cost = point.mean_cost
-            if cost not in best or point.mean_quality > best[cost].mean_quality:
-                best[cost] = point
-        costs = np.array(sorted(best))
-        quality = np.array([best[cost].mean_quality for cost in costs])
-        top = int(quality.argmax()) + 1
-        self.corners = [best[float(costs[k])] for k in upper_hull(costs[:top], quality[:top])]
+    def __init__(self, points: Sequence[Point], bootstrap: Bootstrap, corners: Sequence[int] | None = None) -> None:
+        chosen = [points[at] for at in (hull_corners(points) if corners is None else corners)]
+        self.corners = sorted(chosen, key=lambda point: point.mean_cost)
         self.costs = np.array([point.mean_cost for point in self.corners])
         self.bootstrap = bootstrap
 
@@ -116,11 +115,49 @@ class FixedCurve:
 
     def gain(self, point: Point) -> Interval:
         """A point's mean quality above the curve at its own mean cost, paired over prompts."""
+        return self.bootstrap.interval(*self.gains(point))
+
+    def gains(self, point: Point) -> tuple[float, np.ndarray]:
+        """That gain, and of each resample (R,)."""
         value = point.mean_quality - self.at(point.mean_cost)
         quality, costs = self.bootstrap.means(point.quality), self.bootstrap.means(point.cost)
         costs = np.maximum(costs, self.costs[0])  # a resample may round just below
         curve = np.array([np.interp(c, self.costs, row) for c, row in zip(costs, self.resampled, strict=True)])
-        return self.bootstrap.interval(round(value, 12), np.round(quality - curve, 12) + 0.0)  # equal is not below
+        return round(value, 12), np.round(quality - curve, 12) + 0.0  # equal is not below
+
+
+def hull_corners(points: Sequence[Point]) -> list[int]:
+    """The numbers of the points on the upper hull, by rising cost, up to the best one."""
+    best: dict[float, int] = {}
+    for at, point in enumerate(points):
+        cost = point.mean_cost
+        if cost not in best or point.mean_quality > points[best[cost]].mean_quality:
+            best[cost] = at
+    costs = np.array(sorted(best))
+    quality = np.array([points[best[cost]].mean_quality for cost in costs])
+    top = int(quality.argmax()) + 1
+    return [best[float(costs[k])] for k in upper_hull(costs[:top], quality[:top])]
+
+
+def mixture_at(points: Sequence[Point], cost: float) -> Point | None:
+    """Two neighbouring points of a rule, each for its share of the rows, so that the mean cost is this.
+
+    None below the cheapest point and above the dearest: nothing is made up there.
+    """
+    rising = sorted(points, key=lambda point: point.mean_cost)
+    costs = np.array([point.mean_cost for point in rising])
+    if not costs[0] <= cost <= costs[-1]:
+        return None
+    above = max(1, int(np.searchsorted(costs, cost))) if len(rising) > 1 else 0
+    one, other = rising[above - 1], rising[above]
+    width = other.mean_cost - one.mean_cost
+    share = (cost - one.mean_cost) / width if width > 0 else 1.0
+    quality, spent, steps = ((1 - share) * a + share * b for a, b in zip(_arrays(one), _arrays(other), strict=True))
+    return Point(one.setting, quality, spent, steps)
+
+
+def _arrays(point: Point) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return point.quality, point.cost, point.steps
 
 
 def difference(one: Point, other: Point, bootstrap: Bootstrap) -> Interval:

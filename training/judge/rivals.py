@@ -1,8 +1,8 @@
 """Defines the rules to compare, the policy among them: each gives every prompt its quality and cost.
 
-Pure numpy over reward tables. No rule chooses by the picture that it is judged by, except the second try, which looks
-at its own first picture. The oracle chooses by one seed and is judged by another. Shapes: P prompts, K budgets, S
-seeds.
+Pure numpy over reward tables. No rule chooses by the picture that it is judged by; the oracle chooses by one seed and
+is judged by another. Rules that look at pictures and try again are `training.judge.tries`'. Shapes: P prompts, K
+recipes, S seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,18 @@ from training.judge.frontier import Point, Rule
 from training.learn.reward import in_rises
 from training.reward_table import RewardTable
 
-BARS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of first pictures that fall short
-
 
 def fixed(table: RewardTable, name: str = "fixed", unit_s: float | None = None) -> Rule:
-    """Every budget of the menu for all; `unit_s`: seconds of a cost of 1, None: the table's own largest budget."""
+    """Every recipe of the menu for all; `unit_s`: seconds of a cost of 1, None: the table's own largest budget."""
     costs = table.seconds / (unit_s or table.seconds[-1])
     points = [
-        Point(float(steps), table.quality[:, k].mean(axis=1), *_same(len(table.prompts), costs[k], steps))
-        for k, steps in enumerate(table.choices)
+        Point(
+            float(recipe.num_steps),
+            table.quality[:, k].mean(axis=1),
+            *_same(len(table.prompts), costs[k], recipe.num_steps),
+            recipe.words,
+        )
+        for k, recipe in enumerate(table.choices)
     ]
     return Rule(name, tuple(points))
 
@@ -32,9 +35,7 @@ def fixed(table: RewardTable, name: str = "fixed", unit_s: float | None = None) 
 def chosen(table: RewardTable, index: np.ndarray, setting: float) -> Point:
     """What prompts get from budgets chosen for them, index (P,) into the menu."""
     rows = np.arange(len(index))
-    return Point(
-        setting, table.quality.mean(axis=2)[rows, index], table.costs[index], np.array(table.choices)[index] * 1.0
-    )
+    return Point(setting, table.quality.mean(axis=2)[rows, index], table.costs[index], table.steps[index])
 
 
 def sweep(
@@ -59,7 +60,7 @@ def rendered_as(rule: Rule, table: RewardTable, other: RewardTable, name: str) -
     """The budgets that a rule chose on a table, with the pictures of the same prompts in another setup."""
     points, rows = [], np.arange(len(table.prompts))
     for point in rule.points:
-        index = np.searchsorted(table.choices, point.steps)
+        index = np.abs(table.costs[:, None] - point.cost).argmin(axis=0)  # each chosen recipe by its own cost
         quality = other.quality.mean(axis=2)[rows, index]
         points.append(Point(point.setting, quality, other.seconds[index] / table.seconds[-1], point.steps))
     return Rule(f"{rule.name}, {name}", tuple(points))
@@ -69,8 +70,9 @@ def words(table: RewardTable) -> Rule:
     """The selector `words`: longer prompts, more steps."""
     selector = StepSelector(SelectorConfig("words", choices=table.choices))
     rows = np.array([f"{row}" for row in range(len(table.prompts))], object)
-    steps = selector({"prompt": np.array(table.prompts, object), "id": rows})["num_steps"]
-    index = np.searchsorted(table.choices, steps.astype(np.int64))
+    names = selector({"prompt": np.array(table.prompts, object), "id": rows})["recipe_name"]
+    known = {choice.name: at for at, choice in enumerate(table.choices)}
+    index = np.array([known[name] for name in names])
     return Rule("words", (chosen(table, index, 0.0),))
 
 
@@ -86,31 +88,9 @@ def oracle(table: RewardTable, prices: Sequence[float]) -> Rule:
             index, _ = choose_steps(known[:, :, choose], table.costs, price, 1.0)
             parts.append((table.quality[np.arange(len(index)), index, judge], table.costs[index], index))
         quality, cost, index = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
-        steps = np.mean([np.array(table.choices)[part[2]] for part in parts], axis=0)
+        steps = np.mean([table.steps[part[2]] for part in parts], axis=0)
         points.append(Point(price, quality, cost, steps))
     return Rule("cross-seed oracle", tuple(points))
-
-
-def second_try(table: RewardTable, seen: np.ndarray) -> Rule:
-    """A fixed budget, and again with another seed where the first picture scores below a bar; the better is kept.
-
-    Bars are quantiles of `seen` (P, K, S). Of all budgets and bars only those are given that no cheaper one equals.
-    """
-    points = []
-    for k, steps in enumerate(table.choices):
-        for bar in np.quantile(seen[:, k], BARS):
-            parts = []
-            for a, b in permutations(range(table.num_seeds), 2):
-                again = seen[:, k, a] < bar
-                better = _better(table.quality[:, k], seen[:, k], a, b)
-                parts.append((np.where(again, better, table.quality[:, k, a]), 1.0 + again))
-            quality, tries = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
-            points.append(Point(float(bar), quality, tries * table.costs[k], tries * steps))
-    rising: list[Point] = []
-    for point in sorted(points, key=lambda point: point.mean_cost):
-        if not rising or point.mean_quality > rising[-1].mean_quality:
-            rising.append(point)
-    return Rule("second try", tuple(rising))
 
 
 def agreement(table: RewardTable) -> np.ndarray:
@@ -125,11 +105,6 @@ def agreement(table: RewardTable) -> np.ndarray:
             for k in range(len(table.choices))
         ]
     return np.mean(pairs, axis=1)
-
-
-def _better(quality: np.ndarray, seen: np.ndarray, a: int, b: int) -> np.ndarray:
-    """The quality (P,) of the seed that looks better; quality and seen (P, S)."""
-    return np.where(seen[:, a] >= seen[:, b], quality[:, a], quality[:, b])
 
 
 def _same(count: int, cost: float, steps: float) -> tuple[np.ndarray, np.ndarray]:

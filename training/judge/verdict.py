@@ -63,7 +63,7 @@ def verdict(found: Evaluation) -> str:
 def _sentences(found: Evaluation) -> Iterator[str]:
     rival, saved = found.rival, found.savings["policy"]
     yield (
-        f"The smallest fixed budget that is not worse than the largest is {rival.setting:.0f} steps "
+        f"The cheapest recipe for all that is not worse than the dearest is {rival.name} "
         f"(quality {rival.mean_quality:.4f}, margin {found.margin:.4f})."
     )
     strict = _share(found.strict_savings["policy"])
@@ -77,23 +77,17 @@ def _sentences(found: Evaluation) -> Iterator[str]:
     elif too_small(found):
         yield (
             f"{found.num_prompts} prompts are too few to say whether the policy saves anything ({strict}): "
-            f"take more, and until then {rival.setting:.0f} steps for all."
+            f"take more, and until then {rival.name} for all."
         )
     else:
         yield (
             f"Adaptivity does not pay on these {found.num_prompts} prompts ({strict} saved within the margin): "
-            f"use steps.selector: fixed with steps.fixed: {rival.setting:.0f}."
+            f"use steps.selector: fixed with {rival.name}."
         )
-    yield f"At the quality of {rival.setting:.0f} steps for all the policy saves {_share(saved)} of their cost."
+    yield f"At the quality of {rival.name} for all the policy saves {_share(saved)} of their cost."
     for name in found.variants:
         if found.savings[name].low > 0:
             yield f"There fixed budgets with {name}, save {_share(found.savings[name])}."
-    again = found.strict_savings.get("second try")
-    if again is not None and again.low > 0:
-        yield (
-            "Another try with a new seed, where the job's scorer finds the first picture wanting, pays: "
-            f"{_share(again)} less than fixed budgets within the margin."
-        )
     worse = [point for point, gain in zip(found.policy.points, found.gains["policy"], strict=True) if gain.high < 0]
     if worse:
         listed = ", ".join(f"{point.setting:.3g}" for point in worse)

@@ -3,9 +3,11 @@
 Shapes: P prompts, K recipes, S seeds, R residuals of a bank, L levels.
 """
 
+import math
+
 import numpy as np
 
-from actors.offers import LEVELS, Bank, bank_of
+from actors.offers import LEVELS, OFFSETS, Bank, bank_of
 from training.learn.components import Components
 
 ROUNDS = 3  # of matching the errors' quantiles: none leaves a tenth too much gain at high bars, ten fit the noise
@@ -40,3 +42,15 @@ def seed_bank(residuals: np.ndarray, errors: np.ndarray, level_sd: float) -> Ban
         mixed = np.sort((values[:, None] + level_sd * LEVELS).ravel()).reshape(len(values), -1).mean(axis=1)
         values = np.sort(values + wanted - mixed)
     return bank_of(values, level_sd)
+
+
+def miss_chances(errors: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """The chances (offsets, S) that 1 to S seeds of a prompt all lie below mu + offset; errors (P, S) in sigmas.
+
+    Of f seeds of a prompt below it, j drawn without a second look all do in C(f, j) / C(S, j) of all cases: no model of
+    how prompts differ.
+    """
+    seeds = errors.shape[1]
+    drawn = range(1, seeds + 1)
+    all_below = np.array([[math.comb(f, j) / math.comb(seeds, j) for j in drawn] for f in range(seeds + 1)])
+    return tuple(tuple(all_below[(errors < offset).sum(axis=1)].mean(axis=0).tolist()) for offset in OFFSETS)

@@ -8,13 +8,13 @@ Shapes: P prompts, K recipes, S seeds, D features, B deciles.
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from actors.offers import Bank, price_unit
-from training.learn.banks import seed_bank, seed_residuals
+from training.learn.banks import miss_chances, seed_bank, seed_residuals
 from training.learn.components import Components, fit_components, negative_log_likelihood
 from training.learn.ridge import Ridge, fit_ridge, folds_of
 from training.learn.share import share_of
@@ -104,7 +104,11 @@ def _banks(score: np.ndarray, mu: np.ndarray, sigma: np.ndarray, pooled: Compone
     residuals = seed_residuals(score, mu, Components(sigma, np.broadcast_to(pooled.tau, sigma.shape)))
     safe = np.where(pooled.sigma > 0, pooled.sigma, np.inf)
     errors = (score - mu[:, :, None]) / np.where(sigma > 0, sigma, np.inf)[:, :, None]
-    return tuple(seed_bank(residuals[:, k], errors[:, k], float(pooled.tau[k] / safe[k])) for k in range(mu.shape[1]))
+    levels = pooled.tau / safe
+    return tuple(
+        replace(seed_bank(residuals[:, k], errors[:, k], float(levels[k])), misses=miss_chances(errors[:, k]))
+        for k in range(mu.shape[1])
+    )
 
 
 def _check(features: np.ndarray, score: np.ndarray, judge: np.ndarray | None) -> None:

@@ -1,6 +1,6 @@
 """Defines the hyperparameters of learning a policy, with units and extremes, and the paper's own choice.
 
-What they do is `training.learn.learner`'s.
+What they do is `training.learn.step_loss` and `training.learn.offer_loss`'.
 """
 
 import math

@@ -30,7 +30,7 @@ def priced_reward(quality: np.ndarray, costs: np.ndarray, prices: np.ndarray) ->
 
 def paper_reward(
     quality: np.ndarray,
-    choices: Sequence[int],
+    num_steps: Sequence[int],
     top: int = PAPER_TOP,
     weight: float = PAPER_LAMBDA,
     penalty: float = PAPER_GAMMA,
@@ -39,9 +39,9 @@ def paper_reward(
 
     t: the budget in steps, T: the largest. The images compared are those of one seed; of equals all are in.
     """
-    steps = np.asarray(choices, np.float64)
+    steps = np.asarray(num_steps, np.float64)
     bar = np.sort(quality, axis=1)[:, -min(top, quality.shape[1])]  # (P, S)
-    reward = (1 - steps / steps[-1])[None, :, None] + weight * quality
+    reward = (1 - steps / steps.max())[None, :, None] + weight * quality
     return np.where(quality >= bar[:, None, :], reward, -penalty)
 
 

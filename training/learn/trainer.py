@@ -30,10 +30,11 @@ from pipelines.storage.folder import Folder
 from training.learn.batches import Batch, num_slots
 from training.learn.embeddings import EmbedPrompts
 from training.learn.hyperparameters import Hyperparameters
-from training.learn.journal import last_checkpoint, read_metrics
-from training.learn.learner import outputs, units_of
-from training.learn.offers import fit_offers
-from training.learn.worker import LoopConfig, rows_of, work
+from training.learn.journal import read_metrics
+from training.learn.offers import fit_offers, offer_stage, with_correction
+from training.learn.stages import OfferStage, Stage, StepStage
+from training.learn.step_loss import outputs, units_of
+from training.learn.worker import LoopConfig, work
 from training.learning_error import LearningError, Unlearnable
 from training.reward_table import RewardTable, split
 
@@ -86,13 +87,15 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
     network = Network(hidden_size, len(table.choices), config.width, config.num_layers, config.num_heads)
     _claim(folder, _identity(table, config, text_encoder))
     units = units_of(learned.quality, config.learning.temperature)
-    loop = LoopConfig(
-        folder, network, config.learning, units, table.choices, table.costs, len(learned.prompts), config.reports
-    )
-    measured = _embedded(held_out, config)
-    if not _is_done(loop):
-        with _MetricsWatcher(folder, on_progress):
-            _fit(loop, {"learned": _embedded(learned, config), "held_out": measured}, config)
+    steps = StepStage(network, config.learning, units, table.choices, table.costs)
+    embedded = {"learned": _embedded(learned, config), "held_out": _embedded(held_out, config)}
+    features = {name: _features(dataset, hidden_size) for name, dataset in embedded.items()}
+    offers = _offer_stage((learned, features["learned"]), (held_out, features["held_out"]), config)
+    stages: tuple[Stage, ...] = (steps, offers) if offers else (steps,)
+    loop = LoopConfig(folder, stages, len(table.choices), hidden_size, len(learned.prompts), config.reports)
+    if not all(loop.is_done(stage) for stage in stages):
+        with _MetricsWatcher(loop, on_progress):
+            _fit(loop, embedded, config)
     card = PolicyCard(
         choices=table.choices,
         costs=tuple(float(cost) for cost in table.costs),
@@ -102,9 +105,30 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
         setting=config.setting,
         training_data=table.fingerprint(),
     )
-    card = _publish(loop, card, rows_of(measured.iter_rows(), network).chunks())
-    _publish_offers(folder, table, config, card)
+    batches = loop.rows(embedded["held_out"].iter_rows()).chunks()
+    card = _publish(loop, steps, card, batches)
+    rows = {name: at for at, name in enumerate((*learned.prompt_ids, *held_out.prompt_ids))}
+    order = [rows[name] for name in table.prompt_ids]
+    _publish_offers(loop, table, np.concatenate([*features.values()])[order], config, card, offers, batches)
     return card
+
+
+def _features(dataset: ray.data.Dataset, hidden_size: int) -> np.ndarray:
+    """(P, D) of all prompts of a dataset, by number."""
+    tokens = {row["row"]: np.frombuffer(row["embeds"], np.float16) for row in dataset.iter_rows()}
+    return np.stack([prompt_features(tokens[row].reshape(-1, hidden_size)) for row in range(len(tokens))])
+
+
+def _offer_stage(
+    learned: tuple[RewardTable, np.ndarray], held_out: tuple[RewardTable, np.ndarray], config: TrainConfig
+) -> OfferStage | None:
+    """What is learned beside the heads; None for the paper's reward, and where there is too little for heads."""
+    if config.learning.reward != "priced" or learned[0].num_seeds < 2:
+        return None
+    try:
+        return offer_stage(learned, held_out, config.judge, config.learning, config.width)
+    except Unlearnable:
+        return None  # said where the heads are fitted
 
 
 def _described(model: ModelSource) -> tuple[str, int]:
@@ -144,7 +168,9 @@ def _embedded(table: RewardTable, config: TrainConfig) -> ray.data.Dataset:
             "quality": [values.astype(np.float32).tobytes() for values in table.quality],
         }
     )
-    dataset = ray.data.from_arrow(arrow).map_batches(
+    prompts = ray.data.from_arrow(arrow)
+    prompts.context.enable_progress_bars = prompts.context.print_on_execution_start = False
+    dataset = prompts.map_batches(
         EmbedPrompts,
         fn_constructor_args=(config.model,),
         batch_size=EMBED_ROWS,
@@ -176,21 +202,20 @@ def _fit(loop: LoopConfig, datasets: dict[str, Any], config: TrainConfig) -> Non
             ) from error
 
 
-def _is_done(loop: LoopConfig) -> bool:
-    state = last_checkpoint(loop.folder)
-    return state is not None and state["learner"]["step"] >= loop.num_steps(state["num_slots"])
-
-
-def _publish(loop: LoopConfig, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
-    """The best weights as a policy with its frontier on held-out prompts, weights first."""
-    if not _is_done(loop):
+def _best(loop: LoopConfig, stage: Stage) -> dict[str, Any]:
+    """The weights of a stage that did best on held-out prompts. TrainingStopped where it has not ended."""
+    state = loop.state(stage)
+    if state is None or not loop.is_done(stage):
         raise TrainingStopped(f"{loop.folder.url}: the training ended before its last step; run it again, it goes on")
-    state = last_checkpoint(loop.folder)
-    assert state is not None
-    policy = StepPolicy(loop.network)
-    policy.load_state_dict(state["best"]["policy"])
-    policy = loop.units.finished(policy)
-    card = replace(card, calibration=held_out_calibration(policy, held_out, card, loop.learning.prices))
+    return dict(state["best"]["policy"])
+
+
+def _publish(loop: LoopConfig, stage: StepStage, card: PolicyCard, held_out: list[Batch]) -> PolicyCard:
+    """The best weights as a policy with its frontier on held-out prompts, weights first."""
+    policy = StepPolicy(stage.size)
+    policy.load_state_dict(_best(loop, stage))
+    policy = stage.finished(policy)
+    card = replace(card, calibration=held_out_calibration(policy, held_out, card, stage.learning.prices))
     with tempfile.TemporaryDirectory(prefix="policy-") as scratch:
         card = save_policy(scratch, policy, card)
         for name in (WEIGHTS, CARD):
@@ -198,20 +223,28 @@ def _publish(loop: LoopConfig, card: PolicyCard, held_out: list[Batch]) -> Polic
     return card
 
 
-def _publish_offers(folder: Folder, table: RewardTable, config: TrainConfig, card: PolicyCard) -> None:
+def _publish_offers(
+    loop: LoopConfig,
+    table: RewardTable,
+    features: np.ndarray,
+    config: TrainConfig,
+    card: PolicyCard,
+    stage: OfferStage | None,
+    held_out: list[Batch],
+) -> None:
     """What sets bars for another try, where the table has two seeds or more to tell how scores scatter."""
     if table.num_seeds < 2:
         log.warning("the table has one seed a prompt: the policy sets no bars for another try")
         return
-    tokens = {row["row"]: np.frombuffer(row["embeds"], np.float16) for row in _embedded(table, config).iter_rows()}
-    width = card.network.hidden_size
-    features = np.stack([prompt_features(tokens[row].reshape(-1, width)) for row in range(len(table.prompts))])
     try:
         heads = fit_offers(table, features, config.judge, config.scorers, card.text_encoder)
     except Unlearnable as error:
         log.warning("the policy sets no bars for another try: %s", error)
         return
-    folder.write(f"{POLICY}/{OFFERS}", save_heads(replace(heads, policy=card.version)))
+    if stage:
+        heads = with_correction(heads, stage, _best(loop, stage), held_out)
+        log.info("%s", heads.correction and heads.correction.words)
+    loop.folder.write(f"{POLICY}/{OFFERS}", save_heads(replace(heads, policy=card.version)))
 
 
 def held_out_calibration(
@@ -220,7 +253,7 @@ def held_out_calibration(
     """What held-out prompts get at some prices, decided by argmax: for forecasts, and as bounds for others."""
     scores, _ = outputs(policy, held_out)
     quality = np.concatenate([batch.quality for batch in held_out]).mean(axis=2)  # (P, K)
-    costs, steps = np.array(card.costs), np.array(card.choices)
+    costs, steps = np.array(card.costs), np.array([choice.num_steps for choice in card.choices])
     points = []
     for price in (0.0, *np.geomspace(prices[0] / BELOW, prices[1], CALIBRATION_PRICES).tolist()):
         index, _ = choose_steps(scores, costs, price, card.temperature)
@@ -230,19 +263,19 @@ def held_out_calibration(
                 "mean_cost": float(costs[index].mean()),
                 "mean_steps": float(steps[index].mean()),
                 "quality": float(np.take_along_axis(quality, index[:, None], axis=1).mean()),
-                "least_steps": float(steps[index].min()),
-                "most_steps": float(steps[index].max()),
+                "least_cost": float(costs[index].min()),
+                "most_cost": float(costs[index].max()),
             }
         )
     return tuple(points)
 
 
 class _MetricsWatcher:
-    """Calls on_progress for each new line of metrics while the workers run."""
+    """Calls on_progress for each new line of metrics while the workers run, stage by stage."""
 
-    def __init__(self, folder: Folder, on_progress: Progress | None) -> None:
-        self.folder, self.on_progress = folder, on_progress
-        self.seen = max((record["step"] for record in read_metrics(folder)), default=0)
+    def __init__(self, loop: LoopConfig, on_progress: Progress | None) -> None:
+        self.loop, self.on_progress = loop, on_progress
+        self.seen = {stage.place: self._last(stage) for stage in loop.stages}
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="metrics", daemon=True)
 
@@ -255,11 +288,15 @@ class _MetricsWatcher:
         if self.on_progress:
             self.thread.join()
 
+    def _last(self, stage: Stage) -> float:
+        return max((record["step"] for record in read_metrics(self.loop.folder, stage.place)), default=0)
+
     def _watch(self) -> None:
         last = False
         while not last:
             last = self.ended.wait(POLL_S)
-            for record in read_metrics(self.folder):
-                if record["step"] > self.seen and self.on_progress:
-                    self.seen = record["step"]
-                    self.on_progress(record)
+            for stage in self.loop.stages:
+                for record in read_metrics(self.loop.folder, stage.place):
+                    if record["step"] > self.seen[stage.place] and self.on_progress:
+                        self.seen[stage.place] = record["step"]
+                        self.on_progress(record)
