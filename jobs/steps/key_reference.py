@@ -44,6 +44,8 @@ EXAMPLES = {
     "pools.resources": "{spot: 1}",
     "output.path": "s3://bucket/runs/spring",
     "output.storage": "{endpoint_url: https://s3.example.com}",
+    "safety": '{scorer: "my.judge:nudity", max: 0.5}',
+    "evaluate.decode_lane_steps": "3.5",
     "storage.endpoint_url": "https://s3.example.com",
     "storage.region": "eu-central-1",
     "storage.put_options": "{ServerSideEncryption: AES256}",
