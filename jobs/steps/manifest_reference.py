@@ -47,7 +47,7 @@ MEANINGS = {
     "negative_truncated": "whether the negative prompt is",
     "score_error": "which scorer gave no number, and why",
     "bar": "quality below which another seed was tried; null: never",
-    "recipe_name": "recipe of the menu that the picture was made by; null: steps that the row pins and the menu has not",
+    "recipe_name": "recipe of the menu; null: the row pins steps that are not in it",
     "solver": "solver of the picture",
     "guidance_interval": "[start, end] of guidance, fractions of the schedule; null: throughout",
     "plan_key": "hash of all that was to decide the row, known when it was planned",
