@@ -123,7 +123,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     counts = [f"{summary['ok']:,} ok", f"{summary['failed']:,} failed"]
     counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
     lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
-    if summary["limit"]:
+    if summary.get("limit"):
         prompts = f"{summary['limit']:,} prompts" if summary["limit"] > 1 else "prompt"
         lines.append(f"only the first {prompts} were asked for; the same command without the limit renders the rest")
     if summary["mean_steps"]:
