@@ -89,7 +89,7 @@ def _separated_otherwise(names: list[str]) -> str:
 def misspelt(carried: Iterable[str], meant: Iterable[str]) -> dict[str, str]:
     """Carried columns whose name is nearly one of ours that the input does not have -> that one of ours."""
     open_names = sorted(set(GIVEN) - set(meant))
-    found = {}
+    found: dict[str, str] = {}
     for name in carried:
         plain = name.lower().replace(" ", "_").replace("-", "_")
         close = difflib.get_close_matches(plain, open_names, 1, 0.8)
