@@ -31,6 +31,7 @@ UNET = "model.diffusion_model."
 _KEY = f"{UNET}input_blocks.0.0.weight"
 _REFINER = "conditioner.embedders.0.model."  # of the base model it is a CLIP of transformers
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PARTS = {"VAE": ("first_stage_model.",), "text encoder": ("cond_stage_model.", "conditioner.")}
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -70,7 +71,7 @@ def _fault(header: Mapping[str, Tensor]) -> str | None:
         return f"its UNet takes {channels} channels, not 4: an inpainting or depth model; take the base checkpoint"
     if any(name.startswith(_REFINER) for name in header):
         return "a refiner of SDXL, which goes on from another picture; take the base checkpoint"
-    for part, names in {"VAE": "first_stage_model.", "text encoder": ("cond_stage_model.", "conditioner.")}.items():
+    for part, names in _PARTS.items():
         if not any(name.startswith(names) for name in header):
             return f"it holds no {part}; take a file that holds the whole model"
     return None
@@ -138,11 +139,12 @@ def tokenizer(pad: str) -> CLIPTokenizer:
     """CLIP's, from its list of merges: 256 bytes, each of them at a word's end, what is merged, and two marks."""
     merges = gzip.decompress((HERE / "clip_merges.txt.gz").read_bytes()).decode("utf-8").splitlines()
     letters = _byte_letters()
+    pairs: Any = [tuple(each.split(" ")) for each in merges]  # transformers takes pairs, and calls them text
     merged = (each.replace(" ", "") for each in merges)
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *merged, *_SPECIAL]
     return CLIPTokenizer(
         vocab={piece: number for number, piece in enumerate(pieces)},
-        merges=[tuple(each.split(" ")) for each in merges],
+        merges=pairs,
         model_max_length=77,
         pad_token=pad,
         unk_token=_SPECIAL[1],
