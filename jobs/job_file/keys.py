@@ -199,8 +199,10 @@ class Input(Section):
         "file, folder or glob of Parquet, CSV, TSV or JSONL, or one .txt with a prompt a line; local, s3://, or one "
         "file at https://",
     )
-    columns: dict[str, str] = picture(
-        {}, "our name: the column's name, for example {prompt: headline}; wins over guessing"
+    columns: dict[str, str | None] = picture(
+        {},
+        "our name: the column's name, for example {prompt: headline}; wins over guessing. A column's name: null leaves "
+        "that column out, for example {brand: null}",
     )
     drop: list[str] = picture([], "columns that are not carried along, for example [image]")
     encoding: Annotated[str, AfterValidator(_encoding)] = picture(
@@ -573,14 +575,15 @@ def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(extra, dict):
             yield prefix + name, str(extra["kind"])
         else:
-            yield from _leaves(_section_of(info.annotation), f"{prefix}{name}.")
+            yield from _leaves(section_of(info.annotation), f"{prefix}{name}.")
 
 
-def _section_of(annotation: Any) -> type[BaseModel]:
+def section_of(annotation: Any) -> type[BaseModel]:
+    """The section that a key holds, or a list of which."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     (inner,) = (found for found in get_args(annotation) if found is not type(None))
-    return _section_of(inner)
+    return section_of(inner)
 
 
 def _value_at(data: Any, dotted: str) -> Any:

@@ -30,6 +30,7 @@ from pipelines.files.readers import TextRules
 from pipelines.plan.make import PlanConfig
 from pipelines.plan.recipes import JobSampling
 from pipelines.prompts.canonical_rows import RowDefaults
+from pipelines.prompts.columns import GIVEN, LEFT_OUT
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
 from pipelines.render.provenance import ProvenanceConfig
@@ -161,12 +162,12 @@ def prompt_source(job: Job, info: CheckpointInfo | None) -> PromptSource:
     width, height = (info.width, info.height) if info else (512, 512)
     return PromptSource(
         path=given.path,
-        columns=given.columns,
+        columns={ours: theirs or LEFT_OUT for ours, theirs in given.columns.items() if theirs or ours in GIVEN},
         images_per_prompt=given.images_per_prompt,
         limit=given.limit,
         storage=storage_options(job, "input"),
         text=TextRules(given.encoding, Dialect(csv.delimiter, csv.quotes, csv.skip_spaces)),
-        drop=tuple(given.drop),
+        drop=(*given.drop, *(name for name, theirs in given.columns.items() if theirs is None)),
         defaults=RowDefaults(
             guidance_scale=sampling.guidance_scale,
             width=sampling.width or width,

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.render.open_shard import rendered_table
 from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder, as_stored
 from pipelines.run.plan import Plan
 from pipelines.storage.folder import StorageError
@@ -87,9 +89,13 @@ class Totals:
 
 
 def totals(plan: Plan, most_pictures: int = SHOWN_PICTURES) -> Totals:
-    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts."""
+    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts.
+
+    The rows that a limit had rendered of shards that are not done are counted, too.
+    """
     found, again = Totals(most_pictures), plan.replaced_ids
-    for table in plan.run.manifests(found.damaged):
+    begun = (rendered_table(plan.run, shard, plan.manifest_schema) for shard in plan.run.partly_done())
+    for table in chain(plan.run.manifests(found.damaged), begun):
         found.add(_newest(table, again) if again else table)
     return found
 

@@ -14,6 +14,7 @@ from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import OpenInput, check_output, open_input, read_earlier, read_input
+from jobs.steps.input_lines import input_figures, input_lines
 from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
@@ -66,6 +67,7 @@ def make(
     if early and is_early(job, inspection, earlier):
         early.start(settings.render, settings.run, epoch)
     settings.run.write_job(placed(job.config).dump())
+    console.say("\n".join(input_lines(job.config.input.path, input_figures(inspection, earlier, plan))))
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above

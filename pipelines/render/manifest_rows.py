@@ -21,7 +21,7 @@ from pipelines.run.layout import Attempt
 from pipelines.run.schema import PlannedRow
 
 if TYPE_CHECKING:
-    from pipelines.render.repaired_shard import RepairOrder
+    from pipelines.render.open_shard import ShardOrder
 
 REASON_CHARS = 160
 
@@ -168,8 +168,8 @@ def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
-    """Counts the outcomes of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes them.
+def outcome_counts(manifest: pa.Table, order: "ShardOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
+    """Counts the outcomes of a shard's rows (under an order: of those that it names), as `Ledger.finish` takes them.
 
     bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
     """

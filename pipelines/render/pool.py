@@ -107,6 +107,16 @@ def auto_dtype(config: RenderConfig) -> str:
     return "float16" if any(device.startswith("cuda") for device in devices) else "float32"
 
 
+def precision_note(config: RenderConfig) -> str | None:
+    """Says that pools on CPUs, whose num_gpus are known, would render in half precision."""
+    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
+    dtype = config.sampler.dtype if config.sampler.dtype != "auto" else auto_dtype(config)
+    if not slow or dtype == "float32":
+        return None
+    what = "the float16 of the GPU pools" if config.sampler.dtype == "auto" else f"{dtype} (model.dtype)"
+    return f"pool {', '.join(slow)} renders on CPUs in {what}, many times slower than in float32"
+
+
 def worker_config(
     spec: PoolSpec, config: RenderConfig, run: RunFolder, epoch: EpochId | None, schema: pa.Schema
 ) -> WorkerConfig:
