@@ -13,7 +13,7 @@ SCALES = (0.0, 0.5, 1.0)  # how much of it may count
 
 @dataclass(frozen=True)
 class Correction:
-    """tanh(features @ hidden + hidden_bias) @ out + out_bias, (N, 2 K) in the scorer's units.
+    """max(0, features @ hidden + hidden_bias) @ out + out_bias, (N, 2 K) in the scorer's units.
 
     hidden (D, W), hidden_bias (W,), out (W, 2 K), out_bias (2 K,). scale: how much of it counts, one of SCALES, by what
     it gained on held-out prompts; gain: that, in units of prices.
@@ -30,7 +30,7 @@ class Correction:
         """(N, K) twice, of features (N, D): what is added to mu, and to the worth of one sigma of gain."""
         if not self.scale:
             return (np.zeros((len(features), len(self.out_bias) // 2)),) * 2
-        hidden = np.tanh(features.astype(np.float64) @ self.hidden + self.hidden_bias)
+        hidden = np.maximum(0.0, features.astype(np.float64) @ self.hidden + self.hidden_bias)
         shift, slope = np.split(self.scale * (hidden @ self.out + self.out_bias), 2, axis=1)
         return shift, slope
 

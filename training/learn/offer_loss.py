@@ -50,7 +50,7 @@ class CorrectionNetwork(nn.Module):
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """embeds (N, L, H), mask (N, L): 1 at tokens -> (N, 2 K)."""
         features = (pooled_features(embeds, mask) - self.mean) / self.spread
-        return self.out(torch.tanh(self.hidden(features)))
+        return self.out(torch.relu(self.hidden(features)))
 
     @torch.no_grad()
     def finished(self, unit: float) -> Correction:

@@ -97,7 +97,7 @@ class OfferStage:
         return OfferLoss(self.learned, self.learning, over_workers)
 
     def measure(self, network: nn.Module, held_out: Sequence[Batch]) -> dict[str, float]:
-        """As `validate_correction`, in full."""
+        """As `validate_correction`."""
         return validate_correction(self.finished(network), self.held_out, held_out, self.learning.prices)
 
     def finished(self, network: nn.Module) -> Correction:
