@@ -77,15 +77,27 @@ def learn(stage: OfferStage, rows: TrainingRows, held_out: list[Batch]) -> dict[
     return kept
 
 
-def corrected(
-    read: Read, learning: Hyperparameters, judge: str, width: int, held_out: float, by_prompt: bool
-) -> OfferHeads:
+@dataclass(frozen=True)
+class Setup:
+    """What is learned from and judged on. width: hidden units; share: of the prompts learned from that validate."""
+
+    learned: Read
+    held_out: Read
+    judge: str
+    learning: Hyperparameters
+    width: int
+    share: float
+
+
+def corrected(setup: Setup, seed: int, by_prompt: bool) -> OfferHeads:
     """Heads of a whole table with the correction of a part of it; by_prompt: False: heads know the mean alone."""
-    learned, validated = (read.take(part) for part in split(read.table, held_out))
+    read, learning = setup.learned, replace(setup.learning, seed=seed)
+    learned, validated = (read.take(part) for part in split(read.table, setup.share))
     pairs = [(each.table, each.features) for each in (learned, validated)]
-    stage = offer_stage(pairs[0], pairs[1], judge, learning, width, by_prompt)
+    stage = offer_stage(pairs[0], pairs[1], setup.judge, learning, setup.width, by_prompt)
     batches = validated.rows.chunks()
-    return with_correction(heads_of(read, judge, by_prompt), stage, learn(stage, learned.rows, batches), batches)
+    heads = heads_of(read, setup.judge, by_prompt)
+    return with_correction(heads, stage, learn(stage, learned.rows, batches), batches)
 
 
 def heads_of(read: Read, judge: str, by_prompt: bool = True) -> OfferHeads:
@@ -130,10 +142,9 @@ def pictures(table: RewardTable, judge: str, costs: np.ndarray) -> Pictures:
     return Pictures(table.choices, table.judged_by(judge).quality, table.quality, costs)
 
 
-def compare(
-    learned: Read, held_out: Read, judge: str, learning: Hyperparameters, width: int, share: float, seeds: int
-) -> dict[str, list[Rule]]:
-    """Every way, by name."""
+def compare(setup: Setup, seeds: int) -> dict[str, list[Rule]]:
+    """Every way, by name; seeds: of training, a rule each."""
+    learned, held_out, judge = setup.learned, setup.held_out, setup.judge
     tries, features = learned.table.num_seeds, held_out.features
     table = held_out.table.ordered(learned.table.choices)
     plain = heads_of(learned, judge)
@@ -144,9 +155,7 @@ def compare(
     found["bars by prompt, one recipe"] = rule("", here, [one_offer(plain, learned.features, features, tries)], tries)
     found[HEADS] = rule("", here, [by_offers(plain, features, tries)], tries)
     for name, by_prompt in (("heads and REINFORCE", True), ("REINFORCE from the mean", False)):
-        made = [
-            corrected(learned, replace(learning, seed=seed), judge, width, share, by_prompt) for seed in range(seeds)
-        ]
+        made = [corrected(setup, seed, by_prompt) for seed in range(seeds)]
         said = ", ".join(f"{each.correction.scale:g}" for each in made if each.correction)
         print(f"{name}: scales {said}", file=sys.stderr, flush=True)
         found[name] = rule("", here, [by_offers(each, features, tries) for each in made], tries)
@@ -204,8 +213,8 @@ def main() -> int:
     encoder, given = PromptEncoder(settings.model_source(job).local()), job.config.train
     learned, held_out = (Read(each, encoder.embed(each.prompts)) for each in (table, judged))
     learning = hyperparameters_of(given, table)
-    found = compare(learned, held_out, judge, learning, given.width, given.held_out, options.seeds)
-    print(result_table(found))
+    setup = Setup(learned, held_out, judge, learning, given.width, given.held_out)
+    print(result_table(compare(setup, options.seeds)))
     return 0
 
 

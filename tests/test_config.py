@@ -73,6 +73,7 @@ def test_the_contracts_defaults() -> None:
             "channels_last": None,
         },
         "quality": [],
+        "safety": None,
         "tries": {"max": 1, "bar": "auto", "scores": None, "keep": False},
         "pools": [
             {

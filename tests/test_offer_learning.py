@@ -19,7 +19,7 @@ from training.learn.stages import OfferStage
 from training.reward_table import RewardTable
 
 COSTS = np.array([0.3, 0.5, 1.0])
-LEARNING = Hyperparameters((0.2, 5.0), 0.3, batch_size=128, epochs=60, learning_rate=3e-3, samples=16)
+LEARNING = Hyperparameters((0.2, 5.0), 0.3, batch_size=128, epochs=60, learning_rate=5e-3, samples=16)
 ROOMY = 32  # hidden units
 
 

@@ -61,10 +61,10 @@ def contact_sheet(
 ) -> bytes:
     """PNG bytes of a grid of rows (image bytes, prompt, num_steps), each with its prompt and its steps.
 
-    A row with `beside`, another row, shows that one's picture to the right of its own. heads: what stands over each of
-    the two in every column; steps that a head names are not said again at each picture.
+    A row with `beside`, other rows, shows their pictures to the right of its own. heads: what stands over each of
+    them in every column; steps that a head names are not said again at each picture.
     """
-    groups = [[row, row["beside"]] if row.get("beside") else [row] for row in rows]
+    groups = [[row, *row.get("beside", ())] for row in rows]
     pictures = [[_enlarged(shown["image"]) for shown in group] for group in groups]
     abreast = max(map(len, groups), default=1)
     columns = max(3, min(8, math.ceil(math.sqrt(1.6 * max(1, len(rows)) / abreast))))
@@ -87,7 +87,7 @@ def contact_sheet(
         left = grid.corner(index)[0] + PAD_PX
         for at, shown in enumerate(group):
             if shown.get("num_steps") and steps_text(shown["num_steps"]) not in heads:
-                _badge(draw, (left + at * (side + PAD_PX), text_top), shown["num_steps"], bounds)
+                _badge(draw, (left + at * (side + PAD_PX), text_top), shown, bounds)
         draw.text((left, text_top + BADGE_PX + 6), "\n".join(lines), INK, font, spacing=4)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
@@ -132,9 +132,9 @@ def _card(
     return top + 2 * PAD_PX + grid.picture - 2
 
 
-def _badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], num_steps: int, bounds: tuple[int, int]) -> None:
-    font = _font(PROMPT_SIZE_PX - 1)
-    text = steps_text(num_steps)
+def _badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], shown: dict[str, Any], bounds: tuple[int, int]) -> None:
+    font, num_steps, tries = _font(PROMPT_SIZE_PX - 1), shown["num_steps"], len(shown.get("tries") or ())
+    text = steps_text(num_steps) + (f", {tries} tries" if tries > 1 else "")
     (left, top), width = corner, font.getlength(text) + 16
     draw.rounded_rectangle((left, top, left + width, top + BADGE_PX), 10, budget_colour(num_steps, bounds))
     draw.text((left + width / 2, top + BADGE_PX / 2), text, "#ffffff", font, anchor="mm")

@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 
 SHOWN_FAILURES, SHOWN_PICTURES = 5, 48
 SHOWN = ("id", "prompt", "category", "num_steps", "status", "error_type", "error_message", "uri", "offset", "bytes")
-TOLD = ("truncated", "negative_truncated", "score_error", "tries")  # counted, where a version's manifests have them
+TOLD = (
+    "lane_steps",
+    "truncated",
+    "negative_truncated",
+    "score_error",
+    "tries",
+)  # counted, where a version's manifests have them
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Totals:
     negative_truncated: int = 0
     unscored: int = 0
     tries: int = 0  # of the rows with a picture
+    lane_steps: int = 0  # of all tries of the rows with a picture
     made: int = 0  # pictures, of all rows that name their tries
     status: Counter[str] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
@@ -69,6 +76,7 @@ class Totals:
         self.status.update(row["status"] for row in rows)
         done = [row for row in rows if row["status"] == "ok"]
         self.budgets.update(row["num_steps"] for row in done)
+        self.lane_steps += sum(row.get("lane_steps") or 0 for row in done)
         self.made += sum(len(row.get("tries") or ()) or row["status"] == "ok" for row in rows)
         self.tries += sum(len(row.get("tries") or ()) or 1 for row in done)
         self.pictures = heapq.nsmallest(self.most_pictures, [*self.pictures, *done], key=_draw)

@@ -12,30 +12,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.job_file.keys import StepBudgets
+from jobs.job_file.keys import StepBudgets, Tries
 from jobs.job_file.places import ROOT
-from jobs.job_file.policy import largest_budget
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job, read_job
 from jobs.job_file.storage import run_folder
 from jobs.pages.contact_sheet import contact_sheet
-from jobs.pages.totals import SHOWN_PICTURES, totals, with_images
+from jobs.pages.totals import SHOWN_PICTURES, Totals, totals, with_images
 from jobs.steps.nested_rollout import NestedConsole
 from jobs.steps.whole_job import run_job
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import SIGNALS
-from jobs.terminal.progress import steps_text
+from jobs.terminal.progress import saved_text
 from pipelines.run.plan import read_plan
 
 PROMPTS = "training/scenes/prompts.csv"
 SHEET = "contact_sheet.png"
 SHOWN_PAIRS = 12  # on the sheet; all that SHOWN_PICTURES allows are judged
+SEEDS = "The 20 steps and the first try have the row's first seed"
 STOPPED = tuple(128 + number for number in SIGNALS)
+COMPARED = 20  # steps for all, beside: what nobody would call too few
 JOB = """\
 model: {device: cpu}
 input: {path: PROMPTS}
 steps: {selector: policy}
 sampling: {guidance_scale: 1.5}
+quality: [{scorer: clip, path: training/scenes/scorer}]
+tries: {max: 4, keep: true}
 pools: [{name: default, actors: ACTORS, num_cpus: 1}]
 output: {path: runs/demo}
 """
@@ -50,11 +53,11 @@ def job_text() -> str:
     return JOB.replace("PROMPTS", str(prompts)).replace("ACTORS", str(actors))
 
 
-def at_largest(job: Job) -> Job:
-    """The same job with every row at the largest budget of the menu, in a folder beside."""
-    steps = StepBudgets(selector="fixed", fixed=largest_budget(job))
-    output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-largest"})
-    return job.changed(steps=steps, output=output)
+def for_comparison(job: Job) -> Job:
+    """The same job with one picture of COMPARED steps for every row, in a folder beside."""
+    steps = StepBudgets(selector="fixed", fixed=COMPARED)
+    output = job.config.output.model_copy(update={"path": f"{job.config.output.path}-{COMPARED}-steps"})
+    return job.changed(steps=steps, tries=Tries(), output=output)
 
 
 def write_sheet(job: Job, largest: Job) -> tuple[str, str]:
@@ -63,33 +66,50 @@ def write_sheet(job: Job, largest: Job) -> tuple[str, str]:
     found = totals(read_plan(run), most_pictures=1 << 20)
     order = {row["id"]: index for index, row in enumerate(_prompts())}
     rows = sorted(found.pictures, key=lambda row: order.get(row["id"], len(order)))[:SHOWN_PICTURES]
-    budget = largest_budget(job)
-    mean = steps_text(found.mean_steps, budget) if found.mean_steps else "no steps"
     shown = [row for row in with_images(run, rows) if row["image"]]
-    judged = [row | {"beside": beside} for row, beside in zip(shown, _same(shown, largest), strict=True)]
+    others = _same(shown, largest)
+    judged = [row | {"beside": [other, *_first(row)]} for row, other in zip(shown, others, strict=True) if other]
     every = max(1, len(judged) // SHOWN_PAIRS)
     pairs = judged[::every][:SHOWN_PAIRS]
-    subtitle = f"{len(pairs)} of {len(judged)} prompts: one in {every}, in the order of the file. A pair has one seed"
-    heads, verdict = ("chosen", f"{budget} steps"), f"{mean} against {budget}. {right_text(judged, budget)}"
-    run.write(SHEET, contact_sheet(pairs, "stepthrift: steps where they pay", subtitle, verdict, heads))
+    subtitle = f"{len(pairs)} of {len(judged)} prompts: one in {every}, in the order of the file. {SEEDS}"
+    heads = ("kept", f"{COMPARED} steps", "first try, not kept")
+    verdict = f"{spent_text(found, totals(read_plan(run_folder(largest))))}. {right_text(judged)}"
+    run.write(SHEET, contact_sheet(pairs, "stepthrift: spend where it pays", subtitle, verdict, heads))
     return f"{job.config.output.path}/{SHEET}", verdict
 
 
-def right_text(pairs: Sequence[Mapping[str, Any]], budget: int) -> str:
+def spent_text(found: Totals, compared: Totals) -> str:
+    """What the rows took, all tries counted, against the other run."""
+    if not found.mean_steps or not compared.lane_steps:
+        return "no pictures"
+    a_row, theirs = found.lane_steps / found.status["ok"], compared.lane_steps / compared.status["ok"]
+    reference = {"words": f"{COMPARED} steps", "lane_steps": theirs}
+    means = {"mean_steps": found.mean_steps, "mean_tries": found.mean_tries}
+    return saved_text(means | {"reference": reference, "lane_steps_a_row": a_row})
+
+
+def _first(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first try of a row, where another was kept."""
+    tries = row.get("tries") or ()
+    stored = tries and tries[0].get("uri") and row["others"]
+    return [{"image": row["others"][0][0], "prompt": row["prompt"]}] if stored else []
+
+
+def right_text(pairs: Sequence[Mapping[str, Any]]) -> str:
     """How much of what their prompts ask for the pictures show, on either side; nothing where a program cannot tell."""
     if find_spec("scipy") is None:
         return ""
     from training.scenes.checker import exactness, score  # scipy comes with the extra `scenes` alone
 
-    both = [pair for pair in pairs if pair["beside"]]
+    both = [*pairs]
     prompts = [pair["prompt"] for pair in both]
-    sides = [[_pixels(pair["image"]) for pair in both], [_pixels(pair["beside"]["image"]) for pair in both]]
+    sides = [[_pixels(pair["image"]) for pair in both], [_pixels(pair["beside"][0]["image"]) for pair in both]]
     objects, whole = ([judge(images, prompts) for images in sides] for judge in (score, exactness))
     if not both or any(map(math.isnan, objects[0])):
         return ""
     chosen, dear = (f"{100 * sum(side) / len(both):.0f} %" for side in objects)
     return (
-        f"Of all {len(both)} prompts' objects {chosen} are right as chosen, {dear} at {budget} steps; "
+        f"Of all {len(both)} prompts' objects {chosen} are right as kept, {dear} at {COMPARED} steps; "
         f"pictures without any fault: {sum(whole[0]):.0f} and {sum(whole[1]):.0f}"
     )
 
@@ -117,8 +137,8 @@ def run_demo(console: Console, sets: tuple[str, ...], limit: int | None, take_ov
     code = run_job(console, job, "local", take_over)
     if code in STOPPED:
         return code
-    largest = at_largest(job)
-    console.say(f"the same seeds at {largest.config.steps.fixed} steps, to compare: {largest.config.output.path}")
+    largest = for_comparison(job)
+    console.say(f"one picture of each at {COMPARED} steps, to compare: {largest.config.output.path}")
     if (stopped := run_job(NestedConsole(console), largest, "local", take_over)) in STOPPED:
         return stopped
     sheet, verdict = write_sheet(job, largest)

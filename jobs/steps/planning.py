@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from actors.recipe import named
 from jobs.job_file.places import placed
 from jobs.job_file.policy import check_policy
 from jobs.job_file.read import Job
@@ -16,7 +17,7 @@ from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts, this_command
-from jobs.terminal.progress import duration, steps_text
+from jobs.terminal.progress import duration, saved_text
 from pipelines.plan.earlier import EarlierRows
 from pipelines.plan.make import is_small, make_plan
 from pipelines.prompts.inspection import Inspection
@@ -91,7 +92,13 @@ def estimated(settings: Settings, plan: Plan) -> dict[str, Any]:
     found = plan.totals()
     rows = sum(found["budget_histogram"].values())
     expected = estimates(settings.calibrations, rows, found["lane_steps"], found["expected_tries"])
+    found["lane_steps_a_row"] = _a_row(found, rows)
     return found | {"max_tries": settings.job.config.tries.max, "bar": _bar(plan), "estimates": expected}
+
+
+def _a_row(found: Mapping[str, Any], rows: int) -> float | None:
+    """Lane-steps of a good row, its expected tries included."""
+    return found["lane_steps"] * (found["expected_tries"] or 1.0) / rows if rows else None
 
 
 def _bar(plan: Plan) -> float | None:
@@ -119,11 +126,12 @@ def plan_text(run: str, found: dict[str, Any]) -> str:
     bad = f", {found['failed_rows']:,} of them bad: failed rows of the manifest" if found["failed_rows"] else ""
     lines = [f"{run}: {found['rows']:,} rows{bad}, in {found['shards']:,} shards"]
     if found["mean_steps"] is not None:
-        largest = found["largest"]
-        lines.append(f"{steps_text(found['mean_steps'], largest)} against {largest} steps for every row")
-    most = max(found["budget_histogram"].values(), default=1)
-    for steps, rows in found["budget_histogram"].items():
-        lines.append(f"{steps:>6} steps {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
+        lines.append(saved_text(found | {"largest_budget": found["largest"]}))
+    most = max(found["recipe_histogram"].values(), default=1)
+    words = {name: named(name).words for name in found["recipe_histogram"]}
+    width = max(map(len, words.values()), default=0)
+    for name, rows in found["recipe_histogram"].items():
+        lines.append(f"{words[name]:>{max(12, width)}} {rows:>9,} rows  {'█' * max(1, round(BAR * rows / most))}")
     if found.get("max_tries", 1) > 1:
         bar = "its own bar" if found["bar"] is None else f"a quality of {found['bar']:.4g}"
         lines.append(f"a picture below {bar} is tried again: at most {found['max_tries']} tries a row{_tries(found)}")

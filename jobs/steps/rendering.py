@@ -13,7 +13,7 @@ from jobs.steps.planning import prepare
 from jobs.steps.sole_driver import Stop, ready, sole_driver
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
-from jobs.terminal.progress import ProgressLine, duration, rate, steps_text
+from jobs.terminal.progress import ProgressLine, duration, rate, saved_text
 from pipelines.integrity.widen import widen_manifests
 from pipelines.render.driver import Progress, RenderResult, RepairOrders, render
 from pipelines.render.early_worker import EarlyWorker
@@ -96,6 +96,8 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "tries": found.made,
         "expected_tries": plan.get("tries"),
         "largest_budget": plan["largest"],
+        "reference": plan.get("reference"),
+        "lane_steps_a_row": found.lane_steps / found.status["ok"] if found.lane_steps else None,
         "rendered_now": result.rows,
         **this_run,
         "budget_histogram": {str(steps): found.budgets[steps] for steps in sorted(found.budgets)},
@@ -121,11 +123,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
     lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
     if summary["mean_steps"]:
-        lines.append(
-            f"{steps_text(summary['mean_steps'], summary['largest_budget'])} against {summary['largest_budget']}"
-        )
-    if (summary.get("mean_tries") or 1) > 1:
-        lines.append(f"{summary['mean_tries']:.2f} tries a picture")
+        lines.append(saved_text(summary))
     if summary["rendered_now"]:
         lines.append(this_run(summary))
     for name, what in (("truncated", "prompts"), ("negative_truncated", "negative prompts")):

@@ -139,6 +139,7 @@ def make_plan(
         "generation": generation,
         **writer.totals(),
         "largest_budget": max(step_counts(menu)),
+        "reference": _reference(menu, config),
         "price": config.selector.price if config.selector.selector == "policy" else None,
         "policy_version": policy_version,
         "selector": "rollout" if config.rollout else config.selector.selector,
@@ -159,6 +160,13 @@ def make_plan(
     document = commit(writer, json.loads(json.dumps(document)), epoch)
     numbers = (document["rows"], document["failed_rows"], document["shards"])
     return PlanSummary(plan.grown(generation, document), generation, *numbers, time.monotonic() - started, notes)
+
+
+def _reference(menu: tuple[Recipe, ...], config: PlanConfig) -> dict[str, Any]:
+    """What savings are counted against: the largest step budget of the menu for all, or its dearest recipe."""
+    recipe = max((each for each in menu if each.is_plain), key=lambda each: each.num_steps, default=menu[-1])
+    cost = lane_steps_of(recipe, config.source.defaults.guidance_scale, config.sampling.guidance_interval)
+    return {"words": recipe.words, "lane_steps": cost}
 
 
 def _replaces(table: pa.Table, bad_keys: np.ndarray, rollout: bool) -> np.ndarray:

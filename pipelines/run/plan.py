@@ -6,7 +6,7 @@ A plan is a row of generations, each written whole by one planner and never chan
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.recipe import named
 from pipelines.run.layout import RunFolder
 from pipelines.run.schema import manifest_schema, merged_carried, schema_from_json
 
@@ -164,8 +165,18 @@ class Plan:
             "tries": self._tries(budgets.total()),
             "lane_steps": sum(document["lane_steps"] for document in documents),
             "largest": max([*(document["largest_budget"] for document in documents), *budgets], default=None),
+            "reference": self.newest.document.get("reference") if self else None,
+            "recipe_histogram": _named(documents),
             "budget_histogram": {str(steps): budgets[steps] for steps in sorted(budgets)},
         }
+
+
+def _named(documents: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows by recipe; plans of earlier versions have numbers of steps."""
+    found = Counter[str]()
+    for document in documents:
+        found.update(document.get("recipe_histogram") or document["budget_histogram"])
+    return {recipe.name: found[recipe.name] for recipe in sorted(map(named, found), key=lambda each: each.num_steps)}
 
 
 def _mean(budgets: Counter[int]) -> float | None:

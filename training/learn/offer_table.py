@@ -79,7 +79,7 @@ class OfferTable:
 
         From LEAST_PRICE to the largest slope of worth over cost.
         """
-        worth = self.worths(np.arange(len(self.mu))).mean(axis=0)
+        worth = self.heads.worths(self.mu.mean(axis=0, keepdims=True), self.num_seeds)[0]
         order = np.lexsort((-worth, self.costs))
         first = np.unique(self.costs[order], return_index=True)[1]  # of offers of one cost the best
         slopes = hull_slopes(worth[order][first], self.costs[order][first])

@@ -21,7 +21,7 @@ import ray.train
 from ray.data import ActorPoolStrategy
 from ray.train.torch import TorchTrainer
 
-from actors.offer_heads import OFFERS, save_heads
+from actors.offer_heads import OFFERS, OfferHeads, save_heads
 from actors.policy import CARD, WEIGHTS, Network, PolicyCard, Setting, choose_steps
 from actors.policy_network import StepPolicy, save_policy
 from actors.prompt_encoder import PromptEncoder, prompt_features
@@ -109,7 +109,9 @@ def train(folder: Folder, table: RewardTable, config: TrainConfig, on_progress: 
     card = _publish(loop, steps, card, batches)
     rows = {name: at for at, name in enumerate((*learned.prompt_ids, *held_out.prompt_ids))}
     order = [rows[name] for name in table.prompt_ids]
-    _publish_offers(loop, table, np.concatenate([*features.values()])[order], config, card, offers, batches)
+    heads = _heads(table, np.concatenate([*features.values()])[order], config, text_encoder)
+    if heads:
+        _publish_offers(loop, replace(heads, policy=card.version), offers, batches)
     return card
 
 
@@ -223,28 +225,25 @@ def _publish(loop: LoopConfig, stage: StepStage, card: PolicyCard, held_out: lis
     return card
 
 
-def _publish_offers(
-    loop: LoopConfig,
-    table: RewardTable,
-    features: np.ndarray,
-    config: TrainConfig,
-    card: PolicyCard,
-    stage: OfferStage | None,
-    held_out: list[Batch],
-) -> None:
+def _heads(table: RewardTable, features: np.ndarray, config: TrainConfig, text_encoder: str) -> OfferHeads | None:
     """What sets bars for another try, where the table has two seeds or more to tell how scores scatter."""
     if table.num_seeds < 2:
         log.warning("the table has one seed a prompt: the policy sets no bars for another try")
-        return
+        return None
     try:
-        heads = fit_offers(table, features, config.judge, config.scorers, card.text_encoder)
+        return fit_offers(table, features, config.judge, config.scorers, text_encoder)
     except Unlearnable as error:
         log.warning("the policy sets no bars for another try: %s", error)
-        return
+        return None
+
+
+def _publish_offers(loop: LoopConfig, heads: OfferHeads, stage: OfferStage | None, held_out: list[Batch]) -> None:
+    """Heads with what a stage has learned beside them, as far as it counts, which is said."""
     if stage:
         heads = with_correction(heads, stage, _best(loop, stage), held_out)
-        log.info("%s", heads.correction and heads.correction.words)
-    loop.folder.write(f"{POLICY}/{OFFERS}", save_heads(replace(heads, policy=card.version)))
+        assert heads.correction is not None
+        log.info("%s", heads.correction.words)
+    loop.folder.write(f"{POLICY}/{OFFERS}", save_heads(heads))
 
 
 def held_out_calibration(
