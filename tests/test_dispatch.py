@@ -304,6 +304,7 @@ def test_a_ledger_that_is_restarted_while_the_store_is_away_comes_back(
 DRIVER = """
 import sys
 import ray
+from pipelines.cluster.pools import PoolSpec
 from pipelines.render import pool as pools
 from pipelines.render.driver import render
 from pipelines.run.layout import RunFolder
