@@ -39,6 +39,9 @@ CONTROL = {  # ends a loop, a row or an attempt, and is caught where it means so
         "BadRow",
         "RowFailed",
         "AttemptFailed",
+        "Unsafe",
+        "NoSafetyVerdict",
+        "StampFailed",
     ),
     *("WorkerDied", "RowTimeout", "Abandoned", "Interrupted"),
 }

@@ -3,7 +3,7 @@
 import numpy as np
 from tables import CHOICES, STEPS, world
 
-from training.judge.curve import Curve, curve, curve_text
+from training.judge.curve import Curve, curve, curve_text, curve_verdict
 
 
 def found(alike: bool = False, noise: float = 0.03) -> Curve:
@@ -45,6 +45,19 @@ def test_it_reads_as_a_table() -> None:
     assert all(f" {steps}" in lines[1] for steps in STEPS)
     assert lines[2].startswith("all ")
     assert lines[2].rstrip().endswith("steps")
+
+
+def test_the_verdict_says_whether_prompts_differ() -> None:
+    whole = curve(world(300, noise=0.01), {}, 0.02, 50)
+    words = curve_verdict(whole, "truth").splitlines()
+    assert words[0] == "Judged by truth, 300 prompts:"
+    assert "a policy can learn it" in words[2]
+    assert len(words) <= 10
+    alike = curve_verdict(curve(world(300, noise=0.2, alike=True), {}, 0.02, 50), "truth")
+    assert "the seed's to say" in alike
+    few = curve_verdict(curve(world(40), {}, 0.02, 50), "truth")
+    assert "So few prompts" in few
+    assert "correlation" not in few
 
 
 def test_labels_are_in_their_natural_order() -> None:

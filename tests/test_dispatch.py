@@ -307,12 +307,13 @@ import ray
 from pipelines.render import pool as pools
 from pipelines.render.driver import render
 from pipelines.run.layout import RunFolder
+from pipelines.run.plan import read_plan
 from benchmarks.fake_engine import FakeWorker
 from tests.test_dispatch import config
 
 pools.RenderWorker = FakeWorker
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=90 << 20)
-render(RunFolder(sys.argv[1]), config(PoolSpec(num_cpus=0.1), call_s=float(sys.argv[2])))
+render(read_plan(RunFolder(sys.argv[1])), config(PoolSpec(num_cpus=0.1), call_s=float(sys.argv[2])))
 """
 
 

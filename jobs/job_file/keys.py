@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 KINDS = ("picture", "execution", "price")
 _SECRET = re.compile(r"secret|password|token|access_?key|credential|(^|_)key$|^profile$", re.IGNORECASE)
 DEFAULT_POOL = "default"
+UNMARKED = {"provenance.iptc": False, "provenance.parameters": False}  # as runs of earlier versions
 MAX_STEPS, SIZE_MULTIPLE_PX, MAX_SIZE_PX = 1000, 8, 4096
 
 
@@ -103,6 +104,20 @@ def _scorer_kind(kind: str) -> str:
     if kind not in ("clip", "aesthetic", "fidelity") and not re.fullmatch(r"[\w.]+:\w+", kind):
         raise ValueError("must be clip, aesthetic, fidelity or the import path of a function, module:function")
     return kind
+
+
+def _own_file(path: str) -> str:
+    if "-----BEGIN" in path:
+        raise ValueError("holds a certificate or a key itself: write the path of its file here, secrets never")
+    if "://" in path:
+        raise ValueError("must be the path of a file on each machine")
+    return path
+
+
+def _stamp(name: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("must be the import path of a function, module:function")
+    return name
 
 
 def _safety_kind(kind: str) -> str:
@@ -315,6 +330,34 @@ class Output(Section):
     storage: Storage | None = Field(default=None, description="where the output's store differs from `storage`")
 
 
+OwnFile = Annotated[str, StringConstraints(min_length=1), AfterValidator(_own_file)]
+
+
+class Signing(Section):
+    """Who signs. Not a leaf: `provenance.c2pa` is one, and a renewed certificate changes no picture."""
+
+    certificate: OwnFile | None = None
+    private_key: OwnFile | None = None
+    timestamps: Annotated[str, AfterValidator(_no_password), AfterValidator(_http)] | None = None
+
+
+class Provenance(Section):
+    """What a picture's file says of its making; docs/marks.md says who reads it."""
+
+    iptc: bool = picture(True, "true: marked as made by an AI, in IPTC's XMP, with this software and its version")
+    parameters: bool = picture(
+        True, "true: prompts, steps, sampler, guidance, seed, size and model, as other image tools read them"
+    )
+    c2pa: Signing | None = picture(
+        None,
+        "signed Content Credentials: {certificate, private_key, timestamps}: the paths of two PEM files, null: from "
+        "STEPTHRIFT_C2PA_CERTIFICATE and STEPTHRIFT_C2PA_PRIVATE_KEY; the URL of a time stamp server, null: none",
+    )
+    stamp: Annotated[str, AfterValidator(_stamp)] | None = picture(
+        None, "module:function that changes each picture's pixels, always alike: a logo, a watermark"
+    )
+
+
 class Scorer(Section):
     """One view of a picture's quality. Not a leaf: the list of them is one."""
 
@@ -487,14 +530,18 @@ class JobConfig(Section):
     tries: Tries = Tries()
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
+    provenance: Provenance = Provenance()
     storage: Storage = Storage()
     failures: Failures = Failures()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Every picture key, dotted, with its value: equal in all runs that share a run folder."""
-        data = self.model_dump(mode="json")
+        """Every picture key, dotted, with its value: equal in all runs that share a run folder.
+
+        Of `provenance.c2pa` only whether pictures are signed.
+        """
+        data = self.model_dump(mode="json", exclude={"provenance": {"c2pa": set(Signing.model_fields)}})
         return {name: _value_at(data, name) for name, kind in leaf_kinds().items() if kind == "picture"}
 
     @property
@@ -513,9 +560,12 @@ def leaf_kinds() -> dict[str, str]:
 
 
 def changed_picture_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Picture keys that differ, each with its old and new value. A key that one side lacks has its default there."""
+    """Picture keys that differ, each with its old and new value.
+
+    A key that one side lacks has its default there, and marks that the old one lacks were not made.
+    """
     defaults = JobConfig(input=Input(path="?")).fingerprint()
-    old, new = defaults | dict(old), defaults | dict(new)
+    old, new = defaults | UNMARKED | dict(old), defaults | dict(new)
     return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
 
 

@@ -18,6 +18,7 @@ from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_pictur
 from jobs.job_file.places import place, placed_fingerprint
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.provenance import provenance_config
 from jobs.job_file.read import Job
 from jobs.job_file.recipes import interval_of, menu_of_job, recipe
 from jobs.job_file.scorers import safety_rule, scorer_sources
@@ -32,6 +33,7 @@ from pipelines.prompts.canonical_rows import RowDefaults
 from pipelines.prompts.columns import GIVEN, LEFT_OUT
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
+from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
@@ -62,6 +64,7 @@ class Settings:
     scorers: tuple[ScorerSource, ...]
     safety: SafetyRule | None
     calibrations: Mapping[str, Any]
+    provenance: ProvenanceConfig
     bar: Bar = field(default_factory=Bar)  # of a plan to come
 
     @property
@@ -98,6 +101,7 @@ class Settings:
             scorers=self.scorers,
             safety=self.safety,
             tries=TryRules(1 if self.job.rollout else tries.max, tries.keep),
+            provenance=self.provenance,
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
@@ -120,6 +124,7 @@ def resolve(job: Job) -> Settings:
         scorers=scorer_sources(job),
         safety=safety_rule(job),
         calibrations=measured,
+        provenance=provenance_config(job, info, model.path),
     )
 
 

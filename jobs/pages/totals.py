@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.render.open_shard import rendered_table
-from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder
+from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder, as_stored
 from pipelines.run.plan import Plan
 from pipelines.storage.folder import StorageError
 
@@ -29,7 +29,9 @@ TOLD = (
     "negative_truncated",
     "score_error",
     "tries",
-)  # counted, where a version's manifests have them
+    "signed_bytes",
+    "signed_sha256",
+)  # used, where a version's manifests have them
 
 
 @dataclass
@@ -130,7 +132,7 @@ def image_bytes(run: RunFolder, row: dict[str, Any]) -> bytes:
     """One row's picture, of a packed layout by ranges. Raises what the folder raises, LookupError for no such row."""
     key = row["uri"].partition("#")[0]
     if row.get("offset") is not None:
-        return run.read_range(key, row["offset"], row["offset"] + row["bytes"])
+        return run.read_range(key, row["offset"], row["offset"] + as_stored(row)["bytes"])
     return _from_parquet(run, key, row["id"]) if key.startswith("data/") else run.read(key)
 
 

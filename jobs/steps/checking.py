@@ -10,6 +10,7 @@ from jobs.job_file.contradictions import idle, known_choices
 from jobs.job_file.errors import blaming
 from jobs.job_file.policy import check_policy, menu_of
 from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.provenance import check_provenance
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import prompt_source, read_checkpoint, resolve
@@ -221,6 +222,7 @@ def validate_job(console: Console, job: Job, address: str | None) -> int:
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: read_checkpoint(job), "model.path")
     checks.run(lambda: check_scorers(job), "quality")
+    checks.run(lambda: check_provenance(job), "provenance")
     checks.run(lambda: bar_of(job), "tries.scores")
     if info is not None:
         checks.run(lambda: check_policy(job, info), "steps.selector")

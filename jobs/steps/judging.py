@@ -21,7 +21,7 @@ from jobs.terminal.exit_codes import DONE
 from pipelines.storage.folder import Folder
 from training.judge.chart import frontier_svg, spending_svg
 from training.judge.compare import Evaluation, evaluate, quality_margin
-from training.judge.curve import curve, curve_text
+from training.judge.curve import Curve, curve, curve_text, curve_verdict
 from training.judge.evidence import Setup, evidence, labels, read_prompts, spending
 from training.judge.recommendation import Recommendation, job_lines, recommend
 from training.judge.spending import Spending
@@ -61,13 +61,16 @@ def judged(
         return found
 
 
-def curves(job: Job, table: RewardTable) -> str:
-    """What steps buy on a table's prompts, by judge and group, and what a policy could gain at most."""
+def curves(job: Job, table: RewardTable) -> dict[str, Curve]:
+    """What each recipe buys on a table's prompts, by judge: who trained never counted first."""
     judge = job.config.evaluate.judge or unseen_judge(job, table)
     tables = ({judge: table.judged_by(judge)} if judge else {}) | {OWN: table}
-    return "\n\n".join(
-        curve_text(curve(each, labels(each), quality_margin(each)), name) for name, each in tables.items()
-    )
+    return {name: curve(each, labels(each), quality_margin(each)) for name, each in tables.items()}
+
+
+def curves_text(found: Mapping[str, Curve]) -> str:
+    """All of it: by group, and what a policy could gain at most."""
+    return "\n\n".join(curve_text(each, name) for name, each in found.items())
 
 
 def conclude(
@@ -92,7 +95,7 @@ def conclude(
     first, where = next(iter(found.values())), f"{run.url}/{EVALUATION}/report.html"
     lines = advised_lines(first, run)
     run.write(f"{EVALUATION}/job-lines.yaml", lines.encode())
-    words = "\n\n".join((verdict_text(found), spending_table(first.spending), f"In your job file:\n{lines}"))
+    words = "\n\n".join((verdict_text(found), spending_table(first.spending), f"In your job file:\n{lines.rstrip()}"))
     console.result({"run": run.url, "status": "done", "report": where, "judges": judges}, f"{words}\n{where}")
     return DONE
 
@@ -145,7 +148,8 @@ def _folded(title: str, text: str) -> str:
 
 
 def show_curve(console: Console, job: Job) -> None:
-    """What steps buy on these prompts, by judge and group, to be read before anything is trained; into curve.txt."""
-    words = curves(job, whole_table(job, "output.path", table_run(job)))
-    run_folder(job).write("curve.txt", words.encode("utf-8", "replace"))
-    console.say(words)
+    """What each recipe buys on these prompts, to be read before anything is trained; all figures into curve.txt."""
+    found, run = curves(job, whole_table(job, "output.path", table_run(job))), run_folder(job)
+    run.write("curve.txt", curves_text(found).encode("utf-8", "replace"))
+    console.say(curve_verdict(next(iter(found.values())), next(iter(found))))
+    console.say(f"by group, by other judges, and what a policy could gain at most: {run.url}/curve.txt")

@@ -14,7 +14,7 @@ from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import prompt_source, read_checkpoint
 from jobs.job_file.storage import run_at
 from jobs.steps.checking import read_input
-from jobs.steps.judging import conclude, curves, judged
+from jobs.steps.judging import conclude, curves, curves_text, judged
 from jobs.steps.nested_rollout import roll_out
 from jobs.steps.training_settings import whole_table
 from jobs.terminal.connect_ray import start_ray
@@ -65,4 +65,4 @@ def run_pilot(console: Console, job: Job, address: str | None, count: int, seeds
     about = {"prompts": len(table.prompts), "of": job.config.input.path, "seeds": table.num_seeds}
     about |= {"policy": read_card(policy).version} if policy else {}
     title = "Pilot: what to spend on these prompts"
-    return conclude(console, run, title, found, about, curves(job, table))
+    return conclude(console, run, title, found, about, curves_text(curves(job, table)))

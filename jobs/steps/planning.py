@@ -7,6 +7,7 @@ from typing import Any
 from actors.recipe import named
 from jobs.job_file.places import placed
 from jobs.job_file.policy import check_policy
+from jobs.job_file.provenance import as_planned, check_provenance
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import Settings, refuse_changed, resolve
@@ -35,9 +36,10 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     -> the settings, and warnings of what the policy was not calibrated with.
     """
     run = check_output(job)
-    settings = resolve(job)
-    check_scorers(job)
     plan = read_plan(run)
+    settings = resolve(job := as_planned(job, plan))
+    check_scorers(job)
+    check_provenance(job)
     refuse_changed(job, plan, settings.plan.fingerprint)
     warnings = check_policy(job, settings.checkpoint)
     return replace(settings, bar=bar_of(job, plan)), warnings

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.job_file.provenance import as_planned, check_provenance
 from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.steps.checking import check_output, too_many_failed
 from jobs.steps.find_run import find_job
@@ -29,7 +30,9 @@ def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
     """The job of a run folder, and its plan. Raises ConfigError where its pictures would differ now."""
     job, run = find_job(path, sets)
     check_output(job)
-    settings, plan = resolve(job), read_plan(run)
+    plan = read_plan(run)
+    settings = resolve(job := as_planned(job, plan))
+    check_provenance(job)
     now = settings.plan.fingerprint | {"rollout": plan.newest.fingerprint.get("rollout", False)}
     refuse_changed(job, plan, now)
     return settings, plan

@@ -20,6 +20,7 @@ from pipelines.cluster.capacity import actor_states, draining_nodes, living_node
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
+from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
@@ -60,6 +61,7 @@ class RenderConfig:
     scorers: tuple[ScorerSource, ...] = ()
     safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
     max_failed: float | None = None
@@ -132,6 +134,7 @@ def worker_config(
         scorers=config.scorers,
         safety=config.safety,
         tries=config.tries,
+        provenance=config.provenance,
         row_timeout_s=config.row_timeout_s,
         epoch=epoch,
         auto_dtype=auto_dtype(config),

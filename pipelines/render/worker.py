@@ -41,6 +41,7 @@ from pipelines.render.messages import (
     Worker,
 )
 from pipelines.render.open_shard import FirstRows, OpenShard, open_shard
+from pipelines.render.provenance import Provenance, ProvenanceConfig, load_provenance
 from pipelines.render.quality import ScorerSource, ScoringTurns, ShardScores, load_scorer
 from pipelines.render.repaired_shard import RepairedShard, RepairOrder, replace_manifest
 from pipelines.render.safety import SafetyCheck, SafetyRule
@@ -83,6 +84,7 @@ class WorkerConfig:
     scorers: tuple[ScorerSource, ...] = ()
     safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
@@ -91,7 +93,7 @@ class WorkerConfig:
     @property
     def rules(self) -> str:
         """What of the job decides a row's picture beside its columns and the engine."""
-        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety)
+        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety, self.provenance.key_parts)
 
 
 class RenderWorker:
@@ -119,6 +121,7 @@ class RenderWorker:
         self._watchdog = Watchdog(job.row_timeout_s, self._engine_stats)
         self._writers = ThreadPoolExecutor(WRITERS, "writer")
         self._span = BusySpan()
+        self._provenance = Provenance()
         self._heed_sigterm()
 
     @ray.method(max_task_retries=CALLED_AGAIN)  # type: ignore[untyped-decorator]
@@ -172,10 +175,11 @@ class RenderWorker:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _prepare(self) -> None:
-        """Checks, before the first lease, that this process sees the run folder and that its engine works."""
+        """Checks, before the first lease, that this process sees the run folder, can sign, and has a sound engine."""
         if self.job.epoch is not None:
             self._stage = "looking for the run folder"
             prove_in_time(self.job.run, self.job.epoch.proof)
+        self._provenance = load_provenance(self.job.provenance)
         self._stage = "loading the model"
         self._loaded()
         self._stage = ""
@@ -347,7 +351,7 @@ class RenderWorker:
         """Begins an attempt: it is written into the run folder first, and `_leave` knows of it from here on."""
         epoch, worker = self.job.epoch, self._worker
         attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
-        sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
+        sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format, self._provenance)
         work = ShardAttempt(
             rows,
             sink,

@@ -259,6 +259,13 @@ def named_objects(row: Mapping[str, Any]) -> set[str]:
     return {uri.partition("#")[0] for uri in uris if uri}
 
 
+def as_stored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest row with bytes and sha256 of the stored object, where that is a signed picture."""
+    if row.get("signed_sha256") is None:
+        return dict(row)
+    return {**row, "bytes": row["signed_bytes"], "sha256": row["signed_sha256"]}
+
+
 def done_of(names: Iterable[str]) -> set[str]:
     """The shards whose manifests are among the keys below manifest/; hidden files are nobody's manifests."""
     plain = (name for name in names if "/" not in name and not name.startswith("."))

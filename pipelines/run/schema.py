@@ -135,6 +135,8 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
     *_planned("bar", "recipe_name", "solver", "guidance_interval"),
     pa.field("plan_key", pa.string()),
+    pa.field("signed_bytes", pa.int64()),  # of what is stored, where it is signed: bytes and sha256 are of the unsigned
+    pa.field("signed_sha256", pa.string()),
 )
 MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
 RESERVED_NAMES = MANIFEST_NAMES | _NOT_CARRIED  # no column of a user is carried under one of these

@@ -12,6 +12,7 @@ WIDTH_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 860, 520, 76, 214, 4
 INK, GREY, GRID, PAPER = "#1c1f23", "#6a7078", "#dddbd4", "#ffffff"
 COLOURS = ("#d1495b", "#7a5195", "#3d7ea6", "#8a8d29", "#e08e2b", "#e377a2", "#5b8e7d", "#444b6e", "#9a7b5b")
 POLICY_COLOUR, FIXED_COLOUR = "#0f7b6c", "#1c1f23"
+LETTER_PX, LINE_PX = 6.5, 14
 NUM_TICKS, FARTHEST = 5, 2.0  # costs beyond it are not drawn, unless one picture costs more
 
 
@@ -66,13 +67,28 @@ def spending_svg(found: Spending, title: str = "Quality against cost, another tr
     if POLICY in found.rules:
         ours = [point for point in found.rules[POLICY].points if point.mean_cost <= limit]
         parts += [_path(frame, ours, POLICY_COLOUR, 3), *(_dot(frame, point, POLICY_COLOUR, 3.5) for point in ours)]
-    for point in single.points:
-        x, y = frame.x(point.mean_cost), frame.y(point.mean_quality)
-        parts += [_dot(frame, point, FIXED_COLOUR, 4), _text(x + 7, y + 14, point.name, INK)]
+    parts += [_dot(frame, point, FIXED_COLOUR, 4) for point in single.points] + _labels(frame, single.points)
     entries = [(POLICY, POLICY_COLOUR)] if POLICY in found.rules else []
     entries += [(SINGLE, FIXED_COLOUR), *zip((rule.name for rule in others), _cycle(len(others)), strict=True)]
     parts.append(_legend(entries))
     return _svg(parts)
+
+
+def _labels(frame: _Frame, points: Sequence[Point]) -> list[str]:
+    """The points' names, below each or, where another name stands there, above."""
+    placed: list[tuple[float, float, float]] = []  # from, to, height
+    found = []
+    for point in sorted(points, key=lambda point: point.mean_cost):
+        left, y = frame.x(point.mean_cost) + 7, frame.y(point.mean_quality)
+        right = left + LETTER_PX * len(point.name)
+
+        def is_free(top: float, left: float = left, right: float = right) -> bool:
+            return all(right < a or b < left or abs(top - other) > LINE_PX for a, b, other in placed)
+
+        top = next((top for top in (y + 14, y - 8, y + 30) if is_free(top)), y + 14)
+        placed.append((left, right, top))
+        found.append(_text(left, top, point.name, INK))
+    return found
 
 
 def _svg(parts: list[str]) -> str:

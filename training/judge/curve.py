@@ -17,6 +17,7 @@ from training.learn.reward import default_prices, in_rises
 from training.reward_table import RewardTable
 
 NUM_PRICES = 8
+FEW_TO_SAY, LEAST_SHARE = 100, 0.1  # prompts; of what recipes differ by: below it no reader of prompts can gain much
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,35 @@ def _by_group(table: RewardTable, names: Sequence[str], prices: Sequence[float])
         for one, other in (halves, halves[::-1]):
             estimate[one] = mean[other].mean(axis=0) if len(other) else mean.mean(axis=0)
     return list(rivals.sweep("by group", table, estimate, prices).points)
+
+
+def curve_verdict(found: Curve, judge: str) -> str:
+    """What the curve says, for people: which recipe does as well as the dearest, and whether prompts differ in it."""
+    whole, dearest = found.groups[0], found.choices[-1].words
+    lines = [f"Judged by {judge}, {whole.prompts:,} prompts:"]
+    if whole.saturated == dearest:
+        lines.append(f"No recipe does as well as the dearest, {dearest}.")
+    else:
+        lines.append(
+            f"{whole.saturated} does as well as the dearest, {dearest} (within {found.margin:.4f} of quality)."
+        )
+    shares = found.agreement[np.isfinite(found.agreement)]
+    most = float(shares.max()) if len(shares) else 0.0
+    if whole.prompts < FEW_TO_SAY:
+        lines.append("So few prompts do not tell whether some need a dearer recipe than others.")
+    elif most < LEAST_SHARE:
+        lines.append(
+            "Which picture needs a dearer recipe is the seed's to say, not the prompt's "
+            f"(correlation between seeds at most {most:.2f}): another try pays sooner than a choice by prompt."
+        )
+    else:
+        lines.append(
+            f"Prompts differ in what they need (correlation between seeds up to {most:.2f}): a policy can learn it."
+        )
+    lines.append(f"{'recipe':<42} {'quality':>8}")
+    for choice, quality in zip(found.choices, whole.quality, strict=True):
+        lines.append(f"{choice.words[:42]:<42} {quality.value:8.4f} ±{(quality.high - quality.low) / 2:.4f}")
+    return "\n".join(lines)
 
 
 def curve_text(found: Curve, judge: str) -> str:

@@ -14,7 +14,7 @@ WAYS = {
     Way.TRIES: "Take one recipe for all, and another try where the picture is poor",
     Way.BOTH: "Let the policy choose each prompt's recipe and bar, and try again where the picture is poor",
 }
-SHOWN = 4  # points of a rule
+SHOWN_COSTS = (0.7, 1.5)  # a rule is shown at its points nearest to them
 
 
 def spending_verdict(found: Spending, advice: Recommendation) -> str:
@@ -67,7 +67,7 @@ def _share(saved: Interval) -> str:
 
 
 def spending_table(found: Spending) -> str:
-    """Some points of each way: cost in the reference recipe's, steps of all tries, quality."""
+    """Each way at about the same two costs: cost in the reference recipe's, steps of all tries, quality."""
     lines = [f"{'way':<24} {'cost':>6} {'steps':>6} {'quality':>8}  setting"]
     for rule in found.rules.values():
         for point in _shown(rule):
@@ -78,9 +78,8 @@ def spending_table(found: Spending) -> str:
 
 
 def _shown(rule: Rule) -> list[Point]:
-    rising = sorted(rule.points, key=lambda point: point.mean_cost)
-    step = max(1, math.ceil((len(rising) - 1) / (SHOWN - 1)))
-    return [*rising[:-1:step], rising[-1]]
+    nearest = [min(rule.points, key=lambda point: abs(point.mean_cost - cost)) for cost in SHOWN_COSTS]
+    return nearest[:1] if nearest[0] is nearest[1] else nearest
 
 
 def spending_document(found: Spending, advice: Recommendation) -> dict[str, Any]:

@@ -24,8 +24,7 @@ def scaled(
 ) -> Correction:
     """The correction with the scale of the largest gain on held-out prompts; 0 where none gains for sure."""
     best = replace(correction, scale=0.0, gain=0.0)
-    for scale in SCALES[1:]:
-        gains, _ = _gains(replace(correction, scale=scale), table, held_out, prices)
+    for scale, (gains, _) in zip(SCALES[1:], _by_scale(correction, table, held_out, prices), strict=True):
         gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
         if gain > LEAST_GAIN * error and gain > best.gain:
             best = replace(correction, scale=scale, gain=gain)
@@ -39,25 +38,23 @@ def validate_correction(
 
     val_gain is quality, in units, - price * cost above that of the heads alone.
     """
-    found = [_gains(replace(correction, scale=scale), table, held_out, prices) for scale in SCALES[1:]]
+    found = _by_scale(correction, table, held_out, prices)
     gains, cost = max(found, key=lambda each: float(each[0].mean()))
     return {"val_gain": float(gains.mean()), "val_cost": cost}
 
 
-def _gains(
+def _by_scale(
     correction: Correction, table: OfferTable, held_out: Sequence[Batch], prices: tuple[float, float]
-) -> tuple[np.ndarray, float]:
-    """(P,) net worth above the heads' own, mean over prices of the range; and the mean cost."""
+) -> list[tuple[np.ndarray, float]]:
+    """For each scale but 0: net worth (P,) above the heads' own, mean over prices of the range, and the mean cost."""
     rows = np.concatenate([batch.rows for batch in held_out])
     features = np.concatenate([pooled_features(batch.embeds, batch.mask).numpy() for batch in held_out])
     value, tries = table.expected(rows, np.concatenate([batch.quality for batch in held_out]))
-    cost = tries * table.costs_of_one
-    worths = {"heads": table.worths(rows), "corrected": table.worths(rows, *correction(features))}
-    every = np.arange(len(rows))
-    gains, costs = [], []
+    worths = [table.worths(rows, *replace(correction, scale=scale)(features)) for scale in SCALES]
+    every, cost, nets, costs = np.arange(len(rows)), tries * table.costs_of_one, [], []
     for price in np.geomspace(*prices, VALIDATION_PRICES):
-        chosen = {name: choose_steps(each, table.costs, price, TEMPERATURE)[0] for name, each in worths.items()}
-        net = {name: (value - price * cost)[every, offers] for name, offers in chosen.items()}
-        gains.append(net["corrected"] - net["heads"])
-        costs.append(cost[every, chosen["corrected"]].mean())
-    return np.mean(gains, axis=0), float(np.mean(costs))
+        chosen = [choose_steps(each, table.costs, price, TEMPERATURE)[0] for each in worths]
+        nets.append([(value - price * cost)[every, offers] for offers in chosen])
+        costs.append([cost[every, offers].mean() for offers in chosen])
+    net, spent = np.mean(nets, axis=0), np.mean(costs, axis=0)  # (scales, P), (scales,)
+    return [(net[at] - net[0], float(spent[at])) for at in range(1, len(SCALES))]
