@@ -25,7 +25,7 @@ FLAT_LEVELS = 2  # of 255, between the darkest and the brightest pixel of each c
 
 @dataclass(frozen=True)
 class Row:
-    """What decides a picture, with the render class. width, height in px; seed in [0, 2**63)."""
+    """What decides a picture, with the render class. width, height in px; seed in [0, 2**64)."""
 
     id: str
     prompt: str

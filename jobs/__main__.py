@@ -19,6 +19,7 @@ from jobs.terminal.interrupts import Interrupted, leave_on_signals
 VERBS = {
     "demo": "Render the shipped prompts with the embedded model; look at the pictures.",
     "init": "Write a job file to begin with.",
+    "convert": "Write the diffusers folder of a checkpoint that is one file.",
     "validate": "Check a job file, its model, its input and its output; render nothing.",
     "calibrate": "Measure how many lanes this machine's device wants, and what a step and a picture cost.",
     "plan": "Choose the steps of every prompt; show the budgets and the cost.",
@@ -31,7 +32,7 @@ VERBS = {
     "train": "Train the policy that chooses steps, from that table.",
     "evaluate": "Judge a policy on held-out prompts against all that could be done instead.",
     "pilot": "Say whether adaptive steps pay on a sample of your own prompts.",
-    "schema": "Print the JSON schema of the job file, or the columns of the manifest.",
+    "schema": "Explain every key of the job file, or every column of the manifest.",
 }
 
 EXIT_CODES = """\b

@@ -1,7 +1,6 @@
 """`schema` prints what a job file may hold, and what a manifest holds."""
 
-import json
-from typing import Any
+import shutil
 
 import click
 
@@ -9,23 +8,29 @@ from jobs.job_file.keys import JobConfig
 from jobs.terminal.console import Console
 from jobs.terminal.options import console_options
 
+WIDEST = 100  # columns: longer lines are hard to read
+
 
 @click.command("schema")
-@click.option("--manifest", is_flag=True, help="The columns of the manifest instead, with their Arrow types.")
+@click.option("--manifest", is_flag=True, help="The columns of the manifest instead, with their types and meanings.")
 @console_options
 def verb(console: Console, manifest: bool) -> int:
-    """Print the JSON schema of the job file: every key with its default, unit, bounds and kind.
+    """Print every key of the job file: default, kind, meaning, an example.
 
-    Kinds: `picture` keys must stay the same when a run is resumed, `execution`
-    keys may change, `price` changes only by planning again.
+    With --json the same as a JSON schema, with units and bounds.
+
+    \b
+    Examples:
+      python -m jobs schema | less
+      python -m jobs schema --manifest
+      python -m jobs schema --json > job.schema.json
     """
-    document = manifest_columns() if manifest else JobConfig.model_json_schema()
-    console.result(document, json.dumps(document, indent=2))
+    from jobs.steps.key_reference import reference
+    from jobs.steps.manifest_reference import manifest_columns, manifest_text
+
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    if manifest:
+        console.result(manifest_columns(), manifest_text(width))
+    else:
+        console.result(JobConfig.model_json_schema(), reference(width))
     return 0
-
-
-def manifest_columns() -> dict[str, Any]:
-    """Name and Arrow type of every column, in order; the input's own columns follow them."""
-    from pipelines.run.schema import MANIFEST_FIELDS
-
-    return {"columns": [{"name": field.name, "type": str(field.type)} for field in MANIFEST_FIELDS]}

@@ -16,7 +16,7 @@ from benchmarks.solvers import VARIANTS, Point, advice, gain, picture
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = ("weak",)  # beside those named as their benchmark
-NAMES = ("limit", "engine", "job", "scale", "solvers", "encode", "select", "sinks", "protocol", "gpu")
+NAMES = ("limit", "engine", "job", "scale", "solvers", "encode", "select", "sinks", "protocol", "gpu", "tries")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,6 @@ import pytest
 
 from jobs.__main__ import VERBS, main
 from jobs.job_file import settings
-from jobs.job_file.keys import JobConfig
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import Job, load_job, read_job
 from jobs.job_file.storage import run_folder, storage_options
@@ -54,9 +53,9 @@ def test_every_verb_has_help_and_the_common_options(verb: str, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "--json" in shown
     assert "--debug" in shown
-    assert ("--set" in shown) == (verb not in ("init", "schema"))
+    assert ("--set" in shown) == (verb not in ("init", "convert", "schema"))
     assert ("--address" in shown) == (verb in ("validate", "plan", "render", "run", "rollout", "repair", *LEARNING))
-    assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "run", "rollout"))
+    assert ("--limit" in shown) == (verb in ("demo", "validate", "plan", "render", "run", "rollout"))
 
 
 def test_an_unknown_verb_is_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,20 +75,6 @@ def test_init_writes_a_job_that_reads_and_never_overwrites(capsys: pytest.Captur
     assert failing(capsys, "init", "spring.yaml") == (2, "error: spring.yaml: is there already; give another name\n")
     assert Path("spring.yaml").read_text() == text
     assert failing(capsys, "init", "none/spring.yaml")[0] == 2
-
-
-def test_schema_is_the_job_files(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema"]) == 0
-    indented = json.loads(capsys.readouterr().out)
-    assert main(["schema", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == indented == JobConfig.model_json_schema()
-
-
-def test_schema_of_the_manifest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema", "--manifest"]) == 0
-    columns = {column["name"]: column["type"] for column in json.loads(capsys.readouterr().out)["columns"]}
-    assert list(columns)[:4] == ["id", "prompt_id", "sample", "shard"]
-    assert columns["num_steps"] == "int32"
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan", "render", "run"])
@@ -324,7 +309,8 @@ def test_a_whole_job_its_growth_and_its_refusals(tmp_path: Path, capsys: pytest.
 
     assert verb("validate", "job.yaml")[:2] == (
         0,
-        "2 images to make from 2 prompts of prompts.csv\ncolumns: prompt, id\nall is well: into runs/job\n",
+        "input: 2 prompts in prompts.csv, 2 images\ncolumns used: prompt, id\ncolumns carried along: none\n"
+        "rows: 2 new, 0 changed, 0 bad, 0 done\nall is well: into runs/job\n",
     )
     code, out, err = verb("plan", "job.yaml", "--limit", "1")
     assert code == 0, err

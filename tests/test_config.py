@@ -73,6 +73,7 @@ def test_the_contracts_defaults() -> None:
             "channels_last": None,
         },
         "quality": [],
+        "safety": None,
         "tries": {"max": 1, "bar": "auto", "scores": None, "keep": False},
         "pools": [
             {
@@ -86,6 +87,7 @@ def test_the_contracts_defaults() -> None:
             }
         ],
         "output": {"path": "runs/spring", "layout": "files", "format": "png", "storage": None},
+        "provenance": {"iptc": True, "parameters": True, "c2pa": None, "stamp": None},
         "storage": {
             "endpoint_url": None,
             "region": None,

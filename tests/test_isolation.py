@@ -18,6 +18,7 @@ from pipelines.render.tries import RowFailed, TryRules
 from pipelines.run.layout import Attempt, RunFolder
 from tests.checkpoints import make_checkpoint
 from tests.engine import row
+from tests.marked import MARKED
 from tests.plans import brightness, typed_row
 
 FATAL = "sitecustomize.py"
@@ -223,7 +224,7 @@ def test_tries_in_child_processes_are_those_of_the_worker(config, tmp_path):
 
     def tried(folder, submit, in_work):
         run = RunFolder(str(tmp_path / folder))
-        sink = Sink(run, SHARD, run.begin_attempt(SHARD), "files", "png")
+        sink = Sink(run, SHARD, run.begin_attempt(SHARD), "files", "png", MARKED)
         scorer = QualityScorer(ScorerConfig((ScorerSpec("bright", "function", function=brightness),)))
         work = ShardAttempt(rows, sink, config, BusySpan(), ShardScores(scorer, rows, threading.Lock()), TryRules(3))
         found = work.render(submit, InlineExecutor(), in_work)

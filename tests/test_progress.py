@@ -25,11 +25,16 @@ class State:
     total: int = 1632
     done: int = 0
     failed: int = 0
+    filtered: int = 0
     mean_steps: float | None = None
     images_per_second: float | None = None
     waiting: str | None = None
     starting_s: float | None = None
     eta_s: float | None = None
+
+
+def test_filtered_rows_are_counted_where_there_are_any() -> None:
+    assert "0 failed · 3 filtered" in progress_line(State(done=9, filtered=3), None)
 
 
 class Terminal(io.StringIO):

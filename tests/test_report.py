@@ -56,7 +56,7 @@ def test_tiny_pictures_are_shown_pixel_by_pixel() -> None:
 
 
 def test_heads_stand_over_both_pictures_and_what_they_say_is_not_said_again() -> None:
-    pairs = [row(0, beside=row(1, num_steps=20))]
+    pairs = [row(0, beside=[row(1, num_steps=20)])]
     plain, headed = (
         np.asarray(Image.open(io.BytesIO(contact_sheet(pairs, "", heads=heads))).convert("RGB"))
         for heads in ((), ("chosen", "20 steps"))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 KINDS = ("picture", "execution", "price")
 _SECRET = re.compile(r"secret|password|token|access_?key|credential|(^|_)key$|^profile$", re.IGNORECASE)
 DEFAULT_POOL = "default"
+UNMARKED = {"provenance.iptc": False, "provenance.parameters": False}  # as runs of earlier versions
 MAX_STEPS, SIZE_MULTIPLE_PX, MAX_SIZE_PX = 1000, 8, 4096
 
 
@@ -105,6 +106,20 @@ def _scorer_kind(kind: str) -> str:
     return kind
 
 
+def _own_file(path: str) -> str:
+    if "-----BEGIN" in path:
+        raise ValueError("holds a certificate or a key itself: write the path of its file here, secrets never")
+    if "://" in path:
+        raise ValueError("must be the path of a file on each machine")
+    return path
+
+
+def _stamp(name: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError("must be the import path of a function, module:function")
+    return name
+
+
 def _safety_kind(kind: str) -> str:
     if kind != "aesthetic" and ":" not in kind:
         raise ValueError(
@@ -184,8 +199,10 @@ class Input(Section):
         "file, folder or glob of Parquet, CSV, TSV or JSONL, or one .txt with a prompt a line; local, s3://, or one "
         "file at https://",
     )
-    columns: dict[str, str] = picture(
-        {}, "our name: the column's name, for example {prompt: headline}; wins over guessing"
+    columns: dict[str, str | None] = picture(
+        {},
+        "our name: the column's name, for example {prompt: headline}; wins over guessing. A column's name: null leaves "
+        "that column out, for example {brand: null}",
     )
     drop: list[str] = picture([], "columns that are not carried along, for example [image]")
     encoding: Annotated[str, AfterValidator(_encoding)] = picture(
@@ -311,6 +328,34 @@ class Output(Section):
     )
     format: Literal["png", "jpeg", "webp"] = picture("png", "png and webp keep every pixel, jpeg is smallest")
     storage: Storage | None = Field(default=None, description="where the output's store differs from `storage`")
+
+
+OwnFile = Annotated[str, StringConstraints(min_length=1), AfterValidator(_own_file)]
+
+
+class Signing(Section):
+    """Who signs. Not a leaf: `provenance.c2pa` is one, and a renewed certificate changes no picture."""
+
+    certificate: OwnFile | None = None
+    private_key: OwnFile | None = None
+    timestamps: Annotated[str, AfterValidator(_no_password), AfterValidator(_http)] | None = None
+
+
+class Provenance(Section):
+    """What a picture's file says of its making; docs/marks.md says who reads it."""
+
+    iptc: bool = picture(True, "true: marked as made by an AI, in IPTC's XMP, with this software and its version")
+    parameters: bool = picture(
+        True, "true: prompts, steps, sampler, guidance, seed, size and model, as other image tools read them"
+    )
+    c2pa: Signing | None = picture(
+        None,
+        "signed Content Credentials: {certificate, private_key, timestamps}: the paths of two PEM files, null: from "
+        "STEPTHRIFT_C2PA_CERTIFICATE and STEPTHRIFT_C2PA_PRIVATE_KEY; the URL of a time stamp server, null: none",
+    )
+    stamp: Annotated[str, AfterValidator(_stamp)] | None = picture(
+        None, "module:function that changes each picture's pixels, always alike: a logo, a watermark"
+    )
 
 
 class Scorer(Section):
@@ -485,14 +530,18 @@ class JobConfig(Section):
     tries: Tries = Tries()
     pools: Annotated[list[Pool], Field(min_length=1)] = [Pool(name=DEFAULT_POOL)]
     output: Output = Output()
+    provenance: Provenance = Provenance()
     storage: Storage = Storage()
     failures: Failures = Failures()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Every picture key, dotted, with its value: equal in all runs that share a run folder."""
-        data = self.model_dump(mode="json")
+        """Every picture key, dotted, with its value: equal in all runs that share a run folder.
+
+        Of `provenance.c2pa` only whether pictures are signed.
+        """
+        data = self.model_dump(mode="json", exclude={"provenance": {"c2pa": set(Signing.model_fields)}})
         return {name: _value_at(data, name) for name, kind in leaf_kinds().items() if kind == "picture"}
 
     @property
@@ -511,9 +560,12 @@ def leaf_kinds() -> dict[str, str]:
 
 
 def changed_picture_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Picture keys that differ, each with its old and new value. A key that one side lacks has its default there."""
+    """Picture keys that differ, each with its old and new value.
+
+    A key that one side lacks has its default there, and marks that the old one lacks were not made.
+    """
     defaults = JobConfig(input=Input(path="?")).fingerprint()
-    old, new = defaults | dict(old), defaults | dict(new)
+    old, new = defaults | UNMARKED | dict(old), defaults | dict(new)
     return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
 
 
@@ -523,14 +575,15 @@ def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(extra, dict):
             yield prefix + name, str(extra["kind"])
         else:
-            yield from _leaves(_section_of(info.annotation), f"{prefix}{name}.")
+            yield from _leaves(section_of(info.annotation), f"{prefix}{name}.")
 
 
-def _section_of(annotation: Any) -> type[BaseModel]:
+def section_of(annotation: Any) -> type[BaseModel]:
+    """The section that a key holds, or a list of which."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     (inner,) = (found for found in get_args(annotation) if found is not type(None))
-    return _section_of(inner)
+    return section_of(inner)
 
 
 def _value_at(data: Any, dotted: str) -> Any:

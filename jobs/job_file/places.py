@@ -22,7 +22,7 @@ KEYS = (
     "train.path",
     "evaluate.table",
 )
-OF_SCORERS = ("path", "head")
+OF_SCORERS, OF_SIGNING = ("path", "head"), ("certificate", "private_key")
 
 
 def _may_be_hub(key: str) -> bool:
@@ -81,7 +81,8 @@ def elsewhere(config: "JobConfig", job_path: str) -> str | None:
 def _paths(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(key, absolute path) of each local path of a job file."""
     scorers = [f"quality.{index}.{name}" for index in range(len(data["quality"])) for name in OF_SCORERS]
-    for key in (*KEYS, *scorers):
+    signing = [f"provenance.c2pa.{name}" for name in OF_SIGNING] if data["provenance"]["c2pa"] else []
+    for key in (*KEYS, *scorers, *signing):
         path = place(_at(data, key), _may_be_hub(key))
         if path is not None and "://" not in path:
             yield key, path

@@ -48,6 +48,15 @@ def _check_bars(job: Job, policy: str, card: PolicyCard) -> None:
         raise job.fault("quality", f"quality: the policy's bars are for the scores of {known}; set quality to these")
 
 
+def menu_of(job: Job) -> tuple[int, ...]:
+    """The budgets that may be chosen, of a policy's file where the job file names none. Raises PolicyError."""
+    if known := known_choices(job.config):
+        return known
+    steps = job.config.steps
+    counts = step_counts(read_card(local_policy(job)).choices)
+    return tuple(n for n in counts if (steps.min or 1) <= n <= (steps.max or n))
+
+
 def largest_budget(job: Job) -> int:
     """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
     steps = job.config.steps

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
 LEARNING = ("train", "evaluate")  # sections whose keys nobody means in another one
+_OTHER_NAMES = {"fp32": "float32", "full": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RECIPES = ("steps.choices", "steps.fixed")  # leaves whose values have keys
 _EXPECTED = {
     "string_type": "a text",
@@ -225,7 +226,10 @@ def _shown(value: Any) -> str:
 
 def _meant(got: Any, errors: list[ErrorDetails]) -> str:
     words = [word for error in errors for word in re.findall(r"'(\w+)'", error.get("ctx", {}).get("expected", ""))]
-    close = difflib.get_close_matches(str(got).lower(), words, 1) if isinstance(got, str) else []
+    if not isinstance(got, str):
+        return ""
+    other_name = _OTHER_NAMES.get(got.lower().removeprefix("torch."))
+    close = [other_name] if other_name in words else difflib.get_close_matches(got.lower(), words, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

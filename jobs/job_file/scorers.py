@@ -1,6 +1,5 @@
 """Turns `quality` and `safety` into scorers with their models' places, and checks them before anything starts."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jobs.job_file.places import place
 from jobs.job_file.positions import ConfigError, Fault
 from jobs.job_file.read import Job
 from jobs.job_file.storage import storage_options
-from pipelines.boundary import raised_by
+from jobs.job_file.user_code import imported_function
 from pipelines.render.quality import ScorerSource, check_source
 from pipelines.render.safety import SafetyRule
 from pipelines.storage.checkpoints import ModelSource
@@ -95,28 +94,8 @@ def _scorer_source(job: Job, key: str, scorer: Scorer | Safety) -> ScorerSource:
         raise job.fault(key, f"{key}: {kind} needs path, a CLIPModel's folder, hub id or URL")
     if kind == "aesthetic" and scorer.head is None:
         raise job.fault(key, f"{key}: aesthetic needs head, the safetensors file of its linear head")
-    function = _function(job, key, kind) if ":" in kind else None
+    function = imported_function(job, key, kind) if ":" in kind else None
     path = place(scorer.path, may_be_hub=True)
     model = ModelSource(path, storage=storage_options(job)) if path else None
     name = scorer_name(scorer.name, kind)
     return ScorerSource(name, "function" if function else kind, weight, model, place(scorer.head), function)
-
-
-def _function(job: Job, key: str, name: str) -> Any:
-    """`package.module:function`, imported here so that a wrong name is told before anything starts."""
-    module, _, attribute = name.partition(":")
-    found: list[Any] = []
-
-    def look() -> None:
-        try:
-            found.append(getattr(importlib.import_module(module), attribute))
-        except SystemExit as end:
-            raise RuntimeError("it ends the process that imports it") from end
-
-    if error := raised_by(look):
-        known = isinstance(error, ImportError | AttributeError)
-        what = f"there is no {name}" if known else f"{module} cannot be imported: {type(error).__name__}"
-        raise job.fault(key, f"{key}: {what} ({error})") from error
-    if not callable(found[0]):
-        raise job.fault(key, f"{key}: {name} is no function but {type(found[0]).__name__}")
-    return found[0]

@@ -18,6 +18,7 @@ from jobs.job_file.keys import MAX_STEPS, SIZE_MULTIPLE_PX, Pool, changed_pictur
 from jobs.job_file.places import place, placed_fingerprint
 from jobs.job_file.policy import EMBEDDED_POLICY
 from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.provenance import provenance_config
 from jobs.job_file.read import Job
 from jobs.job_file.recipes import interval_of, menu_of_job, recipe
 from jobs.job_file.scorers import safety_rule, scorer_sources
@@ -29,8 +30,10 @@ from pipelines.files.readers import TextRules
 from pipelines.plan.make import PlanConfig
 from pipelines.plan.recipes import JobSampling
 from pipelines.prompts.canonical_rows import RowDefaults
+from pipelines.prompts.columns import GIVEN, LEFT_OUT
 from pipelines.prompts.inspection import PromptSource
 from pipelines.render.pool import RenderConfig
+from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
@@ -61,6 +64,7 @@ class Settings:
     scorers: tuple[ScorerSource, ...]
     safety: SafetyRule | None
     calibrations: Mapping[str, Any]
+    provenance: ProvenanceConfig
     bar: Bar = field(default_factory=Bar)  # of a plan to come
 
     @property
@@ -97,6 +101,7 @@ class Settings:
             scorers=self.scorers,
             safety=self.safety,
             tries=TryRules(1 if self.job.rollout else tries.max, tries.keep),
+            provenance=self.provenance,
             no_progress_s=failures.no_progress_s,
             row_timeout_s=failures.row_timeout_s,
             max_failed=failures.max_fraction if failures.stop_early else None,
@@ -119,6 +124,7 @@ def resolve(job: Job) -> Settings:
         scorers=scorer_sources(job),
         safety=safety_rule(job),
         calibrations=measured,
+        provenance=provenance_config(job, info, model.path),
     )
 
 
@@ -156,12 +162,12 @@ def prompt_source(job: Job, info: CheckpointInfo | None) -> PromptSource:
     width, height = (info.width, info.height) if info else (512, 512)
     return PromptSource(
         path=given.path,
-        columns=given.columns,
+        columns={ours: theirs or LEFT_OUT for ours, theirs in given.columns.items() if theirs or ours in GIVEN},
         images_per_prompt=given.images_per_prompt,
         limit=given.limit,
         storage=storage_options(job, "input"),
         text=TextRules(given.encoding, Dialect(csv.delimiter, csv.quotes, csv.skip_spaces)),
-        drop=tuple(given.drop),
+        drop=(*given.drop, *(name for name, theirs in given.columns.items() if theirs is None)),
         defaults=RowDefaults(
             guidance_scale=sampling.guidance_scale,
             width=sampling.width or width,

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder
+from pipelines.render.open_shard import rendered_table
+from pipelines.run.layout import UNREADABLE, DamagedRun, RunFolder, as_stored
 from pipelines.run.plan import Plan
 from pipelines.storage.folder import StorageError
 
@@ -27,7 +29,9 @@ TOLD = (
     "negative_truncated",
     "score_error",
     "tries",
-)  # counted, where a version's manifests have them
+    "signed_bytes",
+    "signed_sha256",
+)  # used, where a version's manifests have them
 
 
 @dataclass
@@ -85,9 +89,13 @@ class Totals:
 
 
 def totals(plan: Plan, most_pictures: int = SHOWN_PICTURES) -> Totals:
-    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts."""
+    """One pass over the manifests, a shard at a time; of an id that was planned again its newest row counts.
+
+    The rows that a limit had rendered of shards that are not done are counted, too.
+    """
     found, again = Totals(most_pictures), plan.replaced_ids
-    for table in plan.run.manifests(found.damaged):
+    begun = (rendered_table(plan.run, shard, plan.manifest_schema) for shard in plan.run.partly_done())
+    for table in chain(plan.run.manifests(found.damaged), begun):
         found.add(_newest(table, again) if again else table)
     return found
 
@@ -124,7 +132,7 @@ def image_bytes(run: RunFolder, row: dict[str, Any]) -> bytes:
     """One row's picture, of a packed layout by ranges. Raises what the folder raises, LookupError for no such row."""
     key = row["uri"].partition("#")[0]
     if row.get("offset") is not None:
-        return run.read_range(key, row["offset"], row["offset"] + row["bytes"])
+        return run.read_range(key, row["offset"], row["offset"] + as_stored(row)["bytes"])
     return _from_parquet(run, key, row["id"]) if key.startswith("data/") else run.read(key)
 
 

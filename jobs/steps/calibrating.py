@@ -16,8 +16,10 @@ from jobs.job_file.settings import CALIBRATION, Settings, resolve
 from jobs.steps.checking import check_output
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE
+from jobs.terminal.progress import duration
 from pipelines.render.quality import ScorerSource, load_scorer
 
+EXAMPLE_STEPS = 20  # of the picture whose time is said
 SCORED = 8  # pictures of one call of the scorers
 
 
@@ -48,20 +50,24 @@ def seconds_of_a_score(scorers: tuple[ScorerSource, ...], device: str, width: in
 
 
 def calibration_text(found: Calibration, score: float | None) -> str:
-    """The trials and what follows from them."""
-    lines = [found.place]
-    for trial in found.trials:
-        mark = "  <- lanes: auto" if trial.lanes == found.lanes else ""
-        rate = f"{trial.rate:8.1f} lane-steps/s"
-        lines.append(f"{trial.lanes:>5} lanes {1000 * trial.seconds:9.1f} ms a call {rate}{mark}")
+    """The answer, what things cost, then the trials that it was chosen from."""
+    step = 2 * found.seconds_per_lane_step
+    picture = EXAMPLE_STEPS * step + found.seconds_per_decode + found.seconds_per_prompt + (score or 0.0)
+    thousand = f"1,000 images of {EXAMPLE_STEPS} guided steps take one actor about {duration(1000 * picture)}"
+    lines = [f"lanes: auto is {found.lanes} lanes here; {thousand}"]
     costs: dict[str, Any] = {
-        "a guided step": 2 * found.seconds_per_lane_step,
+        "a guided step": step,
         "decoding a picture": found.seconds_per_decode,
         "reading a prompt": found.seconds_per_prompt,
         "scoring a picture": score,
     }
     lines += [f"{name:>20} {1000 * seconds:9.2f} ms" for name, seconds in costs.items() if seconds is not None]
-    return "\n".join(lines)
+    lines.append("tried:")
+    for trial in found.trials:
+        mark = "  <- lanes: auto" if trial.lanes == found.lanes else ""
+        rate = f"{trial.rate:8.1f} lane-steps/s"
+        lines.append(f"{trial.lanes:>5} lanes {1000 * trial.seconds:9.1f} ms a call {rate}{mark}")
+    return "\n".join([*lines, f"for {found.place}"])
 
 
 def calibrate_job(console: Console, job: Job, calls: int) -> int:

@@ -8,14 +8,16 @@ from typing import Any, TypeVar
 from actors.checkpoint import CheckpointInfo
 from jobs.job_file.contradictions import idle, known_choices
 from jobs.job_file.errors import blaming
-from jobs.job_file.policy import check_policy
+from jobs.job_file.policy import check_policy, menu_of
 from jobs.job_file.positions import ConfigError, Fault
+from jobs.job_file.provenance import check_provenance
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
-from jobs.job_file.settings import prompt_source, read_checkpoint
+from jobs.job_file.settings import prompt_source, read_checkpoint, resolve
 from jobs.job_file.storage import run_folder, storage_options
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes_by_probe, refuse_rays_copy
+from jobs.steps.input_lines import input_figures, input_lines
 from jobs.steps.training_check import check_workers, learning_checks
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
@@ -26,6 +28,8 @@ from pipelines.files.tables import FoundFiles, hub_address, web_address
 from pipelines.plan.earlier import EarlierRows, earlier_rows
 from pipelines.prompts.inspection import Inspection, PromptSource, open_files, pinned_notes
 from pipelines.prompts.two_passes import inspect, needs_ray
+from pipelines.render.driver import with_gpus_of_this_ray
+from pipelines.render.pool import precision_note
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan, read_plan
 from pipelines.storage.folder import Folder, StorageError, store_of
@@ -92,19 +96,11 @@ def check_input(job: Job, info: CheckpointInfo | None, run: RunFolder | None = N
             "files": len(headers),
             "notes": list(headers.notes),
         }
-    inspection = read_input(job, source)
-    earlier = read_earlier(job, read_plan(run), inspection) if run is not None else None
-    menu = known_choices(job.config)
-    notes = [*inspection.notes, *(pinned_notes(inspection.pinned_steps, menu) if menu else ())]
-    return {
-        "files": len(inspection.files),
-        "rows": inspection.num_planned,
-        "prompts": inspection.rows,
-        "bad_rows": inspection.bad_rows,
-        "bad_samples": list(inspection.bad_samples),
+    inspection, plan = read_input(job, source), read_plan(run) if run is not None else None
+    earlier = read_earlier(job, plan, inspection) if plan is not None else None
+    notes = [*inspection.notes, *pinned_notes(inspection.pinned_steps, menu_of(job))]
+    return input_figures(inspection, earlier, plan) | {
         "notes": [*notes, *(earlier.changes.notes() if earlier else ())],
-        "used": list(inspection.used),
-        "carried": inspection.carried_schema.names,
         "exit_code": certain_exit(job, inspection, len(earlier.known) if earlier else 0),
     }
 
@@ -200,9 +196,7 @@ def validation_text(job: Job, found: dict[str, Any]) -> str:
             f"{found['files']:,} files of prompts at {job.config.input.path}, whose rows are not read: no worker is up"
         )
         return "\n".join([unread, *found["notes"], f"so far all is well: into {job.config.output.path}"])
-    lines = [f"{found['rows']:,} images to make from {found['prompts']:,} prompts of {job.config.input.path}"]
-    along = f"; carried along: {', '.join(found['carried'])}" if found["carried"] else ""
-    lines.append(f"columns: {', '.join(found['used'])}{along}")
+    lines = input_lines(job.config.input.path, found)
     if found["bad_rows"]:
         lines.append(f"{found['bad_rows']:,} bad rows, each will be a failed row of the manifest:")
         lines += [f"  {sample}" for sample in found["bad_samples"]]
@@ -228,6 +222,7 @@ def validate_job(console: Console, job: Job, address: str | None) -> int:
     run = checks.run(lambda: check_output(job), "output.path")
     info = checks.run(lambda: read_checkpoint(job), "model.path")
     checks.run(lambda: check_scorers(job), "quality")
+    checks.run(lambda: check_provenance(job), "provenance")
     checks.run(lambda: bar_of(job), "tries.scores")
     if info is not None:
         checks.run(lambda: check_policy(job, info), "steps.selector")
@@ -241,5 +236,7 @@ def validate_job(console: Console, job: Job, address: str | None) -> int:
     found = checks.run(lambda: check_input(job, info, run), "input.path")
     if checks.faults:
         raise ConfigError(checks.faults)
+    if address is None and (note := precision_note(with_gpus_of_this_ray(resolve(job).render))):
+        found["notes"].append(note)  # of a cluster it is said once its nodes are up
     console.result({"status": "done", **found}, validation_text(job, found))
     return found["exit_code"] or DONE

@@ -7,12 +7,14 @@ from typing import Any
 from actors.recipe import named
 from jobs.job_file.places import placed
 from jobs.job_file.policy import check_policy
+from jobs.job_file.provenance import as_planned, check_provenance
 from jobs.job_file.read import Job
 from jobs.job_file.scorers import check_scorers
 from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.job_file.tries import bar_of
 from jobs.steps.check_nodes import check_nodes
 from jobs.steps.checking import OpenInput, check_output, open_input, read_earlier, read_input
+from jobs.steps.input_lines import input_figures, input_lines
 from jobs.steps.sole_driver import sole_driver
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
@@ -34,9 +36,10 @@ def prepare(job: Job) -> tuple[Settings, list[str]]:
     -> the settings, and warnings of what the policy was not calibrated with.
     """
     run = check_output(job)
-    settings = resolve(job)
-    check_scorers(job)
     plan = read_plan(run)
+    settings = resolve(job := as_planned(job, plan))
+    check_scorers(job)
+    check_provenance(job)
     refuse_changed(job, plan, settings.plan.fingerprint)
     warnings = check_policy(job, settings.checkpoint)
     return replace(settings, bar=bar_of(job, plan)), warnings
@@ -64,6 +67,7 @@ def make(
     if early and is_early(job, inspection, earlier):
         early.start(settings.render, settings.run, epoch)
     settings.run.write_job(placed(job.config).dump())
+    console.say("\n".join(input_lines(job.config.input.path, input_figures(inspection, earlier, plan))))
     for note in warnings:
         console.say(note)
     config = replace(settings.plan, keep_changed=True)  # else it was refused above

@@ -9,13 +9,14 @@ from jobs.job_file.settings import Settings, refuse_changed
 from jobs.pages.html import report_html
 from jobs.pages.totals import Totals, totals, with_images
 from jobs.steps.checking import too_many_failed
+from jobs.steps.limited import within_limit
 from jobs.steps.planning import prepare
-from jobs.steps.sole_driver import Stop, ready, sole_driver
+from jobs.steps.sole_driver import Stop, followed, ready, sole_driver
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
 from jobs.terminal.progress import ProgressLine, duration, rate, saved_text
 from pipelines.integrity.widen import widen_manifests
-from pipelines.render.driver import Progress, RenderResult, RepairOrders, render
+from pipelines.render.driver import RenderOrders, RenderResult, render
 from pipelines.render.early_worker import EarlyWorker
 from pipelines.run.drivers import taken_over_by
 from pipelines.run.layout import RunFolder
@@ -28,24 +29,20 @@ def render_job(
     settings: Settings,
     plan: Plan,
     stop: Stop,
-    repair: RepairOrders | None = None,
+    only: RenderOrders | None = None,
     early: EarlyWorker | None = None,
 ) -> int:
-    """Render, and render again what `repair` says; sum up, write summary.json and report.html; the exit code."""
+    """Render what is not done, or `only` so much; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    line, epoch = ProgressLine(console, totalled["largest"]), stop.epoch.id
+    epoch, on_progress = stop.epoch.id, followed(ProgressLine(console, totalled["largest"]), stop.epoch)
     if changed := widen_manifests(plan, epoch):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
-
-    def on_progress(progress: Progress) -> None:
-        line(progress)
-        stop.epoch.tell(asdict(progress))
-
-    result = render(plan, settings.render, on_progress, stop, repair, epoch=epoch, early=early)
+    result = render(plan, settings.render, on_progress, stop, only, epoch=epoch, early=early)
     console.clear()
     found = totals(plan)
-    summary = summarize(job, totalled, result, found)
+    limited = only is not None and only.alone
+    summary = summarize(job, totalled, result, found, limited)
     if result.interrupted and stop.epoch.lost.is_set():
         return superseded(console, summary, stop)
     write_report(console, run, summary, found)
@@ -75,10 +72,15 @@ def superseded(console: Console, summary: dict[str, Any], stop: Stop) -> int:
     return FAILED
 
 
-def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Totals) -> dict[str, Any]:
-    """The document of `--json`: rows over all runs on the folder, seconds and rates of this one."""
+def summarize(
+    job: Job, plan: dict[str, Any], result: RenderResult, found: Totals, limited: bool = False
+) -> dict[str, Any]:
+    """The document of `--json`: rows over all runs on the folder, seconds and rates of this one.
+
+    limited: not all that is planned was to be rendered.
+    """
     status = "too many failed" if too_many_failed(job, found.status["failed"], found.rows) else "done"
-    if found.rows < plan["rows"]:
+    if found.rows < plan["rows"] and not limited:
         status = "incomplete"
     if result.interrupted:
         status = "interrupted"
@@ -88,6 +90,7 @@ def summarize(job: Job, plan: dict[str, Any], result: RenderResult, found: Total
         "status": status,
         "rows": found.rows,
         "planned": plan["rows"],
+        "limit": job.config.input.limit if limited else None,
         **{status: found.status[status] for status in ("ok", "failed", "filtered")},
         **{
             name: getattr(found, name)
@@ -122,6 +125,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     counts = [f"{summary['ok']:,} ok", f"{summary['failed']:,} failed"]
     counts += [f"{summary['filtered']:,} filtered"] if summary["filtered"] else []
     lines = [f"{summary['status']}: {summary['rows']:,} of {summary['planned']:,} rows: {', '.join(counts)}"]
+    if summary.get("limit"):
+        prompts = f"{summary['limit']:,} prompts" if summary["limit"] > 1 else "prompt"
+        lines.append(f"only the first {prompts} were asked for; the same command without the limit renders the rest")
     if summary["mean_steps"]:
         lines.append(saved_text(summary))
     if summary["rendered_now"]:
@@ -158,4 +164,4 @@ def render_planned(console: Console, job: Job, job_path: str, address: str | Non
     ):
         plan = read_plan(run)
         refuse_changed(job, plan, settings.plan.fingerprint)  # again: another driver may have planned before this epoch
-        return render_job(console, settings, plan, stop)
+        return render_job(console, settings, plan, stop, within_limit(settings, plan))

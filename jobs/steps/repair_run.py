@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.job_file.provenance import as_planned, check_provenance
 from jobs.job_file.settings import Settings, refuse_changed, resolve
 from jobs.steps.checking import check_output, too_many_failed
 from jobs.steps.find_run import find_job
-from jobs.steps.sole_driver import Stop, ready, sole_driver
+from jobs.steps.sole_driver import Stop, followed, ready, sole_driver
 from jobs.steps.verifying import LISTED, SHOWN
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED, TOO_MANY_FAILED
@@ -17,7 +18,7 @@ from jobs.terminal.progress import ProgressLine
 from pipelines.integrity.findings import KINDS, ORPHANS, Finding
 from pipelines.integrity.repair_orders import DELETABLE, RepairPlanner, delete_orphans, objects_of
 from pipelines.integrity.verification import verify
-from pipelines.render.driver import RepairOrders, render
+from pipelines.render.driver import RenderOrders, render
 from pipelines.render.repaired_shard import RepairOrder, written_rows
 from pipelines.run.drivers import Epoch, SupersededError
 from pipelines.run.layout import RunFolder
@@ -29,7 +30,9 @@ def repairable(path: str, sets: tuple[str, ...]) -> tuple[Settings, Plan]:
     """The job of a run folder, and its plan. Raises ConfigError where its pictures would differ now."""
     job, run = find_job(path, sets)
     check_output(job)
-    settings, plan = resolve(job), read_plan(run)
+    plan = read_plan(run)
+    settings = resolve(job := as_planned(job, plan))
+    check_provenance(job)
     now = settings.plan.fingerprint | {"rollout": plan.newest.fingerprint.get("rollout", False)}
     refuse_changed(job, plan, now)
     return settings, plan
@@ -94,9 +97,10 @@ class RepairRun:
         """Renders what is ordered, and verifies it; every one of its images is read."""
         stop.interrupts.graceful = True
         again = sum(len(order.ids) for order in self.orders.values())
-        self.console.say(f"{again:,} rows of {len(self.orders):,} shards are rendered again")
-        progress, epoch = ProgressLine(self.console, self.plan.totals()["largest"]), self.epoch.id
-        result = render(self.plan, self.settings.render, progress, stop, RepairOrders(self.orders), epoch=epoch)
+        self.console.say(f"{_rows_of(again)} of {_shards_of(len(self.orders))} to render again")
+        line = ProgressLine(self.console, self.plan.totals()["largest"], done="repaired")
+        on_progress, orders = followed(line, self.epoch), RenderOrders(self.orders)
+        result = render(self.plan, self.settings.render, on_progress, stop, orders, epoch=self.epoch.id)
         for checked in verify(self.run, 1.0, only=self.orders.keys()):
             self.findings[checked.shard] = list(checked.findings)
         for shard in [shard for shard, order in self.orders.items() if order.is_done(self.run)]:
@@ -152,6 +156,14 @@ class RepairRun:
         }
 
 
+def _rows_of(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
+def _shards_of(count: int) -> str:
+    return f"{count:,} shard{'s' * (count != 1)}"
+
+
 def _rows(run: RunFolder, order: RepairOrder) -> dict[str, dict[str, Any]]:
     """The ordered rows of a shard's manifest, by id, as far as they exist."""
     ids, names = set(order.ids), ("status", "sha256", "render_class")
@@ -164,8 +176,8 @@ def repair_text(document: dict[str, Any]) -> str:
     """The outcome in words."""
     done, lines = document["repaired"], [f"{document['run']}: {document['status']}"]
     if done["shards"]:
-        counts = f"{done['rows']:,} rows were rendered again: {done['ok']:,} ok, {done['failed']:,} failed"
-        lines.append(f"{done['shards']:,} manifests replaced, {counts}")
+        failed = f", {done['failed']:,} failed" if done["failed"] else ""
+        lines[0] += f": {done['ok']:,} of {done['rows']:,} repaired{failed}, in {_shards_of(done['shards'])}"
         lines += [f"{done['same_bytes']:,} images have the bytes they had before"] if done["same_bytes"] else []
     for each in done["render_classes"]:
         lines.append(f"{each['rows']:,} images have other bytes: render class {each['now']}, was {each['before']}")

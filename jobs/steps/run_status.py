@@ -11,35 +11,42 @@ from jobs.steps.find_run import find_job
 from jobs.terminal.console import Console
 from jobs.terminal.exit_codes import DONE, FAILED
 from jobs.terminal.progress import duration, rate
+from pipelines.render.open_shard import rendered_rows
 from pipelines.run.drivers import EXPIRY_S, SAID, is_dead, last_record
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
 
 EVERY_S, ALL_S = 2.0, 30.0  # between two looks at the driver, and at plan and manifests
 AT_WORK = "at work"
+_SAID = {"done": "images", "total": "images_in_all"}  # names of a Progress, said here otherwise
 
 
 def status_of(
-    url: str, record: dict[str, Any] | None, sizes: Mapping[str, int], done: Set[str], now: datetime
+    url: str,
+    record: dict[str, Any] | None,
+    sizes: Mapping[str, int],
+    done: Set[str],
+    now: datetime,
+    begun: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What `--json` prints. record: the last driver's, read before `done` was; sizes: rows of each planned shard; done:
-    shards with a manifest.
+    shards with a manifest; begun: rows that a limit rendered of others.
 
     state: at work, done, silent (no heartbeat), killed, ended (before all was done), waiting (for a driver). rows_done:
-    of committed shards; images: those and what is in work, by the driver's last heartbeat.
+    that are written down; images, of images_in_all: of this driver and those before it, by its last heartbeat.
     """
     told, state = (record or {}).get("progress") or {}, _state(record, now)
     found = {
         "run": url,
         "state": "done" if state != AT_WORK and sizes and sizes.keys() <= done else state,
         "rows": sum(sizes.values()),
-        "rows_done": sum(rows for shard, rows in sizes.items() if shard in done),
+        "rows_done": sum((sizes if shard in done else begun or {}).get(shard, 0) for shard in sizes),
         "shards": len(sizes),
         "shards_done": len(sizes.keys() & done),
         "driver": record and {name: record[name] for name in SAID},
     }
-    names = ("done", "failed", "images_per_second", "eta_s", "workers", "waiting")
-    return found | {"images" if name == "done" else name: told.get(name) for name in names}
+    names = ("done", "total", "failed", "images_per_second", "eta_s", "workers", "waiting")
+    return found | {_SAID.get(name, name): told.get(name) for name in names}
 
 
 def _state(record: dict[str, Any] | None, now: datetime) -> str:
@@ -76,7 +83,10 @@ def status_text(found: dict[str, Any], now: datetime) -> str:
 
 
 def _at_work(found: dict[str, Any]) -> list[str]:
-    parts = [] if found["images"] is None else [f"{found['images']:,} images made, {found['failed'] or 0:,} failed"]
+    parts = []
+    if found["images"] is not None:
+        of = f" of {found['images_in_all']:,}" if found["images_in_all"] else ""
+        parts.append(f"{found['images']:,}{of} images made, {found['failed'] or 0:,} failed")
     parts += [f"{rate(found['images_per_second'])} images/s"] if found["images_per_second"] else []
     parts += [f"about {duration(found['eta_s'])} left"] if found["eta_s"] else []
     parts += [f"{found['workers']} workers"] if found["workers"] else []
@@ -117,13 +127,15 @@ class _Look:
         self._at = -math.inf  # when plan and manifests were read
         self._sizes: dict[str, int] = {}
         self._done: set[str] = set()
+        self._begun: dict[str, int] = {}  # rows that a limit rendered of shards that are not done
 
     def __call__(self) -> dict[str, Any]:
         record, now = last_record(self.run), _now()  # first: of a driver that ended, all manifests are seen
         if time.monotonic() - self._at > ALL_S or _state(record, now) != AT_WORK:
             self._sizes = {entry["shard"]: entry["rows"] for _, entry in read_plan(self.run).shards("shard", "rows")}
+            self._begun = {shard: len(rendered_rows(self.run, shard)) for shard in self.run.partly_done()}
             self._done, self._at = self.run.done_shards(), time.monotonic()
-        return status_of(self.run.url, record, self._sizes, self._done, now)
+        return status_of(self.run.url, record, self._sizes, self._done, now, self._begun)
 
 
 def _now() -> datetime:

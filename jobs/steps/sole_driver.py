@@ -4,9 +4,9 @@ It also does what every driver does between its claim and its first picture. `pi
 is, and why a run is correct without one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jobs.job_file.read import Job
 from jobs.job_file.settings import Settings
@@ -15,6 +15,8 @@ from jobs.steps.gpus import with_gpus
 from jobs.terminal.connect_ray import start_ray
 from jobs.terminal.console import Console
 from jobs.terminal.interrupts import Interrupts, this_command
+from jobs.terminal.progress import ProgressLine
+from pipelines.render.driver import Progress
 from pipelines.run.drivers import ActiveRunError, Epoch, driving
 from pipelines.run.layout import RunFolder
 
@@ -28,6 +30,16 @@ def sole_driver(console: Console, job: Job, run: RunFolder, take_over: bool) -> 
         except ActiveRunError as error:
             raise job.fault("output.path", str(error)) from error
         yield epoch
+
+
+def followed(line: ProgressLine, epoch: Epoch) -> Callable[[Progress], None]:
+    """Shows each Progress here, and writes it into the driver's heartbeat for who asks elsewhere."""
+
+    def on_progress(progress: Progress) -> None:
+        line(progress)
+        epoch.tell(asdict(progress))
+
+    return on_progress
 
 
 @dataclass(frozen=True)

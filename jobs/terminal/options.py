@@ -24,7 +24,7 @@ def set_option(command: F) -> F:
 
 def limit_option(command: F) -> F:
     """`--limit n`."""
-    text = "Only the first n prompts; the same command without it goes on with the rest."
+    text = "The first N prompts at most, whatever is planned; the same command without it goes on with the rest."
     return click.option("--limit", type=int, metavar="N", help=text)(command)
 
 

@@ -12,7 +12,7 @@ EVERY_S = 10.0
 REDRAW_S = 0.2
 
 
-def progress_line(progress: Progress, largest: int | None) -> str:
+def progress_line(progress: Progress, largest: int | None, done: str = "images") -> str:
     """`12/40 images · 3.1 images/s · 14.2 steps, 72 % saved · 1 failed · ETA 0:09`; largest: budget, in steps.
 
     Until the first shard is in work it says for how long the run has been starting, and what it waits for.
@@ -20,7 +20,7 @@ def progress_line(progress: Progress, largest: int | None) -> str:
     if progress.starting_s is not None and not progress.done:
         what = progress.waiting or "the workers start and load the model"
         return f"{progress.total:,} images to make · starting, {duration(progress.starting_s)} so far: {what}"
-    parts = [f"{progress.done:,}/{progress.total:,} images"]
+    parts = [f"{progress.done:,}/{progress.total:,} {done}"]
     if progress.images_per_second:
         parts.append(f"{rate(progress.images_per_second)} images/s")
     if progress.mean_steps:
@@ -76,10 +76,17 @@ class ProgressLine:
     Off a terminal it says one in ten seconds, and at once what is newly waited for.
     """
 
-    def __init__(self, console: Console, largest: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        largest: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        done: str = "images",
+    ) -> None:
         self.console = console
         self.largest = largest
         self.clock = clock
+        self.done = done  # what is counted
         self._last = -math.inf
         self._shown = ""
         self._waiting: str | None = None
@@ -87,7 +94,7 @@ class ProgressLine:
     def __call__(self, progress: Progress) -> None:
         """Draw this state if it is time, and the last one always."""
         self.console.started = True
-        now, line = self.clock(), progress_line(progress, self.largest)
+        now, line = self.clock(), progress_line(progress, self.largest, self.done)
         interval = REDRAW_S if self.console.is_terminal else EVERY_S
         due = now - self._last >= interval or progress.done >= progress.total
         due = due or progress.waiting not in (None, self._waiting)

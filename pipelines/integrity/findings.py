@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "image_wrong_length": "images with more or fewer bytes than their manifest says",
     "image_wrong_hash": "images whose bytes are not those their manifest was written for",
     "image_undecodable": "images that cannot be decoded, or are of another format or size than their row",
+    "signature_invalid": "signed images whose signature C2PA readers do not accept",
     "try_missing": "pictures of tries that were not chosen, named by a manifest and gone; no repair renders them again",
     "image_misplaced": "rows whose uri is another shard's, another row's, or none",
     "data_damaged": "data files (tar, Parquet) that are cut short or cannot be read",

@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from pipelines.integrity.findings import Finding
-from pipelines.run.layout import UNREADABLE, RunFolder
+from pipelines.render.signing import signature_fault
+from pipelines.run.layout import UNREADABLE, RunFolder, as_stored
 from pipelines.storage.folder import is_odd
 
 BATCH_ROWS = 32  # of a Parquet data file, at a time
@@ -58,6 +59,7 @@ class ShardImages:
 
     def check(self, rows: Sequence[Row]) -> Iterator[Finding]:
         """Everything that is wrong with the images of these rows."""
+        rows = [as_stored(row) for row in rows]
         placed = [row for row in rows if row["uri"] and row["bytes"] is not None]
         self.named = len(placed)
         if placed or self.stored:
@@ -117,10 +119,17 @@ class ShardImages:
             yield self._finding("image_missing", row, "no such object")
             return
         self.read += 1
-        if wrong := fault(row, data):
+        if wrong := fault(row, data) or self._signature_fault(row, data):
             yield self._finding(*wrong[:1], row, wrong[1])
         else:
             self.equal += 1
+
+    def _signature_fault(self, row: Row, data: bytes) -> tuple[str, str] | None:
+        """Of a signed picture, where all are read."""
+        if self.sample < 1 or row.get("signed_sha256") is None:
+            return None
+        found = signature_fault(data, f"image/{row['format']}")
+        return ("signature_invalid", found) if found else None
 
     def _count(self, images: int) -> None:
         """Counts images that are there with their size."""

@@ -19,6 +19,7 @@ AGAIN = frozenset({"row_missing", "row_changed", "data_damaged"}) | {
     "image_wrong_length",
     "image_wrong_hash",
     "image_undecodable",
+    "signature_invalid",
     "image_misplaced",
 }  # kinds of findings whose rows are rendered again
 REWRITE = AGAIN | {"row_doubled", "row_unknown", "manifest_damaged"}

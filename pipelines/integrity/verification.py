@@ -39,6 +39,7 @@ SAME = {  # column of the plan: of the manifest
 _DROPPING = re.compile(r"\.DS_Store|\._.*|\.nfs\w+|\.directory|__MACOSX|thumbs\.db|desktop\.ini|Icon\r", re.IGNORECASE)
 PLANNED = ("id", *SAME)
 STORED = ("id", *SAME.values(), "status", "uri", "offset", "bytes", "sha256", "format", "tries")
+STORED_SINCE = ("signed_bytes", "signed_sha256")  # columns that manifests of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class _Verification:
                 return Finding(
                     "manifest_damaged", key, "its columns are not the plan's", shard.name, rows=shard.num_rows
                 )
-            return table.select(STORED).to_pylist()
+            return table.select([*STORED, *(name for name in STORED_SINCE if name in table.column_names)]).to_pylist()
         except UNREADABLE as error:
             return Finding(
                 "manifest_damaged", key, f"cannot be read: {_reason(error)}", shard.name, rows=shard.num_rows

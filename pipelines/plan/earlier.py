@@ -64,11 +64,12 @@ _REPORT = pa.schema(
 class Changes:
     """How the input differs from the plan; `ids` are the first few changed rows.
 
-    changed: rows with other content now; mended: bad rows that are good now; gone: rows that are no longer there;
-    unknown: rows planned by earlier versions, which kept no hash; moved: the input's place then and now, if they
-    differ.
+    seen: planned rows that the input has; changed: of them those with other content now; mended: bad rows that are good
+    now; gone: rows that are no longer there; unknown: rows planned by earlier versions, which kept no hash; moved: the
+    input's place then and now, if they differ.
     """
 
+    seen: int = 0
     changed: int = 0
     ids: tuple[str, ...] = ()
     mended: int = 0
@@ -178,7 +179,7 @@ def find_changes(plan: Plan, inspection: Inspection, known: KnownRows) -> Change
         return Changes()
     newest = plan.newest.document
     if _same_files(newest, inspection):
-        return Changes()
+        return Changes(seen=inspection.num_planned)
     compare = functools.partial(_compared, known=ray.put(known))
     dataset = rows(inspection, carried=()).map_batches(compare, batch_size=None, batch_format="pyarrow")
     sums = dict.fromkeys(_NUMBERS, 0)
@@ -192,7 +193,7 @@ def find_changes(plan: Plan, inspection: Inspection, known: KnownRows) -> Change
     gone = len(known) - sums["seen"] if is_whole else 0
     places = (newest.get("input_place", inspection.place), inspection.place)
     moved = places if places[0] != places[1] else None
-    return Changes(sums["changed"], tuple(ids), sums["mended"], gone, sums["unknown"], moved)
+    return Changes(**sums, ids=tuple(ids), gone=gone, moved=moved)
 
 
 def _same_files(newest: Mapping[str, Any], inspection: Inspection) -> bool:

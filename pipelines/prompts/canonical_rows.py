@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.run.schema import CANONICAL_FIELDS
 
 KEY_BYTES = 16
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # of torch.Generator.manual_seed
 EXACT = 2**53  # from here on a float is no longer every whole number
 MAX_CHARACTERS = 100_000  # of a text; no encoder reads more than a hundred words, and a tokenizer reads them all
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,999})")  # Python reads no number of 4,301 digits
@@ -173,7 +173,7 @@ def _expanded(table: pa.Table, samples: int) -> pa.Table:
         for row_id, seed, number in zip(ids, given_seeds, numbers, strict=True)
     ]
     table = table.append_column("id", pa.array(ids, pa.string())).append_column("sample", pa.array(numbers))
-    table = table.set_column(table.column_names.index("seed"), "seed", pa.array(seeds, pa.int64()))
+    table = table.set_column(table.column_names.index("seed"), "seed", pa.array(seeds, pa.uint64()))
     names = [column.name for column in CANONICAL_FIELDS]
     return table.select(names + [name for name in table.column_names if name not in names])
 
@@ -295,8 +295,6 @@ def _why_no_seed(value: Any) -> str:
         return "as a float it is no longer the number that was drawn. Write seeds as whole numbers"
     if value == -1:
         return "where any seed will do, leave it empty"
-    if isinstance(value, int) and MAX_SEED < value < 2**64:
-        return f"torch's noise on a CPU reads the lowest 32 bits alone, so that {value % 2**32} is the same seed"
     return ""
 
 

@@ -27,6 +27,7 @@ GIVEN = (
     "num_inference_steps",
     "category",
 )
+LEFT_OUT = ""  # in place of the user's column: no column of the input is this one of ours
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
 _TEXT_COLUMNS = frozenset({"prompt", "negative_prompt"})
 _SHORT = {
@@ -41,11 +42,11 @@ _SHORT = {
 
 
 def check_explicit(explicit: Mapping[str, str]) -> None:
-    """`input.columns` maps a canonical name to the user's; InputError names a key that is none."""
+    """`input.columns` maps a canonical name to the user's, or to LEFT_OUT; InputError names a key that is none."""
     unknown = sorted(set(explicit) - set(GIVEN))
     if unknown:
         raise InputError(f"input.columns: {', '.join(unknown)} is no canonical column. Those are {', '.join(GIVEN)}")
-    theirs = list(explicit.values())
+    theirs = [name for name in explicit.values() if name != LEFT_OUT]
     twice = sorted({name for name in theirs if theirs.count(name) > 1})
     if twice:
         raise InputError(f"input.columns: {', '.join(twice)} is given two meanings. Give it one")
@@ -85,20 +86,16 @@ def _separated_otherwise(names: list[str]) -> str:
     return ""
 
 
-def misspelt(carried: Iterable[str], meant: Iterable[str]) -> tuple[str, ...]:
-    """A note on each carried column whose name is nearly one of ours that the input does not have."""
+def misspelt(carried: Iterable[str], meant: Iterable[str]) -> dict[str, str]:
+    """Carried columns whose name is nearly one of ours that the input does not have -> that one of ours."""
     open_names = sorted(set(GIVEN) - set(meant))
-    notes = []
+    found: dict[str, str] = {}
     for name in carried:
         plain = name.lower().replace(" ", "_").replace("-", "_")
         close = difflib.get_close_matches(plain, open_names, 1, 0.8)
         close = close or [ours for short, ours in _SHORT.items() if plain == short and ours in open_names]
-        if close:
-            notes.append(
-                f"column {name!r} is only carried along: if it is the {close[0]}, rename it, or set "
-                f"input.columns: {{{close[0]}: {name}}}"
-            )
-    return tuple(notes)
+        found |= {name: close[0]} if close else {}
+    return found
 
 
 def _candidates(ours: str, names: list[str]) -> list[str]:

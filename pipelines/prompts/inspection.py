@@ -18,6 +18,7 @@ from pipelines.pipeline_error import one_line
 from pipelines.prompts.canonical_rows import KEY_BYTES, RowDefaults
 from pipelines.prompts.columns import (
     GIVEN,
+    LEFT_OUT,
     CarriedColumn,
     CarriedTypes,
     check_explicit,
@@ -60,7 +61,7 @@ class PromptSource:
 class Inspection:
     """What the first pass found. `rows` counts prompts; `bad_samples` say place and reason of the first bad ones.
 
-    used: the canonical columns that the input has.
+    used: the user's columns with a meaning -> the canonical names; nearly: carried ones -> what they may be meant for.
     """
 
     source: PromptSource
@@ -69,10 +70,11 @@ class Inspection:
     rows: int
     bad_rows: int
     bad_samples: tuple[str, ...]
-    used: tuple[str, ...]
+    used: Mapping[str, str]
     carried: tuple[CarriedColumn, ...]
     notes: tuple[str, ...]
     pinned_steps: frozenset[int]
+    nearly: Mapping[str, str]
     equal_rows: Mapping[int, tuple[np.ndarray, np.ndarray]]  # slice -> (rows equal to an earlier one, numbers)
 
     @property
@@ -131,8 +133,10 @@ def assemble(
         raise InputError(f"{source.path}: there are no rows. Give a file with at least one prompt")
     _check_columns_seen(source, files, scanned)
     used, carried, notes = _columns(source, files, slices, scanned)
+    nearly = misspelt([column.theirs for column in carried], used.values())
     chunks = [chunk for of_piece in scanned for chunk in of_piece]
-    said = (*files.notes, *notes, *_seeds_that_count_up(source, chunks), *remark_notes(_remarks(slices, scanned)))
+    remarked = (*_seeds_that_count_up(source, chunks), *remark_notes(_remarks(slices, scanned)))
+    said = (*files.notes, *notes, *map(_may_be_meant, nearly.items()), *remarked)
     return Inspection(
         source=source,
         files=tuple(files),
@@ -144,8 +148,15 @@ def assemble(
         carried=carried,
         notes=tuple(map(one_line, said)),
         pinned_steps=frozenset().union(*(chunk.pinned_steps for chunk in chunks)),
+        nearly=nearly,
         equal_rows=_equal_rows(source, slices, scanned),
     )
+
+
+def _may_be_meant(names: tuple[str, str]) -> str:
+    name, ours = names
+    remedy = f"rename it, or set input.columns: {{{ours}: {name}}}"
+    return f"column {name!r} is only carried along: if it is the {ours}, {remedy}"
 
 
 def _seeds_that_count_up(source: PromptSource, chunks: list[Chunk]) -> tuple[str, ...]:
@@ -175,7 +186,7 @@ def _limit(scanned: list[list[Chunk]], limit: int | None) -> None:
 def _check_columns_seen(source: PromptSource, files: FoundFiles, scanned: list[list[Chunk]]) -> None:
     names = {name for file in files for name in file.columns}
     names |= {name for chunks in scanned for chunk in chunks for name in chunk.names}
-    missing = sorted(theirs for theirs in source.columns.values() if theirs not in names)
+    missing = sorted(theirs for theirs in source.columns.values() if theirs not in {*names, LEFT_OUT})
     if missing:
         raise InputError(
             f"input.columns names {', '.join(map(repr, missing))}, which {source.path} does not have. "
@@ -185,9 +196,9 @@ def _check_columns_seen(source: PromptSource, files: FoundFiles, scanned: list[l
 
 def _columns(
     source: PromptSource, files: FoundFiles, slices: list[FileSlice], scanned: list[list[Chunk]]
-) -> tuple[tuple[str, ...], tuple[CarriedColumn, ...], tuple[str, ...]]:
-    """The canonical columns of the input, the columns that are carried along, and notes on them."""
-    types, used, names = CarriedTypes(), set(), set()
+) -> tuple[dict[str, str], tuple[CarriedColumn, ...], tuple[str, ...]]:
+    """The columns of the input with a meaning, the columns that are carried along, and notes on them."""
+    types, used, names = CarriedTypes(), dict[str, str](), set[str]()
     of_file: dict[str, list[Chunk]] = {}
     for file_slice, chunks in zip(slices, scanned, strict=True):
         of_file.setdefault(file_slice.file.place, []).extend(chunks)
@@ -202,7 +213,7 @@ def _columns(
         meaning = resolve_columns(
             dict.fromkeys(name for name, _ in kinds), source.columns, file.place, needs_prompt=False
         )
-        used |= set(meaning.values())
+        used |= meaning
         for name, kind in kinds:
             if name not in meaning:
                 names.add(name)
@@ -214,24 +225,26 @@ def _columns(
             f"Those of {source.path} are {', '.join(sorted(names)) or 'none'}"
         )
     carried, notes = types.finish()
-    theirs = [column.theirs for column in carried]
-    notes = (*notes, *misspelt(theirs, used), *_heavy(files, carried))
-    return tuple(name for name in GIVEN if name in used), carried, notes
+    in_order = sorted(used.items(), key=lambda pair: GIVEN.index(pair[1]))
+    return dict(in_order), carried, (*notes, *_heavy(files, carried))
 
 
 def _heavy(files: FoundFiles, carried: tuple[CarriedColumn, ...]) -> tuple[str, ...]:
-    """A note if carried columns make plan and manifests large, as embedded pictures do.
+    """A note on carried columns that hold bytes, as embedded pictures are: they are copied into plan and manifests.
 
     It goes by the files' sizes: reading the columns' sizes of a torn file ends the process (pyarrow 26).
     """
     tables = [file for file in files if file.format == "parquet"]
     size, rows = sum(file.size for file in tables), sum(sum(file.row_groups) for file in tables)
     names = [column.theirs for column in carried if _holds_bytes(column.type)]
-    if not names or not rows or size < HEAVY_BYTES or size < HEAVY_ROW_BYTES * rows:
+    if not names:
         return ()
+    remedy = f"copied into plan and manifests. To leave it out, set input.drop: [{', '.join(names)}]"
+    if not rows or size < HEAVY_BYTES or size < HEAVY_ROW_BYTES * rows:
+        return (f"column {', '.join(names)} holds bytes, such as pictures: it is {remedy}",)
     return (
         f"the Parquet files hold {size / 1e6:,.0f} MB, {size / rows / 1e3:,.0f} kB a row: column {', '.join(names)} is "
-        f"copied into plan and manifests. To leave it out, set input.drop: [{', '.join(names)}]",
+        f"{remedy}",
     )
 
 

@@ -19,6 +19,7 @@ from pipelines.render.manifest_rows import failed_row, filtered_row, ok_row, wit
 from pipelines.render.quality import ShardScores
 from pipelines.render.safety import SafetyCheck, Unsafe
 from pipelines.render.sink import Sink
+from pipelines.render.stamp import StampFailed
 from pipelines.render.tries import NO_IMAGE, RowFailed, RowTries, Try, TryRules
 from pipelines.render.watchdog import Submit
 from pipelines.run.schema import PlannedRow
@@ -224,10 +225,13 @@ class ShardAttempt:
             kind, message = error.args if isinstance(error, RowFailed) else (type(error).__name__, str(error))
             return failed_row(tries.row, sink.shard, sink.attempt, kind, message, tries)
         final = replace(tries.row, seed=chosen.seed)
-        stored = sink.put(final, chosen.picture.image)
+        try:
+            stored = sink.put(final, chosen.picture.image)
+        except StampFailed as error:
+            return failed_row(tries.row, sink.shard, sink.attempt, StampFailed.__name__, str(error), tries)
         where = chosen.picture.render_class
         keys = {
-            "render_key": render_key(final, where, self.sampler),
+            "render_key": render_key(final, where, self.sampler, sink.provenance.stamp_name),
             "plan_key": plan_key(tries.row, where, self.sampler, self.rules),
         }
         return ok_row(tries, stored, keys, sink)
@@ -237,9 +241,16 @@ class ShardAttempt:
         chosen = tries.chosen
         for number, each in enumerate(tries.done):
             if each is not chosen and each.picture is not None and each.picture.image.size:
-                image = each.picture.image
-                uri = self.sink.put(tries.row, image, number).uri if self.tries.keep else None
+                uri = self._stored_try(tries.row, each, number) if self.tries.keep else None
                 tries.done[number] = replace(each, picture=replace(each.picture, image=NO_IMAGE), uri=uri)
+
+    def _stored_try(self, row: PlannedRow, tried: Try, number: int) -> str | None:
+        """Where a picture that was not chosen is stored; None where it cannot be stamped."""
+        assert tried.picture is not None
+        try:
+            return self.sink.put(replace(row, seed=tried.seed), tried.picture.image, number).uri
+        except StampFailed:
+            return None
 
 
 def engine_row(row: PlannedRow) -> Row:

@@ -20,8 +20,8 @@ from pipelines.render.early_worker import EarlyWorker
 from pipelines.render.ledger import FailureLimit
 from pipelines.render.ledger_actor import LedgerActor, RenderTask
 from pipelines.render.messages import Snapshot
-from pipelines.render.pool import ActorPool, RenderConfig, RenderError, auto_dtype, device_of
-from pipelines.render.repaired_shard import RepairOrder
+from pipelines.render.open_shard import ShardOrder
+from pipelines.render.pool import ActorPool, RenderConfig, RenderError, precision_note
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -82,10 +82,10 @@ class RenderResult:
 
 
 @dataclass(frozen=True)
-class RepairOrders:
-    """The repair orders by shard. alone: nothing else is rendered."""
+class RenderOrders:
+    """By shard which of its rows are rendered. alone: nothing else is."""
 
-    orders: Mapping[str, RepairOrder]
+    orders: Mapping[str, ShardOrder]
     alone: bool = True
 
 
@@ -94,26 +94,27 @@ def render(
     config: RenderConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: StopSignal | None = None,
-    repair: RepairOrders | None = None,
+    only: RenderOrders | None = None,
     epoch: EpochId | None = None,
     early: EarlyWorker | None = None,
 ) -> RenderResult:
     """Renders every planned shard that has no manifest. Needs a connected Ray and a writable run folder.
 
-    Where `stop` is set, what is in work is finished and committed. epoch: this driver's epoch, by which each process
-    proves that it sees this very folder. early: a worker that is loading its model already.
-    Raises RenderError, resumable; never returns with planned shards unended, unless it was interrupted.
+    only: which rows, where not all. Where `stop` is set, what is in work is finished and committed. epoch: this
+    driver's, by which each process proves that it sees this very folder. early: a worker that is loading its model
+    already. Raises RenderError, resumable; never returns with planned shards unended, unless it was interrupted.
     """
-    pools = tuple(replace(p, num_gpus=_num_gpus(p.num_gpus)) for p in config.pools)
-    config = replace(config, pools=pools)
+    config = with_gpus_of_this_ray(config)
+    pools = config.pools
     limit = None if config.max_failed is None else FailureLimit(config.max_failed)
-    orders, only = (repair.orders, repair.alone) if repair else ({}, False)
-    run, task = plan.run, RenderTask(plan, pools, orders, only, epoch, limit)
+    orders, alone = (only.orders, only.alone) if only else ({}, False)
+    run, task = plan.run, RenderTask(plan, pools, orders, alone, epoch, limit)
     shards, done = {shard.id for shard in task.shards()}, task.done()
     undone = shards - done
     if not undone:
         return _result(None, 0.0, False, 0.0)
-    _warn_of_slow_pools(config)
+    if note := precision_note(config):
+        log.warning("%s", note)
     ledger = _start_ledger(task)
     take_early = (early or EarlyWorker()).take
     every = [ActorPool(spec, plan, config, ledger, epoch, take_early) for spec in pools]
@@ -124,7 +125,7 @@ def render(
         for pool in every:
             pool.end()
         ray.kill(ledger)
-    if not result.interrupted and (left := shards - orders.keys() - run.done_shards()):
+    if not result.interrupted and (left := _unended(shards, orders, run)):
         raise RenderError(
             f"{len(left):,} of {len(shards):,} planned shards have no manifest in {run.url}, though the ledger says "
             "that all are done: do the workers see another folder? The same command goes on where it stopped"
@@ -132,15 +133,16 @@ def render(
     return result
 
 
-def _warn_of_slow_pools(config: RenderConfig) -> None:
-    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
-    if slow and config.sampler.dtype == "auto" and auto_dtype(config) != "float32":
-        log.warning("pool %s renders on CPUs in the float16 of the GPU pools, many times slower", ", ".join(slow))
+def _unended(shards: Collection[str], orders: Mapping[str, ShardOrder], run: RunFolder) -> list[str]:
+    open_shards = sorted({*shards} - run.done_shards())
+    return [shard for shard in open_shards if shard not in orders or not orders[shard].is_done(run)]
 
 
-def _num_gpus(asked: float | None) -> float:
-    """The number of GPUs; what is still open is settled by what this Ray has now."""
-    return resolve_gpus({}, local=True) if asked is None else asked
+def with_gpus_of_this_ray(config: RenderConfig) -> RenderConfig:
+    """The settings with each pool's number of GPUs; what is still open is settled by what this Ray has now."""
+    here = resolve_gpus({}, local=True)
+    pools = tuple(replace(pool, num_gpus=here if pool.num_gpus is None else pool.num_gpus) for pool in config.pools)
+    return replace(config, pools=pools)
 
 
 def _start_ledger(task: RenderTask) -> Any:

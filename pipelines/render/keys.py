@@ -17,9 +17,12 @@ from pipelines.run.schema import PlannedRow
 _COLUMNS = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height", "num_steps")
 
 
-def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig) -> str:
-    """20 hex digits of all that decided the picture. row: with the seed of the try that was kept."""
-    return _digest(_parts(row, render_class, sampler))
+def render_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, stamp: str | None = None) -> str:
+    """20 hex digits of all that decided the picture. row: with the seed of the try that was kept.
+
+    stamp: name of the function that changed its pixels; keys of pictures without one are those of earlier versions.
+    """
+    return _digest([*_parts(row, render_class, sampler), *([stamp] if stamp else ())])
 
 
 def plan_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, rules: str) -> str:
@@ -31,11 +34,18 @@ def plan_key(row: PlannedRow, render_class: str, sampler: SamplerConfig, rules: 
 
 
 def tries_rules(
-    image_format: str, most_tries: int, scorers: Sequence[ScorerSource], safety: SafetyRule | None = None
+    image_format: str,
+    most_tries: int,
+    scorers: Sequence[ScorerSource],
+    safety: SafetyRule | None = None,
+    provenance: Sequence[str] = (),
 ) -> str:
-    """What of a job decides a row's picture beside its columns and the engine, as one text."""
+    """What of a job decides a row's picture beside its columns and the engine, as one text.
+
+    provenance: what is done to its pixels and its file.
+    """
     rules: list[Any] = [image_format, most_tries, [_judge(each) for each in scorers]]
-    return json.dumps(rules + ([[_judge(safety.source), safety.most]] if safety else []))
+    return json.dumps(rules + ([[_judge(safety.source), safety.most]] if safety else []) + list(provenance))
 
 
 def _judge(scorer: ScorerSource) -> list[Any]:

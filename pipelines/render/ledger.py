@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.render.messages import DONE, WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
 
 if TYPE_CHECKING:
-    from pipelines.render.repaired_shard import RepairOrder
+    from pipelines.render.open_shard import ShardOrder
 
 HEARTBEAT_S, SLOWEST_HEARTBEAT_S, LEASE_TIMEOUT_S = 1.0, 10.0, 60.0
 EXPIRY_LOOK_S = 1.0  # between two looks at all leases
@@ -57,7 +57,7 @@ class FailureLimit:
 class _State:
     shard: LeasedShard
     deaths: int = 0  # processes that died over it on a living node, in this run and before
-    order: "RepairOrder | None" = None
+    order: "ShardOrder | None" = None
     raised: int = 0  # failures reported to this ledger
     deaths_now: int = 0  # of those deaths, in this run
     losses: int = 0  # leases that ended with their node, or in silence
@@ -115,10 +115,9 @@ class _Counts:
 class Ledger:
     """Leases shards to slots, longest first. Never blocks; every call is cheap.
 
-    done: shards with a manifest. deaths: of processes over a shard, before this ledger. orders: of shards to repair,
-    which have manifests already. on_death: called for each death that counts, to write it down. adopting_s: how long no
-    shard is leased, so that workers of an earlier ledger can report what they hold. actors: the most actors of each
-    pool.
+    done: shards with a manifest. deaths: of processes over a shard, before this ledger. orders: of shards of which not
+    all rows are rendered. on_death: called for each death that counts, to write it down. adopting_s: how long no shard
+    is leased, so that workers of an earlier ledger can report what they hold. actors: the most actors of each pool.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Ledger:
         done: Iterable[str] = (),
         deaths: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        orders: "Mapping[str, RepairOrder] | None" = None,
+        orders: "Mapping[str, ShardOrder] | None" = None,
         limit: FailureLimit | None = None,
         on_death: Callable[[str, str], None] = lambda shard, reason: None,
         adopting_s: float = 0.0,
@@ -166,7 +165,7 @@ class Ledger:
         shards: Iterable[LeasedShard],
         done: set[str],
         deaths: Mapping[str, int],
-        orders: "Mapping[str, RepairOrder]",
+        orders: "Mapping[str, ShardOrder]",
     ) -> None:
         for shard in shards:
             self._shards, self._rows = self._shards + 1, self._rows + shard.rows
@@ -286,7 +285,7 @@ class Ledger:
         self._close(state)
         self._proved.add(slot.worker.actor)
         del self._broke[slot.worker.actor]
-        self._counts.add(counts, repaired=state.order is not None)
+        self._counts.add(counts, repaired=state.order is not None and state.order.repairs)
         if self._limit and not self._fatal:
             self._fatal = self._limit.reason(self._counts)
 

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -18,8 +18,8 @@ from pipelines.boundary import raised_by
 from pipelines.cluster.pools import PoolSpec
 from pipelines.render.ledger import HEARTBEAT_S, SLOWEST_HEARTBEAT_S, WORKERS_A_HEARTBEAT_S, FailureLimit, Ledger
 from pipelines.render.messages import WAIT, Heartbeat, HeartbeatReply, Lease, LeasedShard, Slot, Snapshot, Worker
+from pipelines.render.open_shard import ShardOrder
 from pipelines.render.pool import planned_shards
-from pipelines.render.repaired_shard import RepairOrder
 from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import Plan
@@ -38,7 +38,7 @@ class RenderTask:
 
     plan: Plan
     pools: tuple[PoolSpec, ...]
-    orders: Mapping[str, RepairOrder] = field(default_factory=dict)
+    orders: Mapping[str, ShardOrder] = field(default_factory=dict)
     only: bool = False
     epoch: EpochId | None = None
     limit: FailureLimit | None = None
@@ -49,12 +49,15 @@ class RenderTask:
         return self.plan.run
 
     def shards(self) -> list[LeasedShard]:
-        """All shards of the task, done or not."""
+        """All shards of the task, done or not, each with the number of the rows that are asked for."""
         shards = planned_shards(self.plan, self.pools)
-        return [shard for shard in shards if shard.id in self.orders] if self.only else shards
+        if not self.only:
+            return shards
+        ordered = ((shard, self.orders[shard.id]) for shard in shards if shard.id in self.orders)
+        return [replace(shard, rows=len(order.ids)) for shard, order in ordered]
 
     def done(self, again: bool = False) -> set[str]:
-        """The shards with a manifest. again: the task began before, so that some repairs may be done."""
+        """The shards that are done. again: the task began before, so that some orders may be done."""
         repaired = {shard for shard, order in self.orders.items() if again and order.is_done(self.run)}
         return self.run.done_shards() - self.orders.keys() | repaired
 

@@ -21,7 +21,7 @@ from pipelines.run.layout import Attempt
 from pipelines.run.schema import PlannedRow
 
 if TYPE_CHECKING:
-    from pipelines.render.repaired_shard import RepairOrder
+    from pipelines.render.open_shard import ShardOrder
 
 REASON_CHARS = 160
 
@@ -43,11 +43,13 @@ def ok_row(tries: RowTries, stored: Stored, keys: Mapping[str, str], sink: Sink)
             "offset": stored.offset,
             "bytes": stored.num_bytes,
             "sha256": stored.sha256,
+            "signed_bytes": stored.signed_bytes,
+            "signed_sha256": stored.signed_sha256,
             "media_type": FORMATS[image_format],
             "format": image_format,
             "lane_steps": picture.lane_steps * len(tries.done),  # of junk, too: each try has as many
             "seconds": sum(each.seconds for each in tries.pictures),
-            "render_class": _with_encoder(picture.render_class, stored, image_format),
+            "render_class": _with_encoder(picture.render_class, stored, sink),
             "truncated": picture.truncated,
             "negative_truncated": picture.negative_truncated,
             "tries": [each.record(tries.row.num_steps) for each in tries.done],
@@ -58,9 +60,10 @@ def ok_row(tries: RowTries, stored: Stored, keys: Mapping[str, str], sink: Sink)
     )
 
 
-def _with_encoder(render_class: str, stored: Stored, image_format: str) -> str:
-    """Pixels are equal within the picture's class; bytes and sha256 where the encoder is the same, too."""
-    return f"{render_class}/{encoder_name(image_format)}" if stored.sha256 else render_class
+def _with_encoder(render_class: str, stored: Stored, sink: Sink) -> str:
+    """Pixels are equal within the picture's class; bytes and sha256 where encoder and marks are the same, too."""
+    end = f"/{encoder_name(sink.image_format)}{sink.provenance.byte_class}"
+    return f"{render_class}{end}" if stored.sha256 else render_class
 
 
 def failed_row(
@@ -165,8 +168,8 @@ def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def outcome_counts(manifest: pa.Table, order: "RepairOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
-    """Counts the outcomes of a shard's rows (of a repair: of those rendered again), as `Ledger.finish` takes them.
+def outcome_counts(manifest: pa.Table, order: "ShardOrder | None" = None, bad: Collection[str] = ()) -> dict[str, Any]:
+    """Counts the outcomes of a shard's rows (under an order: of those that it names), as `Ledger.finish` takes them.
 
     bad: ids of rows that were bad in the plan and never reached an engine. reasons: of the others that failed.
     """

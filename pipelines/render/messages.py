@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.render.repaired_shard import RepairOrder
+    from pipelines.render.open_shard import ShardOrder
 
 DONE, WAIT = "done", "wait"
 
@@ -52,12 +52,13 @@ class Slot:
 class Lease:
     """failures: attempts at the shard that ended without a manifest because of what happened in them.
 
-    isolate: processes died over it so often that its rows are to be rendered in child processes. order: what to repair.
+    isolate: processes died over it so often that its rows are to be rendered in child processes. order: which of its
+    rows to render, where not all.
     """
 
     shard: LeasedShard
     failures: int
-    order: "RepairOrder | None" = None
+    order: "ShardOrder | None" = None
     isolate: bool = False
 
 

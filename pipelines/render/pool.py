@@ -20,6 +20,7 @@ from pipelines.cluster.capacity import actor_states, draining_nodes, living_node
 from pipelines.cluster.pools import PoolSpec, serving
 from pipelines.pipeline_error import PipelineError
 from pipelines.render.messages import LeasedShard, Snapshot, UnfitWorker
+from pipelines.render.provenance import ProvenanceConfig
 from pipelines.render.quality import ScorerSource
 from pipelines.render.safety import SafetyRule
 from pipelines.render.tries import TryRules
@@ -60,6 +61,7 @@ class RenderConfig:
     scorers: tuple[ScorerSource, ...] = ()
     safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     no_progress_s: float = 3600.0
     row_timeout_s: float | None = 900.0
     max_failed: float | None = None
@@ -105,6 +107,16 @@ def auto_dtype(config: RenderConfig) -> str:
     return "float16" if any(device.startswith("cuda") for device in devices) else "float32"
 
 
+def precision_note(config: RenderConfig) -> str | None:
+    """Says that pools on CPUs, whose num_gpus are known, would render in half precision."""
+    slow = [pool.name for pool in config.pools if device_of(pool, config.sampler.device) == "cpu"]
+    dtype = config.sampler.dtype if config.sampler.dtype != "auto" else auto_dtype(config)
+    if not slow or dtype == "float32":
+        return None
+    what = "the float16 of the GPU pools" if config.sampler.dtype == "auto" else f"{dtype} (model.dtype)"
+    return f"pool {', '.join(slow)} renders on CPUs in {what}, many times slower than in float32"
+
+
 def worker_config(
     spec: PoolSpec, config: RenderConfig, run: RunFolder, epoch: EpochId | None, schema: pa.Schema
 ) -> WorkerConfig:
@@ -122,6 +134,7 @@ def worker_config(
         scorers=config.scorers,
         safety=config.safety,
         tries=config.tries,
+        provenance=config.provenance,
         row_timeout_s=config.row_timeout_s,
         epoch=epoch,
         auto_dtype=auto_dtype(config),

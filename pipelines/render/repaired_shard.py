@@ -6,7 +6,7 @@ epoch may replace or delete.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -65,6 +65,7 @@ class RepairOrder:
     ids: tuple[str, ...]
     replanned: frozenset[str]
     attempts: int
+    repairs: ClassVar[bool] = True  # its rows were rendered before
 
     def is_done(self, run: RunFolder) -> bool:
         """Whether the manifest of that revision stands, whoever wrote it."""

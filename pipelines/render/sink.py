@@ -1,4 +1,4 @@
-"""Encodes pictures and stores a shard's bytes: an object a picture, one tar, one Parquet file, or none.
+"""Encodes pictures with their marks and stores a shard's bytes: an object a picture, a tar, a Parquet file, or none.
 
 Every object is whole in memory before it is written, under keys of one attempt. Nothing here commits a shard.
 """
@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import PIL
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.render.marks import FileMarks
+from pipelines.render.provenance import Provenance
 from pipelines.run.layout import Attempt, RunFolder, parquet_bytes
 from pipelines.run.schema import PlannedRow
 
@@ -38,6 +40,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 _PNG_HEAD, _RGB8, _SUB = b"\x89PNG\r\n\x1a\n", (8, 2, 0, 0, 0), 1
+_PNG_START = len(_PNG_HEAD) + 25  # bytes up to the end of IHDR: what is said of a picture stands before its pixels
+JPEG_MARK = 65_000  # bytes of a mark in a JPEG: a segment takes 65,533, its own header among them
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 
 
 def encoder_name(image_format: str) -> str:
@@ -47,11 +52,36 @@ def encoder_name(image_format: str) -> str:
     return f"{image_format}-pillow-{PIL.__version__}"
 
 
-def encode_image(image: np.ndarray, image_format: str) -> bytes:
-    """image: (H, W, 3) uint8. PNG and WebP are lossless, JPEG has quality 95."""
-    if image_format == "png" and isal_zlib is not None:
-        return _fast_png(image)
-    return _by_pillow(image, image_format)
+def encode_image(image: np.ndarray, image_format: str, marks: FileMarks | None = None) -> bytes:
+    """image: (H, W, 3) uint8. PNG and WebP are lossless, JPEG has quality 95. Marks change no pixel."""
+    marks = marks or FileMarks()
+    if image_format != "png":
+        return _by_pillow(image, image_format, _segments(marks))
+    data = _fast_png(image) if isal_zlib is not None else _by_pillow(image, image_format, {})
+    return data[:_PNG_START] + _text_chunks(marks) + data[_PNG_START:]
+
+
+def _text_chunks(marks: FileMarks) -> bytes:
+    """Of a PNG: `parameters` as tEXt where Latin-1 has its characters, else as iTXt; XMP as iTXt."""
+    chunks = b""
+    if marks.parameters:
+        try:
+            chunks += _chunk(b"tEXt", b"parameters\0" + marks.parameters.encode("latin-1"))
+        except UnicodeEncodeError:
+            chunks += _chunk(b"iTXt", b"parameters\0\0\0\0\0" + marks.parameters.encode())
+    if marks.xmp:
+        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + marks.xmp)
+    return chunks
+
+
+def _segments(marks: FileMarks) -> dict[str, bytes]:
+    """Of a JPEG or a WebP, as Pillow takes them: `parameters` in EXIF's UserComment, and XMP."""
+    found = {"xmp": marks.xmp} if marks.xmp else {}
+    if marks.parameters:
+        exif = Image.Exif()
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + marks.parameters.encode("utf-16-be")
+        found["exif"] = exif.tobytes()
+    return found
 
 
 def _fast_png(image: np.ndarray) -> bytes:
@@ -70,20 +100,26 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def _by_pillow(image: np.ndarray, image_format: str) -> bytes:
+def _by_pillow(image: np.ndarray, image_format: str, segments: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=image_format, **_OPTIONS[image_format])
+    Image.fromarray(image).save(buffer, format=image_format, **_OPTIONS[image_format], **segments)
     return buffer.getvalue()
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a picture is: the manifest's uri, offset, bytes and sha256; all None under `none`."""
+    """Where a picture is: the manifest's uri, offset, bytes and sha256; all None under `none`.
+
+    num_bytes, sha256: of the unsigned picture, which a repair can make again; signed_bytes, signed_sha256: of what is
+    stored in its place.
+    """
 
     uri: str | None = None
     offset: int | None = None
     num_bytes: int | None = None
     sha256: str | None = None
+    signed_bytes: int | None = None
+    signed_sha256: str | None = None
 
 
 @dataclass
@@ -95,28 +131,42 @@ class Sink:
     attempt: Attempt
     layout: str
     image_format: str
+    provenance: Provenance = field(default_factory=Provenance)
     keys: list[str] = field(default_factory=list)  # what a loser of the commit has to delete
     _held: dict[str, tuple[str, bytes, PlannedRow]] = field(default_factory=dict)
 
     def put(self, row: PlannedRow, image: np.ndarray, other_try: int | None = None) -> Stored:
         """Encodes one row's image; writes it in the `files` layout, keeps it for `close` in the packed ones.
 
-        other_try: the number of a try that was not chosen, stored beside the row's picture; in `files` alone.
+        row: with the seed of this picture. other_try: the number of a try that was not chosen, stored beside the row's
+        picture; in `files` alone. Raises StampFailed where its row fails, StampError and SigningError where all do.
         """
         if self.layout == "none":
             return Stored()
-        data = encode_image(image, self.image_format)
+        unsigned = self._encoded(row, image)
+        data, stored = self._signed(unsigned), Stored(num_bytes=len(unsigned), sha256=_sha256(unsigned))
+        if data is not unsigned:
+            stored = replace(stored, signed_bytes=len(data), signed_sha256=_sha256(data))
         extension, name = EXTENSIONS[self.image_format], self.run.image_name(row.id)
         if other_try is not None:
             name = f"{name}.try{other_try}"
-        digest = hashlib.sha256(data).hexdigest()
         if self.layout == "files":
             key = self.run.image_key(self.shard, self.attempt, name, extension)
             self.keys.append(key)
             self.run.write(key, data)
-            return Stored(key, None, len(data), digest)
+            return replace(stored, uri=key)
         self._held[row.id] = (f"{name}.{extension}", data, row)
-        return Stored(None, None, len(data), digest)
+        return stored
+
+    def _encoded(self, row: PlannedRow, image: np.ndarray) -> bytes:
+        """The picture's file: stamped and marked, not signed."""
+        stamp, most = self.provenance.stamp, JPEG_MARK if self.image_format == "jpeg" else None
+        image = stamp(image) if stamp else image
+        return encode_image(image, self.image_format, self.provenance.marks.of(row, most))
+
+    def _signed(self, data: bytes) -> bytes:
+        signer = self.provenance.signer
+        return signer.sign(data, FORMATS[self.image_format]) if signer else data
 
     def close(self) -> dict[str, tuple[str, int | None]]:
         """Writes the packed layouts' one object. -> {id: (uri, offset of the bytes in a tar)} for its rows."""
@@ -132,6 +182,10 @@ class Sink:
     def discard(self) -> None:
         """Deletes what this attempt wrote: another one's manifest stands."""
         self.run.delete(self.keys)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _tar(held: Mapping[str, tuple[str, bytes, PlannedRow]]) -> tuple[bytes, dict[str, int]]:

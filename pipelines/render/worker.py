@@ -28,7 +28,7 @@ from pipelines.cluster.capacity import ActorState, actor_states
 from pipelines.render.attempt import IN_WORK, BusySpan, Dropped, InlineExecutor, ShardAttempt, engine_row, settled
 from pipelines.render.keys import tries_rules
 from pipelines.render.ledger import HEARTBEAT_S, LEASE_TIMEOUT_S
-from pipelines.render.manifest_rows import manifest_table, outcome_counts
+from pipelines.render.manifest_rows import outcome_counts
 from pipelines.render.messages import (
     DONE,
     WAIT,
@@ -40,8 +40,10 @@ from pipelines.render.messages import (
     UnfitWorker,
     Worker,
 )
+from pipelines.render.open_shard import FirstRows, OpenShard, open_shard
+from pipelines.render.provenance import Provenance, ProvenanceConfig, load_provenance
 from pipelines.render.quality import ScorerSource, ScoringTurns, ShardScores, load_scorer
-from pipelines.render.repaired_shard import replace_manifest
+from pipelines.render.repaired_shard import RepairedShard, RepairOrder, replace_manifest
 from pipelines.render.safety import SafetyCheck, SafetyRule
 from pipelines.render.sink import Sink
 from pipelines.render.tries import TryRules
@@ -50,7 +52,7 @@ from pipelines.run.drivers import EpochId
 from pipelines.run.layout import RunFolder, manifest_key
 from pipelines.run.precision import keep_dtype, settled_dtype
 from pipelines.run.proof import prove_in_time
-from pipelines.run.schema import PlannedRow, planned_rows
+from pipelines.run.schema import PlannedRow
 from pipelines.storage.checkpoints import ModelSource
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class WorkerConfig:
     scorers: tuple[ScorerSource, ...] = ()
     safety: SafetyRule | None = None
     tries: TryRules = field(default_factory=TryRules)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     row_timeout_s: float | None = None
     epoch: EpochId | None = None
     auto_dtype: str = "float32"
@@ -90,7 +93,7 @@ class WorkerConfig:
     @property
     def rules(self) -> str:
         """What of the job decides a row's picture beside its columns and the engine."""
-        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety)
+        return tries_rules(self.image_format, self.tries.most, self.scorers, self.safety, self.provenance.key_parts)
 
 
 class RenderWorker:
@@ -118,6 +121,7 @@ class RenderWorker:
         self._watchdog = Watchdog(job.row_timeout_s, self._engine_stats)
         self._writers = ThreadPoolExecutor(WRITERS, "writer")
         self._span = BusySpan()
+        self._provenance = Provenance()
         self._heed_sigterm()
 
     @ray.method(max_task_retries=CALLED_AGAIN)  # type: ignore[untyped-decorator]
@@ -171,10 +175,11 @@ class RenderWorker:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _prepare(self) -> None:
-        """Checks, before the first lease, that this process sees the run folder and that its engine works."""
+        """Checks, before the first lease, that this process sees the run folder, can sign, and has a sound engine."""
         if self.job.epoch is not None:
             self._stage = "looking for the run folder"
             prove_in_time(self.job.run, self.job.epoch.proof)
+        self._provenance = load_provenance(self.job.provenance)
         self._stage = "loading the model"
         self._loaded()
         self._stage = ""
@@ -311,17 +316,14 @@ class RenderWorker:
 
     def _render(self, lease: Lease) -> dict[str, Any]:
         """Renders a shard; the outcomes of its rows. Raises Dropped where it was given up and nobody committed it."""
-        run, shard, order = self.job.run, lease.shard, lease.order
-        repair = order.repaired_shard(run, shard.part, shard.row_group, self.job.schema) if order else None
-        rows = list(repair.again) if repair else planned_rows(run.read_shard(shard.part, shard.row_group))
-        bad = {row.id for row in rows if row.error_type}
+        shard, order, asked = lease.shard, lease.order, self._asked_for(lease)
+        bad = {row.id for row in asked.again if row.error_type}
         if lease.failures and self._is_done(lease):  # committed by who did not live to say so
-            return outcome_counts(run.read_manifest(shard.id), order, bad)
-        work = self._begin(shard, rows)
+            return outcome_counts(self._outcome(lease), order, bad)
+        work = self._begin(shard, list(asked.again))
         try:
-            finished = self._finished(lease, work)
-            table = repair.manifest(finished) if repair else manifest_table(finished, self.job.schema)
-            if work.commit(partial(self._commit, lease, table)):
+            table = asked.manifest(self._finished(lease, work))
+            if work.commit(partial(self._commit, lease, asked, work, table)):
                 return outcome_counts(table, order, bad)
             log.info("shard %s was committed by another worker; this attempt is dropped", shard.id)
             work.sink.discard()
@@ -329,13 +331,27 @@ class RenderWorker:
             work.clear_away()
             if not self._is_done(lease):
                 raise
-        return outcome_counts(run.read_manifest(shard.id), order, bad)
+        return outcome_counts(self._outcome(lease), order, bad)
+
+    def _asked_for(self, lease: Lease) -> OpenShard | RepairedShard:
+        """The rows of the shard that are to be rendered, and those that stay."""
+        shard, order = lease.shard, lease.order
+        if isinstance(order, RepairOrder):
+            return order.repaired_shard(self.job.run, shard.part, shard.row_group, self.job.schema)
+        return open_shard(self.job.run, shard.id, (shard.part, shard.row_group), self.job.schema, order)
+
+    def _outcome(self, lease: Lease) -> pa.Table:
+        """What somebody else's commit says of the rows."""
+        run, order = self.job.run, lease.order
+        return (
+            order.outcome(run, self.job.schema) if isinstance(order, FirstRows) else run.read_manifest(lease.shard.id)
+        )
 
     def _begin(self, shard: LeasedShard, rows: list[PlannedRow]) -> ShardAttempt:
         """Begins an attempt: it is written into the run folder first, and `_leave` knows of it from here on."""
         epoch, worker = self.job.epoch, self._worker
         attempt = self.job.run.begin_attempt(shard.id, epoch.number if epoch else None, worker.node if worker else None)
-        sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format)
+        sink = Sink(self.job.run, shard.id, attempt, self.job.layout, self.job.image_format, self._provenance)
         work = ShardAttempt(
             rows,
             sink,
@@ -356,15 +372,15 @@ class RenderWorker:
         run = self.job.run
         return lease.order.is_done(run) if lease.order else run.stat(manifest_key(lease.shard.id)) is not None
 
-    def _commit(self, lease: Lease, table: pa.Table) -> bool:
+    def _commit(self, lease: Lease, asked: OpenShard | RepairedShard, work: ShardAttempt, table: pa.Table) -> bool:
         """False: another worker's manifest stands."""
-        run, shard, order, epoch = self.job.run, lease.shard.id, lease.order, self.job.epoch
-        if order is None:
-            return run.commit_manifest(shard, table)
+        run, epoch = self.job.run, self.job.epoch
+        if isinstance(asked, OpenShard):
+            return asked.commit(run, work.sink.attempt, table)
         assert epoch is not None
-        if order.is_done(run):
+        if self._is_done(lease):
             return False
-        replace_manifest(run, epoch, shard, table)
+        replace_manifest(run, epoch, asked.shard, table)
         return True
 
     def _finished(self, lease: Lease, work: ShardAttempt) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,7 @@ from pipelines.storage.folder import Folder
 from pipelines.storage.range_file import RangeFile
 
 JOB = "job.yaml"
-FOLDERS = ("plan", "images", "data", "attempts", "epochs", "manifest")
+FOLDERS = ("plan", "images", "data", "attempts", "epochs", "partial", "manifest")
 UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises of bytes that are no Parquet
 READERS = 8
 RELEASED, DIED = ".released", ".died"  # endings of what is said of an attempt once it is over
@@ -51,7 +52,7 @@ class Attempt:
 
 
 class RunFolder(Folder):
-    """The layout of a run: job.yaml, plan/, images/ or data/, attempts/, epochs/, manifest/, summary.json, report.html.
+    """The layout of a run: job.yaml, plan/, images/ or data/, attempts/, epochs/, partial/, manifest/, and the report.
 
     A shard id is `<generation, 4 digits>-<number, 6 digits>`. A shard with a manifest is done, one without is not;
     nothing else says so. Methods raise StorageError as Folder's do, FileNotFoundError for what has not been written.
@@ -136,6 +137,21 @@ class RunFolder(Folder):
     def commit_manifest(self, shard: str, table: pa.Table) -> bool:
         """Create the shard's manifest, its only commit. False: another worker's stands, and ours is to be dropped."""
         return self.create(manifest_key(shard), parquet_bytes([table]))
+
+    def write_partial(self, attempt: Attempt, table: pa.Table) -> None:
+        """Put what an attempt rendered of a shard that is not done by it."""
+        self.write(f"partial/{attempt.shard}/{attempt.name}.parquet", parquet_bytes([table]))
+
+    def partials(self, shard: str) -> Iterator[pa.Table]:
+        """The parts of a shard that were written down before it is done; what cannot be read is rendered again."""
+        for name in self.names(f"partial/{shard}"):
+            if name.endswith(".parquet") and not name.startswith("."):
+                with suppress(DamagedRun):
+                    yield self._table(f"partial/{shard}/{name}")
+
+    def partly_done(self) -> list[str]:
+        """The shards without a manifest of which a part is rendered."""
+        return sorted({*self.names("partial")} - self.done_shards() - {""})
 
     def read_manifest(self, shard: str) -> pa.Table:
         """The manifest of a done shard. DamagedRun where it cannot be read."""
@@ -241,6 +257,13 @@ def named_objects(row: Mapping[str, Any]) -> set[str]:
     """The objects that a manifest row names: that of its picture, and those of tries that were not chosen."""
     uris = [row["uri"], *(each.get("uri") for each in row.get("tries") or ())]
     return {uri.partition("#")[0] for uri in uris if uri}
+
+
+def as_stored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest row with bytes and sha256 of the stored object, where that is a signed picture."""
+    if row.get("signed_sha256") is None:
+        return dict(row)
+    return {**row, "bytes": row["signed_bytes"], "sha256": row["signed_sha256"]}
 
 
 def done_of(names: Iterable[str]) -> set[str]:

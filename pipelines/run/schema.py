@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import pyarrow as pa
 
 _SCORES = pa.list_(pa.struct([("scorer", pa.string()), ("score", pa.float64())]))  # no map: not all readers have one
-_TRY = pa.struct([("seed", pa.int64()), ("num_steps", pa.int32()), ("scores", _SCORES), ("uri", pa.string())])
+_TRY = pa.struct([("seed", pa.uint64()), ("num_steps", pa.int32()), ("scores", _SCORES), ("uri", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PromptRow:
     prompt: Annotated[str, pa.string()]
     negative_prompt: Annotated[str | None, pa.string()]
     category: Annotated[str | None, pa.string()]
-    seed: Annotated[int, pa.int64()]
+    seed: Annotated[int, pa.uint64()]  # int64 in plans of earlier versions
     seed_pinned: Annotated[bool, pa.bool_()]
     width: Annotated[int, pa.int32()]
     height: Annotated[int, pa.int32()]
@@ -108,7 +108,7 @@ def _planned(*names: str) -> list[pa.Field]:
 
 MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     *_planned("id", "prompt_id", "sample", "shard", "prompt", "negative_prompt", "category", "seed"),
-    pa.field("seed_planned", pa.int64()),
+    pa.field("seed_planned", pa.uint64()),
     *_planned("seed_pinned", "width", "height", "guidance_scale"),
     *_planned("num_steps", "action_probability", "policy_version", "price"),
     pa.field("status", pa.string()),  # ok, failed or filtered
@@ -135,6 +135,8 @@ MANIFEST_FIELDS: tuple[pa.Field, ...] = (
     pa.field("score_error", pa.string()),  # which scorer gave this row no number, and why
     *_planned("bar", "recipe_name", "solver", "guidance_interval"),
     pa.field("plan_key", pa.string()),
+    pa.field("signed_bytes", pa.int64()),  # of what is stored, where it is signed: bytes and sha256 are of the unsigned
+    pa.field("signed_sha256", pa.string()),
 )
 MANIFEST_NAMES = frozenset(column.name for column in MANIFEST_FIELDS)
 RESERVED_NAMES = MANIFEST_NAMES | _NOT_CARRIED  # no column of a user is carried under one of these

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 import struct
 from collections.abc import Iterator
@@ -67,9 +68,8 @@ def fetch_model(
     """
     if is_one_file(path):  # most community checkpoints are one file; diffusers writes the folder
         raise StorageError(
-            f'{path} is one file, and model.path takes a diffusers folder. Convert it once: python -c "from diffusers '
-            "import StableDiffusionXLPipeline as P; P.from_single_file('FILE').save_pretrained('FOLDER')\" "
-            "(StableDiffusionPipeline for SD 1 and 2), and give that folder"
+            f"{path} is one file, and model.path takes a diffusers folder. Convert it once: "
+            f"python -m jobs convert {shlex.quote(path)} FOLDER, and give that folder"
         )
     if "://" in path and not path.startswith("file://"):
         return _copy(Folder(path, options), variant, metadata_only)
