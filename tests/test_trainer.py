@@ -39,7 +39,7 @@ class DeadlyFolder(Folder):
         super().write(key, data)
         if key.endswith(CHECKPOINT):
             DeadlyFolder.written[key] += 1
-            if DeadlyFolder.written[key] == 3 and self.create(f"killed/{key}", b"yes"):
+            if DeadlyFolder.written[key] == 3 and self.create(f"killed/{key}", str(os.getpid()).encode()):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
