@@ -46,6 +46,8 @@ EXAMPLES = {
     "output.storage": "{endpoint_url: https://s3.example.com}",
     "safety": '{scorer: "my.judge:nudity", max: 0.5}',
     "evaluate.decode_lane_steps": "3.5",
+    "provenance.c2pa": "{certificate: chain.pem, private_key: key.pem}",
+    "provenance.stamp": "brand:logo",
     "storage.endpoint_url": "https://s3.example.com",
     "storage.region": "eu-central-1",
     "storage.put_options": "{ServerSideEncryption: AES256}",

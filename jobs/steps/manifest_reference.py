@@ -32,8 +32,8 @@ MEANINGS = {
     "offset": "of the picture in its tar, bytes; null elsewhere",
     "media_type": "of the picture, for example image/png",
     "format": "png, jpeg or webp",
-    "bytes": "length of the picture's file, bytes",
-    "sha256": "of the picture's file, hexadecimal",
+    "bytes": "length of the picture's file before it is signed, bytes",
+    "sha256": "of the picture's file before it is signed, hexadecimal",
     "scores": "of the picture, one a scorer, in the scorer's own unit",
     "quality": "weighted sum of the scores, by the weights of `quality`",
     "lane_steps": "rows of UNet calls that all tries took; a guided step takes two",
@@ -51,6 +51,8 @@ MEANINGS = {
     "solver": "solver of the picture",
     "guidance_interval": "[start, end] of guidance, fractions of the schedule; null: throughout",
     "plan_key": "hash of all that was to decide the row, known when it was planned",
+    "signed_bytes": "length of the signed file that is stored, bytes; null: not signed",
+    "signed_sha256": "of the signed file that is stored, hexadecimal; null: not signed",
 }
 
 
