@@ -89,6 +89,13 @@ def test_the_default_prices_move_the_best_fixed_budget_from_end_to_end() -> None
     assert default_temperature(quality) == pytest.approx(mean.std() / 2)
 
 
+@pytest.mark.parametrize("quality", [(0.2, 0.3, 0.5), (0.3, 0.2, 0.5)])
+def test_of_recipes_of_one_cost_the_better_one_is_on_the_hull(quality: tuple[float, ...]) -> None:
+    costs, means = np.array([6.0, 6.0, 12.0]), np.array(quality)
+    assert upper_hull(costs, means) == [quality.index(0.3), 2]
+    assert hull_slopes(means, costs) == pytest.approx([0.2 / 6])
+
+
 def test_a_flat_or_falling_table_has_nothing_to_choose() -> None:
     with pytest.raises(ValueError, match="nothing to choose"):
         default_temperature(np.ones((3, 4, 2)))

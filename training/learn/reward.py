@@ -102,6 +102,10 @@ def upper_hull(costs: np.ndarray, quality: np.ndarray) -> list[int]:
     """Indices of the budgets on the upper concave hull of (cost, quality), costs rising: no mixture is above it."""
     corners: list[int] = []
     for k in range(len(costs)):
+        if corners and costs[k] == costs[corners[-1]]:  # recipes of one cost: the better one counts
+            if quality[k] <= quality[corners[-1]]:
+                continue
+            corners.pop()
         while len(corners) >= 2 and _below(costs, quality, corners[-2], corners[-1], k):
             corners.pop()
         corners.append(k)
