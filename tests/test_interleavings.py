@@ -138,8 +138,8 @@ class EagerSink(Sink):
 
 
 class ManifestFirst(RenderWorker):
-    def _commit(self, lease: Any, table: Any) -> bool:
-        committed = super()._commit(lease, table)
+    def _commit(self, lease: Any, *rest: Any) -> bool:
+        committed = super()._commit(lease, *rest)
         for key, data in self._works[lease.shard.id].sink._later():
             self.job.run.write(key, data)
         return committed
