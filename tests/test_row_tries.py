@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -22,7 +23,7 @@ from actors.tries import try_seed
 from jobs.__main__ import main
 from jobs.job_file.positions import ConfigError
 from jobs.job_file.read import read_job
-from jobs.job_file.tries import Bar, bar_of
+from jobs.job_file.tries import Bar, bar_of, known_scores
 from pipelines.render.attempt import IN_WORK, BusySpan, InlineExecutor, ShardAttempt, settled
 from pipelines.render.manifest_rows import manifest_table
 from pipelines.render.quality import ShardScores
@@ -269,6 +270,27 @@ tries: {{max: 3, bar: {{quantile: 0.25}}, scores: {tmp_path}/WHERE}}
     assert bar.expected_tries == pytest.approx(1 + below + below**2)
     with pytest.raises(ConfigError, match=r"job\.yaml:4:.*holds no scored pictures of one try a row"):
         bar_of(read_job(text.replace("WHERE", "nowhere"), "job.yaml"))
+
+
+def test_a_quantile_of_a_rollout_is_of_the_jobs_own_recipe(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    write_plan(run, [planned_row(i) for i in range(4)], 4)
+    document = dict(read_plan(run).newest.document) | {"selector": "rollout"}
+    rollout = RunFolder(str(tmp_path / "table"))
+    write_plan(rollout, [planned_row(i) for i in range(4)], 4)
+    rollout.write("plan/0001/plan.json", json.dumps(document).encode())
+    columns = {"quality": [0.1, 0.2, 0.8, 0.9], "recipe_name": ["2", "2", "8-g3", "8-g3"]}
+    tries = [[{"seed": 1, "num_steps": 2, "scores": [], "uri": None}]] * 4
+    rollout.commit_manifest("0001-000000", pa.table(columns | {"tries": tries}))
+    assert known_scores(rollout, "8-g3").tolist() == [0.8, 0.9]
+    job = f"""\
+input: {{path: p.csv}}
+steps: {{selector: fixed, fixed: RECIPE}}
+quality: [{{scorer: "tests.plans:brightness"}}]
+tries: {{max: 3, bar: {{quantile: 0.5}}, scores: {tmp_path}/table}}
+"""
+    for recipe, bar in (("2", 0.15), ("{num_steps: 8, guidance_scale: 3}", 0.85)):
+        assert bar_of(read_job(job.replace("RECIPE", recipe), "job.yaml")).quality == pytest.approx(bar)
 
 
 @pytest.mark.parametrize(("most", "held"), [(1, IN_WORK + 8), (5, 3 * IN_WORK)])

@@ -4,7 +4,7 @@ from actors.checkpoint import CheckpointInfo
 from actors.offer_heads import heads_of
 from actors.policy import PolicyCard, Setting, read_card, uncalibrated
 from actors.policy import check_policy as check_card
-from actors.recipe import step_counts
+from actors.recipe import MAX_STEPS, step_counts
 from jobs.job_file.contradictions import known_choices
 from jobs.job_file.errors import blaming
 from jobs.job_file.places import ROOT
@@ -29,6 +29,11 @@ def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
         policy = local_policy(job)
         card = read_card(policy)
         check_card(card, choices=menu_of_job(job))
+    low, high = steps.min or 1, steps.max or MAX_STEPS
+    if not any(low <= count <= high for count in step_counts(card.choices)):
+        known = ", ".join(map(str, step_counts(card.choices)))
+        key = "steps.min" if steps.min else "steps.max"
+        raise job.fault(key, f"none of the policy's recipes, of {known} steps, lies within steps.min and steps.max")
     _check_bars(job, policy, card)
     size = (sampling.width or info.width, sampling.height or info.height)
     made_with = (info.fingerprint, sampling.solver, sampling.timestep_spacing, sampling.guidance_scale)

@@ -7,6 +7,7 @@ import numpy as np
 from actors.tries import quantile_bar
 from jobs.job_file.errors import blaming
 from jobs.job_file.read import Job
+from jobs.job_file.recipes import recipe
 from jobs.job_file.scorers import counted, weights, weights_in
 from jobs.job_file.storage import run_at
 from pipelines.run.layout import RunFolder
@@ -44,7 +45,7 @@ def bar_of(job: Job, plan: Plan | None = None) -> Bar:
         if theirs and theirs != ours:
             what = f"{tries.scores} was scored by {theirs}, this job by {ours}"
             raise job.fault("tries.scores", f"{what}: name a run of the same scorers")
-        scores = known_scores(run)
+        scores = known_scores(run, _one_recipe(job) if looked and looked.newest.is_rollout else None)
     if not len(scores):
         raise job.fault("tries.scores", f"{tries.scores} {NO_SCORES}")
     bar = quantile_bar(scores, tries.bar.quantile)
@@ -54,10 +55,21 @@ def bar_of(job: Job, plan: Plan | None = None) -> Bar:
     return Bar(bar, expected, square - expected**2)
 
 
-def known_scores(run: RunFolder) -> np.ndarray:
-    """(N,) quality of the pictures of a run that were the only try of their row."""
+def _one_recipe(job: Job) -> str | None:
+    """The name of the job's recipe, where all rows get one."""
+    steps = job.config.steps
+    return recipe(steps.fixed).name if steps.selector == "fixed" and steps.fixed else None
+
+
+def known_scores(run: RunFolder, recipe_name: str | None = None) -> np.ndarray:
+    """(N,) quality of the pictures of a run that were the only try of their row; of one recipe, where it is named."""
     found = []
     for manifest in run.manifests():
-        rows = manifest.select(["quality", "tries"]).to_pylist()
-        found += [row["quality"] for row in rows if row["quality"] is not None and len(row["tries"] or ()) == 1]
+        columns = [name for name in ("quality", "tries", "recipe_name") if name in manifest.column_names]
+        rows = [row for row in manifest.select(columns).to_pylist() if row["quality"] is not None]
+        found += [
+            row["quality"]
+            for row in rows
+            if len(row["tries"] or ()) == 1 and recipe_name in (None, row.get("recipe_name"))
+        ]
     return np.array(found, np.float64)

@@ -35,7 +35,11 @@ def render_job(
     """Render what is not done, or `only` so much; sum up, write summary.json and report.html; the exit code."""
     job, run, totalled = settings.job, settings.run, plan.totals()
     stop.interrupts.graceful = True
-    epoch, on_progress = stop.epoch.id, followed(ProgressLine(console, totalled["largest"]), stop.epoch)
+    largest = None if totalled["reference"] else totalled["largest"]  # mean steps say little where tries count
+    epoch, on_progress = (
+        stop.epoch.id,
+        followed(ProgressLine(console, largest), stop.epoch),
+    )
     if changed := widen_manifests(plan, epoch):
         console.say(f"{changed:,} manifests of earlier plans were given the columns of the newest one")
     result = render(plan, settings.render, on_progress, stop, only, epoch=epoch, early=early)
