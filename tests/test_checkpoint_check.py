@@ -506,7 +506,7 @@ def test_karras_is_refused_for_2m_alone(sd1: Path) -> None:
 def test_a_single_file_is_said_to_be_one(path: str) -> None:
     [fault] = faults_of(lambda: settings.read_checkpoint(job_of(path)))
     assert "is one file" in fault
-    assert "from_single_file" in fault
+    assert f"python -m jobs convert {path} FOLDER" in fault
 
 
 def test_scorers_are_refused_before_anything_is_loaded(sd1: Path, clip: Path, tmp_path: Path) -> None:
