@@ -72,7 +72,7 @@ def test_a_seed_that_may_have_been_another_number_is_a_failed_row(seed: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("seed", "read"), [("42", 42), ("42.0", 42), ("42.", 42), ("0", 0), ("+7", 7), (" 8 ", 8), (str(2**62), 2**62)]
+    ("seed", "read"), [("42", 42), ("42.0", 42), ("42.", 42), ("0", 0), ("+7", 7), (" 8 ", 8), (str(2**62), 2**62), (str(2**64 - 1), 2**64 - 1)]
 )
 def test_a_seed_that_is_plain_is_read(seed: str, read: int, tmp_path: Path) -> None:
     (row,) = rows_of(looked_at(tmp_path, f"prompt,seed\na fox,{seed}\n"))
@@ -85,7 +85,7 @@ def test_an_empty_cell_is_no_seed(seed: str, tmp_path: Path) -> None:
     assert (row["seed_pinned"], row["error_type"]) == (False, "")
 
 
-@pytest.mark.parametrize("seed", [True, False, 1.5, 2.0**60, -1, "1e3", "007", [1], {"a": 1}, 2**63])
+@pytest.mark.parametrize("seed", [True, False, 1.5, 2.0**60, -1, "1e3", "007", [1], {"a": 1}, 2**64])
 def test_a_seed_of_json_that_is_none_is_a_failed_row(seed: Any, tmp_path: Path) -> None:
     (row,) = rows_of(looked_at(tmp_path, [{"prompt": "a fox", "seed": seed}]))
     assert row["error_type"] == "InvalidSeed"
