@@ -106,7 +106,7 @@ def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m jobs schema 2>&1 | head -c 1; true"
+    command = f"{sys.executable} -m jobs schema --json 2>&1 | head -c 1; true"
     found = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (found.stdout, found.stderr) == ("{", "")
 

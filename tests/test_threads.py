@@ -328,7 +328,7 @@ def render_worker() -> RenderWorker:
     job: Any = SimpleNamespace(
         run=run, epoch=None, layout="files", image_format="png", sampler=SamplerConfig("", dtype="float32"), scorers=(),
         row_timeout_s=9.0, model=SimpleNamespace(local=lambda: "", variant=None), auto_dtype="float32",
-        tries=TryRules(), rules="", variables={},
+        tries=TryRules(), rules="", variables={}, safety=None,
     )  # fmt: skip
     worker = RenderWorker(job)
     worker._worker = Worker("a", "1", "default", "n")
