@@ -19,6 +19,7 @@ import pytest
 from actors.rows import SamplerConfig
 from pipelines.integrity.findings import ORPHANS
 from pipelines.integrity.verification import verify
+from pipelines.plan.budgets import with_score_fields
 from pipelines.plan.shards import Place, PlannedShard
 from pipelines.plan.writer import PlanWriter, commit
 from pipelines.render.messages import Lease
@@ -132,6 +133,7 @@ def plan(run: RunFolder, *_: str) -> None:
         rows = [planned_row(i) for i in range(start, start + 3)]
         table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA.remove(PLAN_SCHEMA.get_field_index("shard")))
         cost = [lane_steps(row) for row in rows]
+        table = with_score_fields(table, {})
         writer.add(PlannedShard(table, Place(16, 16, ("default",)), 3, sum(cost), max(cost), (1, 2, 3)))
         writer.flush()
     plan = {"manifest_schema": schema_to_json(manifest_schema(CARRIED)), "rows": ROWS, "fingerprint": {}}

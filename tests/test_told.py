@@ -72,7 +72,17 @@ def test_a_seed_that_may_have_been_another_number_is_a_failed_row(seed: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("seed", "read"), [("42", 42), ("42.0", 42), ("42.", 42), ("0", 0), ("+7", 7), (" 8 ", 8), (str(2**62), 2**62), (str(2**64 - 1), 2**64 - 1)]
+    ("seed", "read"),
+    [
+        ("42", 42),
+        ("42.0", 42),
+        ("42.", 42),
+        ("0", 0),
+        ("+7", 7),
+        (" 8 ", 8),
+        (str(2**62), 2**62),
+        (str(2**64 - 1), 2**64 - 1),
+    ],
 )
 def test_a_seed_that_is_plain_is_read(seed: str, read: int, tmp_path: Path) -> None:
     (row,) = rows_of(looked_at(tmp_path, f"prompt,seed\na fox,{seed}\n"))
