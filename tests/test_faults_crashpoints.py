@@ -27,7 +27,7 @@ from pipelines.render.worker import WorkerConfig
 from pipelines.run.drivers import claim, driving
 from pipelines.run.layout import RunFolder
 from pipelines.run.plan import read_plan
-from pipelines.run.schema import SCORE_FIELDS, manifest_schema, schema_to_json
+from pipelines.run.schema import CANONICAL_FIELDS, SCORE_FIELDS, manifest_schema, schema_to_json
 from pipelines.storage.checkpoints import ModelSource
 from pipelines.storage.folder import StorageError, StorageOptions
 from tests.fault_proxy import FaultProxy, Rule
@@ -132,9 +132,9 @@ def plan(run: RunFolder, *_: str) -> None:
         rows = [planned_row(i) for i in range(start, start + 3)]
         table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA.remove(PLAN_SCHEMA.get_field_index("shard")))
         cost = [lane_steps(row) for row in rows]
-        for column in SCORE_FIELDS:
+        for at, column in enumerate((*CANONICAL_FIELDS, *SCORE_FIELDS)):
             if column.name not in table.column_names:
-                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+                table = table.add_column(min(at, table.num_columns), column, pa.nulls(table.num_rows, column.type))
         writer.add(PlannedShard(table, Place(16, 16, ("default",)), 3, sum(cost), max(cost), (1, 2, 3)))
         writer.flush()
     plan = {"manifest_schema": schema_to_json(manifest_schema(CARRIED)), "rows": ROWS, "fingerprint": {}}
