@@ -27,6 +27,12 @@ def known_choices(config: JobConfig) -> tuple[int, ...]:
     if steps.choices is None and steps.selector == "policy":
         return ()
     counts = sorted({step_count(choice) for choice in steps.choices or PAPER_CHOICES})
+    return within_bounds(config, counts)
+
+
+def within_bounds(config: JobConfig, counts: Iterable[int]) -> tuple[int, ...]:
+    """The numbers of steps that steps.min and steps.max leave."""
+    steps = config.steps
     return tuple(n for n in counts if (steps.min or 1) <= n <= (steps.max or n))
 
 

@@ -4,8 +4,8 @@ from actors.checkpoint import CheckpointInfo
 from actors.offer_heads import heads_of
 from actors.policy import PolicyCard, Setting, read_card, uncalibrated
 from actors.policy import check_policy as check_card
-from actors.recipe import MAX_STEPS, step_counts
-from jobs.job_file.contradictions import known_choices
+from actors.recipe import step_counts
+from jobs.job_file.contradictions import known_choices, within_bounds
 from jobs.job_file.errors import blaming
 from jobs.job_file.places import ROOT
 from jobs.job_file.read import Job
@@ -29,9 +29,9 @@ def check_policy(job: Job, info: CheckpointInfo) -> list[str]:
         policy = local_policy(job)
         card = read_card(policy)
         check_card(card, choices=menu_of_job(job))
-    low, high = steps.min or 1, steps.max or MAX_STEPS
-    if not any(low <= count <= high for count in step_counts(card.choices)):
-        known = ", ".join(map(str, step_counts(card.choices)))
+    counts = step_counts(card.choices)
+    if not within_bounds(job.config, counts):
+        known = ", ".join(map(str, counts))
         key = "steps.min" if steps.min else "steps.max"
         raise job.fault(key, f"none of the policy's recipes, of {known} steps, lies within steps.min and steps.max")
     _check_bars(job, policy, card)
@@ -57,17 +57,7 @@ def menu_of(job: Job) -> tuple[int, ...]:
     """The budgets that may be chosen, of a policy's file where the job file names none. Raises PolicyError."""
     if known := known_choices(job.config):
         return known
-    steps = job.config.steps
-    counts = step_counts(read_card(local_policy(job)).choices)
-    return tuple(n for n in counts if (steps.min or 1) <= n <= (steps.max or n))
-
-
-def largest_budget(job: Job) -> int:
-    """What savings are counted against, where no plan says it better: the top of the menu. Raises PolicyError."""
-    steps = job.config.steps
-    if steps.choices is None and steps.selector == "policy":
-        return step_counts(read_card(local_policy(job)).choices)[-1]
-    return max(known_choices(job.config))
+    return within_bounds(job.config, step_counts(read_card(local_policy(job)).choices))
 
 
 def local_policy(job: Job) -> str:

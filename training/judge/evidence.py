@@ -112,11 +112,13 @@ def spending(
         costs = table.lane_steps + decode_lane_steps
     costs = costs / costs[reference]
 
+    here_priced = replace(heads, costs=costs) if heads else None  # one object, which keeps its menus of offers
+
     def choose(price: float, most: int) -> tuple[np.ndarray, np.ndarray]:
         assert reading is not None
-        assert heads is not None
+        assert here_priced is not None
         all_of, free = np.ones(len(menu), bool), np.zeros(len(table.prompts), bool)
-        chosen = replace(heads, costs=costs).choose(reading.features, price, most, all_of, free)
+        chosen = here_priced.choose(reading.features, price, most, all_of, free)
         return chosen.recipe, chosen.bar
 
     here, known = _pictures(table, judge, costs), _pictures(learned, judge, costs) if learned else None
